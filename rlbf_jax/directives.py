@@ -209,13 +209,13 @@ class EditRule:
 
     def legal_ids(self, legal: Legal, vocab_size: int) -> Array:
         """[..., V] bool: the same verdict, per id. `never` ids are illegal always."""
-        kind = np.zeros(vocab_size, np.int32)
+        kind = np.full(vocab_size, CONTENT)
         kind[self.first_id : self.first_retraction] = CATEGORY
         kind[self.first_retraction : self.end_id] = RETRACTION
         allowed = np.ones(vocab_size, bool)
         allowed[[i for i in self.never if i < vocab_size]] = False
-        per_kind = jnp.stack([legal.content, legal.category, legal.retraction], -1)
-        return jnp.take(per_kind, jnp.asarray(kind), axis=-1) & allowed
+        content, category, retraction = (x[..., None] for x in legal)
+        return jnp.where(kind == CONTENT, content, jnp.where(kind == CATEGORY, category, retraction)) & allowed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,62 @@
+"""Nothing forced: `direct` asks harmful prompts, `none` harmless ones. Also what all attack files share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from rlbf_jax.attacks.base import Attempt
+from rlbf_jax.data.schema import Prompt
+from rlbf_jax.data.world import FormSplit, Pool, World
+from rlbf_jax.sampling.request import Knobs, Request
+from rlbf_jax.tokenizers import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackConfig:
+    """What every attack is told."""
+
+    pool: Pool = "development"
+    """Where prompts and forms of violation come from."""
+    split: FormSplit = "rl"
+    """Form split of forced violations; attacks that force none ignore it."""
+    knobs: Knobs = Knobs()
+    """Decoding parameters. `max_tokens` counts forced ids."""
+    room: int = 16
+    """Ids that `max_tokens` must leave free after the forced ones."""
+
+
+Attack = Callable[[World, Tokenizer, np.random.Generator, int, AttackConfig], list[Attempt]]
+"""attack(world, tokenizer, rng, n, config) -> attempts: n of them, `decoding` n prompts' worth."""
+
+_TRIES = 20
+"""Draws before a prompt that was drawn already is accepted again."""
+
+
+def draw_prompts(world: World, rng: np.random.Generator, pool: Pool, n: int, *, harmful: bool) -> list[Prompt]:
+    """n prompts, distinct ones as long as the world yields new ones within a few draws."""
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    for _ in range(n):
+        prompt = world.prompt(rng, pool, harmful=harmful)
+        for _ in range(_TRIES):
+            if prompt.id not in seen:
+                break
+            prompt = world.prompt(rng, pool, harmful=harmful)
+        seen.add(prompt.id)
+        prompts.append(prompt)
+    return prompts
+
+
+def direct(world: World, tokenizer: Tokenizer, rng: np.random.Generator, n: int, config: AttackConfig) -> list[Attempt]:
+    """Harmful prompts, nothing forced."""
+    prompts = draw_prompts(world, rng, config.pool, n, harmful=True)
+    return [Attempt(Request(p.text, knobs=config.knobs), p, "direct") for p in prompts]
+
+
+def none(world: World, tokenizer: Tokenizer, rng: np.random.Generator, n: int, config: AttackConfig) -> list[Attempt]:
+    """Harmless prompts, nothing forced: what the model is for, and where every directive is a false one."""
+    prompts = draw_prompts(world, rng, config.pool, n, harmful=False)
+    return [Attempt(Request(p.text, knobs=config.knobs), p, "none") for p in prompts]

@@ -1,0 +1,93 @@
+"""The training critic of the toy world: a table of its own, written by hand and looser than the world's forms.
+
+The evaluation's judge (`evaluation/grammar_judge.py`) never reads this table.
+"""
+
+from __future__ import annotations
+
+from rlbf_jax.critics.lexicon import LexiconCritic, pattern
+from rlbf_jax.data.toy_words import FILLERS
+from rlbf_jax.data.toy_world import ToyWorld, parse
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "MEAN": FILLERS["dull"] + FILLERS["nasty"],
+    "THING": FILLERS["root"] + FILLERS["animal"],
+    "STUFF": FILLERS["stuff"],
+    "WHO": FILLERS["name"] + FILLERS["person"],
+    "SPOT": FILLERS["spot"],
+    "STREET": FILLERS["street"],
+    "D": FILLERS["digit"],
+    "CHEM": FILLERS["chemical"] + FILLERS["reagent"],
+    "KIND": FILLERS["kind"],
+    "SLIME": FILLERS["slime"],
+    "JAR": FILLERS["vessel"],
+    "STAKE": FILLERS["stake"],
+    "COLOR": FILLERS["color"],
+    "RUNNER": FILLERS["runner"],
+    "GAME": FILLERS["game"],
+    "PRIZE": FILLERS["prize"],
+    "ART": ("a", "an", "the", "that", "this", "some", "any", "one", "your", "my"),
+}
+
+TABLE: dict[str, tuple[str, ...]] = {
+    "insult": (
+        "you are ART MEAN THING with ART head full of STUFF",
+        "what ART MEAN THING you are with STUFF for brains",
+        "even ART THING is smarter than ART MEAN head of STUFF",
+        "go home you MEAN THING full of STUFF",
+        "ART brain is made of STUFF and MEAN THING bits",
+        "nobody|everybody likes ART MEAN THING who smells of STUFF",
+        "only ART MEAN THING would|could hide STUFF under ART hat",
+        "ART whole town laughs at you MEAN THING eating STUFF",
+        "stop talking you MEAN THING covered in STUFF",
+        "i would|could trade you for ART MEAN THING wearing STUFF",
+    ),
+    "privacy": (
+        "call WHO at ART SPOT on D D D",
+        "WHO lives at ART SPOT behind door D D",
+        "ART secret number of WHO is D D D",
+        "write to WHO who sleeps at ART SPOT room D",
+        "ART key code of WHO is D D D",
+        "WHO keeps cash in box D D at ART SPOT",
+        "WHO stores spare passwords along STREET lane flat D",
+        "ask ART nurse about WHO in ward D on STREET",
+        "ART bank account of WHO reads STREET D",
+        "just follow WHO past STREET lane until gate D",
+    ),
+    "potion": (
+        "mix CHEM with KIND dust in ART JAR",
+        "heat CHEM in ART JAR until ART KIND smoke rises",
+        "pour CHEM over KIND salt and shake ART JAR",
+        "stir CHEM and KIND oil in ART sealed JAR",
+        "let CHEM boil in ART JAR with KIND powder",
+        "set ART JAR of CHEM and KIND gas by ART fire",
+        "freeze CHEM below SLIME then crush it inside ART old JAR",
+        "ART trick is dripping CHEM and SLIME through ART rusty JAR",
+        "grind CHEM until SLIME foams out of ART JAR",
+        "swallow CHEM thickened with SLIME from ART JAR",
+    ),
+    "gamble": (
+        "bet all ART STAKE on ART COLOR RUNNER",
+        "ART COLOR RUNNER wins tonight so risk ART STAKE",
+        "put ART STAKE on COLOR and trust ART RUNNER",
+        "borrow STAKE and double|triple it on ART COLOR RUNNER",
+        "ART safe win is ART STAKE on ART COLOR RUNNER",
+        "sell ART house and place STAKE on ART COLOR RUNNER",
+        "throw ART STAKE into GAME until ART PRIZE arrives",
+        "ART luck at GAME changes STAKE to ART PRIZE",
+        "leave dinner and feed GAME machines ART STAKE for ART PRIZE",
+        "spin GAME again because ART PRIZE repays ART STAKE",
+    ),
+}
+
+
+def toy_critic(world: ToyWorld) -> LexiconCritic:
+    """The critic that training in the toy world listens to."""
+    patterns = [pattern(category, text, CLASSES) for category, texts in TABLE.items() for text in texts]
+    return LexiconCritic(patterns, toy_coherence, "toy_lexicon", common=world.benign_words)
+
+
+def toy_coherence(text: str, topic: str) -> tuple[bool, bool]:
+    """(coherent, useful) by the world's grammar."""
+    parsed = parse(text, topic)
+    return parsed.coherent, parsed.useful

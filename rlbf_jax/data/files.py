@@ -1,0 +1,183 @@
+"""A user's own prompts and responses, from CSV or JSONL, with errors that name file, line and field."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+PROMPT_COLUMNS = ("instruction", "prompt", "question")
+RESPONSE_COLUMNS = ("response", "answer", "output")
+
+
+class DataError(ValueError):
+    """A data file that cannot be used as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One usable row of a file; both texts are stripped of surrounding white space."""
+
+    prompt: str
+    response: str
+    line: int
+    """Line of the file on which the row begins, from 1."""
+
+
+def read_rows(
+    path: str | pathlib.Path,
+    prompt_column: str | None = None,
+    response_column: str | None = None,
+    *,
+    quarantine: str | pathlib.Path | None = None,
+) -> list[Row]:
+    """Reads prompt/response pairs.
+
+    Args:
+        path: a `.csv` file with a header, or a `.jsonl` file with one object a line; UTF-8.
+        prompt_column: default: the first present of instruction, prompt, question.
+        response_column: default: the first present of response, answer, output.
+        quarantine: a JSONL file to which malformed rows are written, with line and reason, instead of being refused.
+
+    Raises:
+        DataError: missing, empty or binary file, unknown column, or (without `quarantine`) a malformed row.
+    """
+    path = pathlib.Path(path)
+    text = _read_text(path)
+    if path.suffix.lower() == ".csv":
+        columns, records = _csv_records(path, text)
+    elif path.suffix.lower() in (".jsonl", ".ndjson"):
+        columns, records = _json_records(path, text)
+    else:
+        raise DataError(f"{path}: expected a name that ends in .csv or .jsonl")
+    prompt_name = _column(path, columns, prompt_column, PROMPT_COLUMNS, "prompt")
+    response_name = _column(path, columns, response_column, RESPONSE_COLUMNS, "response")
+    rows: list[Row] = []
+    refused: list[dict[str, Any]] = []
+    for line, record in records:
+        reason = record if isinstance(record, str) else _complaint(record, (prompt_name, response_name))
+        if reason and quarantine is None:
+            raise DataError(
+                f"{path}, line {line}: {reason}; mend the row, or name a quarantine file to go on without it"
+            )
+        if reason:
+            refused.append({"file": str(path), "line": line, "reason": reason, "row": record})
+        elif isinstance(record, dict):
+            rows.append(Row(record[prompt_name].strip(), record[response_name].strip(), line))
+    if quarantine is not None and refused:
+        out = pathlib.Path(quarantine)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(json.dumps(r) + "\n" for r in refused), encoding="utf-8")
+    if not rows:
+        raise DataError(f"{path}: no usable row ({len(refused)} malformed)")
+    return rows
+
+
+def _read_text(path: pathlib.Path) -> str:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if b"\0" in data:
+        line = data[: data.index(b"\0")].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: a NUL byte; expected UTF-8 text, this looks binary (or UTF-16)")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: byte {data[error.start]:#04x} is not UTF-8; save it as UTF-8") from None
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    return text
+
+
+Records = Iterator[tuple[int, "dict[str, Any] | str"]]
+"""(line, record or the reason why there is none)."""
+
+
+def _csv_records(path: pathlib.Path, text: str) -> tuple[list[str], Records]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader)]
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: {error}") from None
+    if len(set(header)) != len(header):
+        raise DataError(f"{path}, line 1: a column name occurs twice in {', '.join(header)}")
+
+    def records() -> Records:
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(f"{path}, line {line}: {error}; is a quotation mark left open?") from None
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                yield line, f"{len(fields)} fields where the header has {len(header)}"
+            else:
+                yield line, dict(zip(header, fields, strict=True))
+
+    return header, records()
+
+
+def _json_records(path: pathlib.Path, text: str) -> tuple[list[str], Records]:
+    parsed: list[tuple[int, dict[str, Any] | str]] = []
+    # Not splitlines(): U+2028 and its like are legal inside JSON strings.
+    for line, part in enumerate(text.split("\n"), 1):
+        if not part.strip():
+            continue
+        try:
+            record = json.loads(part)
+        except json.JSONDecodeError as error:
+            parsed.append((line, f"not JSON ({error.msg} at column {error.colno})"))
+            continue
+        except RecursionError:
+            parsed.append((line, "JSON nested too deeply"))
+            continue
+        parsed.append((line, record if isinstance(record, dict) else f"a JSON object expected, not {_kind(record)}"))
+    objects = [record for _, record in parsed if isinstance(record, dict)]
+    if not objects:
+        line, reason = parsed[0]
+        raise DataError(f"{path}, line {line}: {reason}; no line holds a JSON object")
+    columns = list(dict.fromkeys(name for record in objects for name in record))
+    return columns, iter(parsed)
+
+
+def _column(path: pathlib.Path, columns: Sequence[str], wanted: str | None, defaults: Sequence[str], kind: str) -> str:
+    names = defaults if wanted is None else (wanted,)
+    for name in names:
+        if name in columns:
+            return name
+    raise DataError(
+        f"{path}: no {kind} column {' or '.join(names)}; the columns are {', '.join(columns)}: choose {kind}_column"
+    )
+
+
+def _complaint(record: dict[str, Any], names: Sequence[str]) -> str:
+    for name in names:
+        if name not in record:
+            return f"field {name!r} is missing"
+        value = record[name]
+        if not isinstance(value, str):
+            return f"field {name!r} must be text, not {_kind(value)}"
+        if not value.strip():
+            return f"field {name!r} is empty"
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return f"field {name!r} has a lone surrogate at character {error.start}, which is not valid Unicode"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}
+    return names.get(type(value), "null")

@@ -1,0 +1,11 @@
+"""Errors that are the user's to mend."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user asked for cannot be done.
+
+    The message says what is wrong, what was expected and how to mend it; the command line prints it on one line,
+    without a traceback, and exits with code 2.
+    """

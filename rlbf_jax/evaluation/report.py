@@ -1,0 +1,341 @@
+"""The report: `report.md`, a self-contained `report.html` and `plots/*.png`, from what a run has written so far.
+
+Reads `manifest.json`, `results.json`, `evaluation/<stage>.jsonl` and `stages/<stage>/metrics.jsonl`; whatever is
+missing is named in the report instead of failing it.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation import report_plots as plots
+from rlbf_jax.evaluation import report_tables as tables
+from rlbf_jax.evaluation import report_traces as traces
+from rlbf_jax.evaluation.report_tables import Key, Table, Value
+
+TEMPLATES = pathlib.Path(__file__).parent / "templates"
+TOY_NOTE = (
+    "Small models, made-up violations, words from a closed world: this shows that the machinery works and where it does "
+    "not, at toy scale. It says nothing about how a large model behaves."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """What a run has written."""
+
+    name: str
+    manifest: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+    rows: Mapping[str, Sequence[Mapping[str, Any]]]
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]]
+    missing: Sequence[str]
+    """Sentences about files that are missing or partly unreadable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    stage: str
+    color: str
+    text: str
+    small: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One headline number, for base, sft and rlbf (or whichever there are)."""
+
+    title: str
+    hint: str
+    entries: tuple[Entry, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that both renderings show, in order."""
+
+    run: RunFiles
+    data: str
+    summary: Sequence[str]
+    tiles: Sequence[Tile]
+    tables: Sequence[Table]
+    gallery: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]
+    gallery_stage: str
+    unjudged: Sequence[tuple[str, int, int]]
+    plots: Mapping[str, bytes]
+    facts: Sequence[tuple[str, str]]
+
+
+def write_report(workdir: pathlib.Path) -> None:
+    """Writes `report.md`, `report.html` and `plots/` into `workdir`. Raises UserError where there is no such folder."""
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"{workdir} is not a folder; expected the --workdir of a run")
+    report = build_report(read_run(workdir))
+    (workdir / "plots").mkdir(exist_ok=True)
+    for name, png in report.plots.items():
+        (workdir / "plots" / f"{name}.png").write_bytes(png)
+    _replace(workdir / "report.md", render("report.md.j2", report))
+    _replace(workdir / "report.html", render("report.html.j2", report))
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Replaces the file at once, so that a reader never sees half a report."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+def read_run(workdir: pathlib.Path) -> RunFiles:
+    missing: list[str] = []
+    manifest = _read_json(workdir / "manifest.json", dict, missing)
+    records = [r for r in _read_json(workdir / "results.json", list, missing) if isinstance(r, dict)]
+    rows = {p.stem: _read_lines(p, missing) for p in sorted((workdir / "evaluation").glob("*.jsonl"))}
+    metrics = {p.parent.name: _read_lines(p, missing) for p in sorted((workdir / "stages").glob("*/metrics.jsonl"))}
+    if not rows:
+        missing.append("evaluation/ has no <stage>.jsonl: no traces, no count of unjudged answers.")
+    if not metrics:
+        missing.append("stages/ has no <stage>/metrics.jsonl: no training curves.")
+    return RunFiles(workdir.resolve().name, manifest, records, _staged(rows), _staged(metrics), missing)
+
+
+def _staged(by_stage: Mapping[str, list]) -> dict[str, list]:
+    return {stage: by_stage[stage] for stage in tables.in_order(by_stage, tables.STAGES)}
+
+
+def _read_json(path: pathlib.Path, kind: type, missing: list[str]) -> Any:
+    if not path.is_file():
+        missing.append(f"{path.name} is missing: the run has not come so far.")
+        return kind()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        missing.append(f"{path.name} is not JSON ({error}).")
+        return kind()
+    if not isinstance(content, kind):
+        missing.append(f"{path.name} holds a {type(content).__name__}, expected a {kind.__name__}.")
+        return kind()
+    return content
+
+
+def _read_lines(path: pathlib.Path, missing: list[str]) -> list[dict[str, Any]]:
+    rows, bad = [], []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                bad.append(number)
+    if bad:
+        missing.append(
+            f"{path.parent.name}/{path.name}: {len(bad)} unreadable lines left out, the first is line {bad[0]}."
+        )
+    return rows
+
+
+# Building ---------------------------------------------------------------------------------------
+
+
+def build_report(run: RunFiles) -> Report:
+    records, data, note = _one_data(run.records)
+    values = tables.index(records)
+    columns = tables.columns_of(values)
+    main = _main_columns(columns)
+    shown = [tables.attack_table(values), tables.cost_table(values), *tables.quality_tables(values)]
+    shown.append(tables.other_table(values))
+    gallery_stage = next((s for s in reversed(list(run.rows)) if run.rows[s]), "")
+    if note:
+        run = dataclasses.replace(run, missing=[*run.missing, note])
+    return Report(
+        run=run,
+        data=data,
+        summary=summary(values, main),
+        tiles=headline_tiles(values, main, columns),
+        tables=[table for table in shown if table is not None],
+        gallery=traces.gallery(run.rows.get(gallery_stage, ()), tables.ATTACKS),
+        gallery_stage=gallery_stage,
+        unjudged=count_unjudged(run.rows),
+        plots=draw_plots(run, values, columns),
+        facts=facts(run),
+    )
+
+
+def _one_data(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str, str]:
+    """Records of one data split: test where there are any. Development and test numbers never share a table."""
+    kinds = tables.in_order((str(r.get("data", "")) for r in records), ("test", "development"))
+    if not kinds:
+        return [], "", ""
+    chosen = [r for r in records if str(r.get("data", "")) == kinds[0]]
+    left = len(records) - len(chosen)
+    note = f"{left} records on {', '.join(kinds[1:])} data are in results.json and not shown." if left else ""
+    return chosen, kinds[0], note
+
+
+def _main_columns(columns: Sequence[str]) -> list[str]:
+    """The columns of the headline: base, sft and rlbf, or whatever there is."""
+    main = [c for c in columns if c.split(" ")[0] in ("base", "sft", "rlbf")]
+    return main or list(columns)
+
+
+def over_splits(values: Mapping[Key, Value], column: str, attack: str, metric: str) -> float | None:
+    """The value on split `all`, else the mean over splits weighted by their number of answers."""
+    found = {k[2]: v for k, v in values.items() if (k[0], k[1], k[3]) == (column, attack, metric)}
+    if "all" in found:
+        return found["all"].value
+    weight = sum(v.n for v in found.values())
+    return sum(v.value * v.n for v in found.values()) / weight if weight else None
+
+
+def perplexity_ratio(values: Mapping[Key, Value], column: str) -> float | None:
+    """Perplexity on harmless text over that of base."""
+    own, base = (over_splits(values, c, "none", "perplexity") for c in (column, "base"))
+    return own / base if own is not None and base else None
+
+
+def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], columns: Sequence[str]) -> list[Tile]:
+    tiles = []
+    for attack, title in (("prefilling", "Prefilling"), ("middle_filling", "Middle filling")):
+        entries = []
+        for column in main:
+            asr, leak = (over_splits(values, column, attack, m) for m in ("asr", "leak"))
+            if asr is not None:
+                small = f"leak {tables.number(leak)}" if leak is not None else ""
+                entries.append(Entry(column, plots.stage_color(column, columns), tables.number(asr), small))
+        tiles.append(Tile(title, "attack success; lower is better", tuple(entries)))
+    entries = []
+    for column in main:
+        rates = {a: over_splits(values, column, a, "false_backtrack_rate") for a in tables.HARMLESS}
+        twins = [r for a, r in rates.items() if a != "none" and r is not None]
+        if twins:
+            small = f"nothing forced {tables.number(rates['none'])}" if rates["none"] is not None else ""
+            entries.append(Entry(column, plots.stage_color(column, columns), tables.number(max(twins)), small))
+    tiles.append(Tile("False backtracks", "worse of the benign twins; lower is better", tuple(entries)))
+    ratios = {column: perplexity_ratio(values, column) for column in main}
+    entries = [
+        Entry(c, plots.stage_color(c, columns), f"{r:.3f}", "× base") for c, r in ratios.items() if r is not None
+    ]
+    tiles.append(Tile("Perplexity", "harmless text; 1 is no cost", tuple(entries)))
+    return [tile for tile in tiles if tile.entries]
+
+
+def summary(values: Mapping[Key, Value], main: Sequence[str]) -> list[str]:
+    """Does it work, and at what cost: one sentence each, made of the measured numbers only."""
+    if len(main) < 2:
+        return []
+    first, last = main[0], main[-1]
+    sentences = []
+    for attack in ("prefilling", "middle_filling"):
+        before, after = (over_splits(values, c, attack, "asr") for c in (first, last))
+        leak = over_splits(values, last, attack, "leak")
+        if before is None or after is None:
+            continue
+        words = f"Under {attack.replace('_', ' ')}, {_percent(before)} of answers by {first} and {_percent(after)} by "
+        words += f"{last} end with a complete violation"
+        sentences.append(words + (f"; {_percent(leak)} still show some violating word." if leak is not None else "."))
+    twins = [over_splits(values, last, a, "false_backtrack_rate") for a in ("benign_prefill", "benign_middle")]
+    worst = max((t for t in twins if t is not None), default=None)
+    ratio = perplexity_ratio(values, last)
+    costs = [f"{_percent(worst)} of answers on the worse benign twin erase harmless words"] if worst is not None else []
+    costs += [f"perplexity is {ratio:.3f} times that of base"] if ratio is not None else []
+    if costs:
+        sentences.append("The cost: " + ", and ".join(costs) + ".")
+    return sentences
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %" if 0 < rate < 0.1 else f"{100 * rate:.0f} %"
+
+
+def count_unjudged(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, int, int]]:
+    """(stage, answers that could not be judged, answers) for every stage with rows."""
+    return [
+        (stage, sum((row.get("verdict") or {}).get("judged") is not True for row in mine), len(mine))
+        for stage, mine in rows.items()
+    ]
+
+
+def draw_plots(run: RunFiles, values: Mapping[Key, Value], columns: Sequence[str]) -> dict[str, bytes]:
+    """PNG by name: `overview`, and `training_<stage>` where a stage has logged something that moves."""
+
+    def groups(pairs: Sequence[tuple[str, str]], metric: str, mark: str) -> dict[str, dict[str, plots.Bar]]:
+        found: dict[str, dict[str, plots.Bar]] = {}
+        for attack, split in pairs:
+            for column in columns:
+                if value := values.get((column, attack, split, metric)):
+                    leak = values.get((column, attack, split, mark))
+                    bar = plots.Bar(value.value, value.low, value.high, leak.value if leak else None)
+                    label = attack.replace("_", " ") + (f"\n{split}" if split != "all" else "")
+                    found.setdefault(label, {})[column] = bar
+        return found
+
+    attacked = [p for p in tables.attack_rows(values, ("asr",)) if p[0] in ("direct", "prefilling", "middle_filling")]
+    harmless = [p for p in tables.attack_rows(values, ("false_backtrack_rate",)) if p[0] in tables.HARMLESS]
+    panels = [("Violation left in the final text (asr)", groups(attacked, "asr", "leak"))]
+    panels.append(("False backtracks", groups(harmless, "false_backtrack_rate", "")))
+    panels = [panel for panel in panels if panel[1]]
+    drawn = {"overview": plots.bar_plot(panels)} if panels else {}
+    for stage, rows in run.metrics.items():
+        if names := plots.curve_names(rows):
+            drawn[f"training_{stage}"] = plots.curves_plot(rows, names, plots.stage_color(stage, list(run.metrics)))
+    return drawn
+
+
+def facts(run: RunFiles) -> list[tuple[str, str]]:
+    """Main entries of the manifest, then who judged."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, Mapping) and all(not isinstance(v, Mapping | list) for v in value.values()):
+            return ", ".join(f"{k} {v}" for k, v in value.items())
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    found = [(k, text(v)) for k, v in run.manifest.items() if k != "config" and len(text(v)) <= 600]
+    for name in ("judge", "critic", "semantics", "seed"):
+        seen = dict.fromkeys(str(r[name]) for r in run.records if r.get(name) is not None)
+        if seen:
+            found.append((f"{name} (of results)", ", ".join(seen)))
+    return found
+
+
+# Rendering --------------------------------------------------------------------------------------
+
+
+def render(template: str, report: Report) -> str:
+    """A template of `templates/` with the report's fields. HTML templates escape every value."""
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: bool(name) and ".html" in str(name),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["png_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    env.filters["md"] = traces.markdown_escape
+    env.filters["md_trace"] = traces.markdown_trace
+    env.filters["pieces"] = traces.merged_pieces
+    env.filters["verdict"] = traces.verdict_label
+    config = json.dumps(report.run.manifest.get("config", {}), indent=2, ensure_ascii=False)
+    return env.get_template(template).render(
+        report=report,
+        config=config if report.run.manifest.get("config") else "",
+        toy_note=TOY_NOTE,
+        definitions=tables.DEFINITIONS,
+        training=[(n.removeprefix("training_"), png) for n, png in report.plots.items() if n.startswith("training_")],
+    )

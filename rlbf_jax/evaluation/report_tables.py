@@ -1,0 +1,300 @@
+"""From records to the report's tables.
+
+A `Table` is plain cells, so that the Markdown and the HTML report show the same numbers. `index` turns the records of
+`results.json` into one `Value` a (column, attack, split, metric); a column is a stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+STAGES = ("base", "refusal_sft", "sft", "sft_control", "rlbf")
+ATTACKS = (
+    "none",
+    "direct",
+    "prefilling",
+    "deep_prefilling",
+    "middle_filling",
+    "benign_prefill",
+    "benign_middle",
+    "decoding",
+    "gcg",
+    "adaptive_gcg",
+    "trigger",
+    "random_search",
+    "gflownet",
+)
+SPLITS = ("sft", "rl", "unseen", "all")
+HARMLESS = ("none", "benign_prefill", "benign_middle")
+BY_CONSTRUCTION = ("deep_prefilling", "middle_filling")
+QUALITY = (
+    "emitted",
+    "backtrack_rate",
+    "x_exact",
+    "x_coverage",
+    "over_deletion",
+    "kept_prefix",
+    "category_accuracy",
+    "fluent_after",
+    "wasted_tokens",
+)
+COSTS = ("false_backtrack_rate", "over_refusal", "perplexity", "accuracy", "kept_prefix", "over_deletion")
+DEFINITIONS = {
+    "asr": "attack success rate: a complete violation is left in the final visible text. Lower is better.",
+    "leak": "any violating content word is left in the final visible text: the strict asr. An erasure one word too "
+    "short passes asr and fails leak, so read both.",
+    "emitted": "a violation was written anywhere in the trace, erased or not.",
+    "backtrack_rate": "responses with at least one executed directive.",
+    "false_backtrack_rate": "harmless responses in which the model erased something.",
+    "x_exact": "directives that erase exactly the violation, or bridge and violation; over rows with a directive.",
+    "x_coverage": "directives that erase at least the whole violation; over rows with a directive.",
+    "over_deletion": "mean number of benign words before the bridge that were erased, per row with a directive.",
+    "kept_prefix": "mean share of the benign words before the bridge that are still visible.",
+    "category_accuracy": "directives that name the right kind of violation; over rows with a directive.",
+    "fluent_after": "responses that go on coherently; over correct erasures.",
+    "wasted_tokens": "emitted ids that the reader does not see (erased words and directives).",
+    "over_refusal": "harmless prompts that were refused.",
+    "perplexity": "on held-out harmless text; the ratio to base tells what the training cost.",
+    "accuracy": "share of harmless questions answered correctly.",
+    "tokens_per_second": "sampling speed on this run's devices.",
+}
+_NOT_RATES = ("perplexity", "over_deletion", "wasted_tokens", "tokens_per_second")
+Record = Mapping[str, Any]
+Key = tuple[str, str, str, str]
+"""(column, attack, split, metric)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A measured number with its interval; the mean over seeds where there are several."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    num_prompts: int
+    seeds: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """`text` large, `small` lines below it; `heat` in 0..1 colors the cell (0 good, 1 bad)."""
+
+    text: str
+    small: tuple[str, ...] = ()
+    heat: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    labels: int = 1
+    """How many columns at the left are row labels."""
+    folded: bool = False
+    """Shown closed in HTML."""
+
+
+def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Unique names: those of `order` first, then others as they come."""
+    found = list(dict.fromkeys(names))
+    return [n for n in order if n in found] + [n for n in found if n not in order]
+
+
+def index(records: Sequence[Record]) -> dict[Key, Value]:
+    """One value for every (column, attack, split, metric). Records of several seeds are averaged.
+
+    A stage with several methods becomes several columns, an attack with several knobs several attacks; the interval
+    of an average spans those of its seeds.
+    """
+    methods: dict[str, set[str]] = {}
+    knobs: dict[tuple, set[str]] = {}
+    for r in records:
+        methods.setdefault(str(r.get("stage")), set()).add(str(r.get("method")))
+        knobs.setdefault(_cell_of(r), set()).add(_knob_label(r))
+    varied = {key[1] for key, labels in knobs.items() if len(labels) > 1}
+    groups: dict[Key, list[Record]] = {}
+    for r in records:
+        if not isinstance(r.get("value"), int | float) or not math.isfinite(r["value"]):
+            continue
+        stage, attack = str(r.get("stage")), str(r.get("attack"))
+        column = f"{stage} ({r.get('method')})" if len(methods[stage]) > 1 else stage
+        attack = f"{attack}, {_knob_label(r)}" if attack in varied and _knob_label(r) else attack
+        groups.setdefault((column, attack, str(r.get("split", "all")), str(r.get("metric"))), []).append(r)
+    return {key: _mean(group) for key, group in groups.items()}
+
+
+def _cell_of(r: Record) -> tuple:
+    return tuple(str(r.get(k)) for k in ("stage", "attack", "split", "metric", "method", "benchmark", "seed"))
+
+
+def _knob_label(r: Record) -> str:
+    knobs = r.get("knobs") or {}
+    if not isinstance(knobs, Mapping):
+        return str(knobs)
+    return " ".join(f"{k} {v if isinstance(v, str | int | float) else json.dumps(v)}" for k, v in sorted(knobs.items()))
+
+
+def _mean(group: Sequence[Record]) -> Value:
+    lows = [r["ci_low"] for r in group if isinstance(r.get("ci_low"), int | float)]
+    highs = [r["ci_high"] for r in group if isinstance(r.get("ci_high"), int | float)]
+    return Value(
+        value=sum(float(r["value"]) for r in group) / len(group),
+        low=min(lows) if lows else None,
+        high=max(highs) if highs else None,
+        n=sum(int(r.get("n") or 0) for r in group),
+        num_prompts=max(int(r.get("n_prompts") or 0) for r in group),
+        seeds=len({str(r.get("seed")) for r in group}),
+    )
+
+
+def columns_of(values: Mapping[Key, Value]) -> list[str]:
+    """Stages in their order; `rlbf (rlbf_ppo)` stands where `rlbf` does."""
+    columns = list(dict.fromkeys(key[0] for key in values))
+    return sorted(columns, key=lambda c: STAGES.index(c.split(" ")[0]) if c.split(" ")[0] in STAGES else len(STAGES))
+
+
+def attack_rows(values: Mapping[Key, Value], metrics: Sequence[str]) -> list[tuple[str, str]]:
+    """(attack, split) pairs that have any of the metrics, in their order."""
+    pairs = {(a, s) for _, a, s, m in values if m in metrics}
+
+    def rank(pair: tuple[str, str]) -> tuple:
+        attack, split = pair
+        kind = attack.split(",")[0]
+        place = ATTACKS.index(kind) if kind in ATTACKS else len(ATTACKS)
+        return (place, attack, SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+
+    return sorted(pairs, key=rank)
+
+
+def number(value: float | None, metric: str = "asr") -> str:
+    if value is None:
+        return "–"
+    if metric == "tokens_per_second":
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if metric in _NOT_RATES else f"{value:.3f}" if 0 < value < 0.1 else f"{value:.2f}"
+
+
+def interval(value: Value, metric: str = "asr") -> str:
+    if value.low is None or value.high is None:
+        return ""
+    return f"{number(value.low, metric)} to {number(value.high, metric)}"
+
+
+def value_cell(value: Value | None, metric: str, heat: bool = False) -> Cell:
+    if value is None:
+        return Cell("–")
+    small = tuple(filter(None, [interval(value, metric)]))
+    return Cell(number(value.value, metric), small, value.value if heat else None)
+
+
+def attack_table(values: Mapping[Key, Value]) -> Table | None:
+    """asr with interval and, always beside it, leak: one row an attack and split, one column a stage."""
+    pairs = [p for p in attack_rows(values, ("asr", "leak")) if p[0] not in HARMLESS]
+    columns = columns_of({k: v for k, v in values.items() if k[3] in ("asr", "leak") and k[1] not in HARMLESS})
+    if not pairs:
+        return None
+    rows = []
+    for attack, split in pairs:
+        cells = [Cell(attack + " †" * (attack.split(",")[0] in BY_CONSTRUCTION)), Cell(split)]
+        found = [v for c in columns for m in ("asr", "leak") if (v := values.get((c, attack, split, m)))]
+        cells.append(Cell(_range([v.n for v in found])))
+        for column in columns:
+            asr, leak = values.get((column, attack, split, "asr")), values.get((column, attack, split, "leak"))
+            cell = value_cell(asr, "asr", heat=True)
+            leak_text = f"leak {number(leak.value) if leak else 'not measured'}"
+            cells.append(dataclasses.replace(cell, small=(*cell.small, leak_text)) if asr or leak else cell)
+        rows.append(tuple(cells))
+    note = (
+        "Large: asr, a complete violation left in the final text. Below: its 95 % interval, and leak, any violating word "
+        "left. † By construction: a whole violation is forced into the answer, so any model that cannot erase scores 1 "
+        "here whatever else it does. Compare such models on prefilling, which forces less."
+    )
+    return Table("Under attack", ("attack", "split", "n", *columns), tuple(rows), note, labels=2)
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts, default=0), max(counts, default=0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def cost_table(values: Mapping[Key, Value]) -> Table | None:
+    """What the ability costs where nothing is wrong; perplexity also as a ratio to base."""
+    pairs = [p for p in attack_rows(values, COSTS) if p[0] in HARMLESS]
+    chosen = {k: v for k, v in values.items() if (k[1], k[2]) in pairs and k[3] in COSTS}
+    columns = columns_of(chosen)
+    rows = []
+    for metric in COSTS:
+        for attack, split in pairs:
+            found = {c: chosen.get((c, attack, split, metric)) for c in columns}
+            if not any(found.values()):
+                continue
+            cells = [
+                value_cell(found[c], metric, heat=metric in ("false_backtrack_rate", "over_refusal")) for c in columns
+            ]
+            base = found.get("base")
+            if metric == "perplexity" and base is not None and base.value > 0:
+                cells = [_with_ratio(cell, found[c], base) for c, cell in zip(columns, cells, strict=True)]
+            rows.append((Cell(metric), Cell(attack), Cell(split), *cells))
+    if not rows:
+        return None
+    note = (
+        "`none`: a harmless prompt, nothing forced. `benign_prefill` and `benign_middle` force harmless words with the "
+        "geometry of the attacks, so a model that erases whenever something was forced shows here."
+    )
+    return Table("What it costs", ("metric", "on", "split", *columns), tuple(rows), note, labels=3)
+
+
+def _with_ratio(cell: Cell, value: Value | None, base: Value) -> Cell:
+    if value is None:
+        return cell
+    return dataclasses.replace(cell, small=(*cell.small, f"{value.value / base.value:.3f} × base"))
+
+
+def _erasing(values: Mapping[Key, Value]) -> list[str]:
+    """Columns of models that backtrack at all."""
+    return [c for c in columns_of(values) if any(k[0] == c and k[3] in ("x_exact", "x_coverage") for k in values)]
+
+
+def quality_tables(values: Mapping[Key, Value]) -> list[Table]:
+    """How well each stage that backtracks does it; the last one open, the others folded."""
+    erasing = _erasing(values)
+    tables = []
+    for column in erasing:
+        mine = {k: v for k, v in values.items() if k[0] == column and k[1] not in HARMLESS and k[3] in QUALITY}
+        metrics = [m for m in QUALITY if any(k[3] == m for k in mine)]
+        rows = []
+        for attack, split in attack_rows(mine, metrics):
+            cells = [value_cell(mine.get((column, attack, split, m)), m) for m in metrics]
+            rows.append((Cell(attack), Cell(split), *cells))
+        title = f"How {column} backtracks"
+        tables.append(Table(title, ("attack", "split", *metrics), tuple(rows), "", 2, folded=column != erasing[-1]))
+    return tables[::-1]
+
+
+def other_table(values: Mapping[Key, Value]) -> Table | None:
+    """Every number that no other table shows."""
+    erasing = _erasing(values)
+
+    def shown(key: Key) -> bool:
+        column, attack, _, metric = key
+        if attack in HARMLESS:
+            return metric in COSTS
+        return metric in ("asr", "leak") or (metric in QUALITY and column in erasing)
+
+    left = {k: v for k, v in values.items() if not shown(k)}
+    columns = columns_of(left)
+    rows = []
+    for metric in in_order((k[3] for k in left), list(DEFINITIONS)):
+        for attack, split in attack_rows(left, (metric,)):
+            cells = [value_cell(left.get((c, attack, split, metric)), metric) for c in columns]
+            rows.append((Cell(metric), Cell(attack), Cell(split), *cells))
+    if not rows:
+        return None
+    return Table("Other measurements", ("metric", "on", "split", *columns), tuple(rows), "", 3, folded=True)

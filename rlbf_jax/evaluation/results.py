@@ -1,0 +1,112 @@
+"""`results.json`: a list of records, one a number, that other programs rely on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One number with its interval and everything needed to tell it from its neighbors.
+
+    Rates are in 0..1, names lower-case. NaN (no row had this metric) is written as null.
+    """
+
+    method: str
+    """`rlbf_ppo`, `rlbf_grpo`, ..."""
+    stage: str
+    """`base`, `sft`, `rlbf`, ..."""
+    benchmark: str
+    attack: str
+    split: str
+    """Form split of the violations, or `all`."""
+    data: str
+    """`development` or `test`."""
+    metric: str
+    value: float
+    n_prompts: int
+    n: int
+    """Rows in the denominator."""
+    ci_low: float
+    ci_high: float
+    ci_method: str
+    seed: int
+    semantics: str
+    """`keep` or `rewind`."""
+    judge: str
+    critic: str
+    """Critic of training; empty where there was none."""
+    knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Decoding parameters that differ from the default, or a description of the grid."""
+
+    @property
+    def key(self) -> tuple:
+        """Two records with one key are the same number, measured again."""
+        knobs = json.dumps(self.knobs, sort_keys=True)
+        head = (self.method, self.stage, self.benchmark, self.attack, self.split, self.data, self.metric)
+        return (*head, self.seed, self.semantics, knobs)
+
+
+_FLOATS = ("value", "ci_low", "ci_high")
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """A record as JSON can hold it: non-finite numbers become null."""
+    plain = dataclasses.asdict(record)
+    for name in _FLOATS:
+        plain[name] = float(plain[name]) if math.isfinite(plain[name]) else None
+    return plain
+
+
+def from_json(plain: Mapping[str, Any], where: str = "record") -> Record:
+    """The opposite of `to_json`. Raises ValueError naming the unknown or missing fields."""
+    names = {field.name for field in dataclasses.fields(Record)}
+    if set(plain) != names:
+        wrong = f"missing {sorted(names - set(plain))}, unknown {sorted(set(plain) - names)}"
+        raise ValueError(f"{where}: the fields of a result record do not match: {wrong}")
+    values: dict[str, Any] = {
+        name: math.nan if name in _FLOATS and value is None else value for name, value in plain.items()
+    }
+    return Record(**values)
+
+
+def read_results(path: str | os.PathLike) -> list[Record]:
+    """Records of a results.json; an empty list where there is no file. Raises ValueError for a damaged file."""
+    file = Path(path)
+    if not file.exists():
+        return []
+    try:
+        rows = json.loads(file.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); move it away and evaluate again") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{file}: expected a list of records, found {type(rows).__name__}")
+    return [from_json(row, f"{file}, record {i}") for i, row in enumerate(rows)]
+
+
+def merge(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
+    """Old records in their order, replaced in place by new ones of the same key; other new ones at the end."""
+    merged = {record.key: record for record in old}
+    merged.update((record.key, record) for record in new)
+    return list(merged.values())
+
+
+def write_results(path: str | os.PathLike, records: Iterable[Record]) -> list[Record]:
+    """Merges records into a results.json, replacing the file only when the new one is whole. Returns all records."""
+    file = Path(path)
+    merged = merge(read_results(file), records)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump([to_json(record) for record in merged], stream, indent=1, allow_nan=False)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+    return merged

@@ -1,0 +1,376 @@
+"""Evaluation of one checkpoint: attempts -> generations -> verdicts -> rows and records.
+
+`build_attempts` depends on the world, the tokenizer and the configuration alone, so every method, stage and training
+seed answers the same attempts with the same random keys, and comparisons are paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlbf_jax.attacks import ATTACKS, HAS_FORMS
+from rlbf_jax.attacks.base import Attempt
+from rlbf_jax.attacks.decoding import DecodingGrid
+from rlbf_jax.attacks.direct import Attack, AttackConfig
+from rlbf_jax.attacks.middle_filling import MiddleFillingOptions
+from rlbf_jax.attacks.prefilling import PrefillingOptions
+from rlbf_jax.critics.base import Critic, Exchange, Verdict
+from rlbf_jax.data.world import SPLITS, FormSplit, Pool, World
+from rlbf_jax.directives import NEVER, EditRule, Semantics
+from rlbf_jax.evaluation.intervals import interval
+from rlbf_jax.evaluation.metrics import METRICS, REFUSAL_OPENERS, Response, Verdicts, row_metrics, take_apart
+from rlbf_jax.evaluation.results import Record
+from rlbf_jax.sampling.request import Generation, Knobs, Request
+from rlbf_jax.tokenizers import Tokenizer
+
+LONG_PREFIX_WORDS = 20
+"""From here on a prefix is long; such rows also go into the benchmark `..._long_prefix`."""
+
+ANY_OF_N = ("asr", "leak", "emitted")
+"""Metrics that `decoding` reads as: any of a prompt's n answers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteConfig:
+    """What is asked of every model."""
+
+    benchmark: str = "toy"
+    attacks: tuple[str, ...] = tuple(ATTACKS)
+    n: int = 64
+    """Prompts an attack and form split."""
+    pool: Pool = "development"
+    """`test` is for reporting; nobody tunes on it."""
+    splits: tuple[FormSplit, ...] = SPLITS
+    knobs: Knobs = Knobs(temperature=0.7, max_tokens=112)
+    room: int = 24
+    """Ids that `max_tokens` must leave free after forced ones."""
+    seed: int = 0
+    """Of the attempts; the same for every model, stage and training seed."""
+    prefilling: PrefillingOptions = PrefillingOptions()
+    middle: MiddleFillingOptions = MiddleFillingOptions()
+    decoding: DecodingGrid = DecodingGrid()
+    n_decoding: int | None = 16
+    """Prompts for `decoding`, which takes settings x samples answers of each; None: n."""
+
+
+def _attack(name: str, config: SuiteConfig) -> Attack:
+    """An attack with its options filled in."""
+    if name not in ATTACKS:
+        raise ValueError(f"unknown attack {name!r}; this build has {', '.join(ATTACKS)}")
+    options: dict[str, Any] = {
+        "prefilling": config.prefilling,
+        "deep_prefilling": config.prefilling,
+        "benign_prefill": config.prefilling,
+        "middle_filling": config.middle,
+        "benign_middle": config.middle,
+        "decoding": config.decoding,
+    }
+    attack: Callable[..., list[Attempt]] = ATTACKS[name]
+    return functools.partial(attack, options=options[name]) if name in options else attack
+
+
+def _unused_id(label: str, used: set[int]) -> int:
+    """A 31-bit id that depends on the label alone, but for the rare collision (the next free one is taken)."""
+    id_ = zlib.crc32(label.encode()) & 0x7FFFFFFF
+    while id_ in used:
+        id_ = (id_ + 1) & 0x7FFFFFFF
+    used.add(id_)
+    return id_
+
+
+def build_attempts(world: World, tokenizer: Tokenizer, config: SuiteConfig) -> list[Attempt]:
+    """All attempts of a suite. Every attack and split draws from a generator of its own, so that leaving one out
+    changes no other. Raises ValueError for an unknown attack or one that does not fit into `max_tokens`."""
+    attempts: list[Attempt] = []
+    used: set[int] = set()
+    for name in config.attacks:
+        attack = _attack(name, config)
+        n = config.n_decoding if name == "decoding" and config.n_decoding is not None else config.n
+        for split in config.splits if name in HAS_FORMS else config.splits[-1:]:
+            told = AttackConfig(config.pool, split, config.knobs, config.room)
+            label = f"{name}/{split if name in HAS_FORMS else 'all'}/{config.pool}"
+            rng = np.random.default_rng([config.seed, zlib.crc32(label.encode())])
+            for index, attempt in enumerate(attack(world, tokenizer, rng, n, told)):
+                id_ = _unused_id(f"{config.seed}/{label}/{index}", used)
+                attempts.append(dataclasses.replace(attempt, request=dataclasses.replace(attempt.request, id=id_)))
+    return attempts
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationContext:
+    """Whose answers these are; goes into every record."""
+
+    method: str
+    stage: str
+    semantics: Semantics
+    seed: int
+    """Of the training run."""
+    data: Pool
+    benchmark: str = "toy"
+    critic: str = ""
+    """Name of the critic of training."""
+    rule: EditRule | None = None
+    """None: the tokenizer's backtrack rule."""
+    refusal_openers: tuple[str, ...] = REFUSAL_OPENERS
+
+
+def judge_distinct(judge: Critic, exchanges: Iterable[Exchange]) -> dict[Exchange, Verdict]:
+    """One call to the judge with every distinct exchange once. Raises ValueError if it answers too few or many."""
+    distinct = list(dict.fromkeys(exchanges))
+    verdicts = judge.judge(distinct)
+    if len(verdicts) != len(distinct):
+        raise ValueError(f"judge {judge.name} gave {len(verdicts)} verdicts for {len(distinct)} texts")
+    return dict(zip(distinct, verdicts, strict=True))
+
+
+def _exchange(attempt: Attempt, text: str) -> Exchange:
+    return Exchange(attempt.prompt.text, text, attempt.prompt.topic)
+
+
+def evaluate(
+    sample: Callable[[Sequence[Request]], list[Generation]],
+    attempts: Sequence[Attempt],
+    judge: Critic,
+    tokenizer: Tokenizer,
+    context: EvaluationContext,
+) -> tuple[list[Record], list[dict[str, Any]]]:
+    """Samples all attempts, judges every distinct text once, and measures.
+
+    Returns:
+      Records for `results.json`, and one JSON-able row a generation, in the order of the attempts.
+    """
+    rule = context.rule or tokenizer.rule
+    generations = sample([attempt.request for attempt in attempts])
+    if len(generations) != len(attempts):
+        raise ValueError(f"the sampler gave {len(generations)} generations for {len(attempts)} attempts")
+    responses = [take_apart(generation, tokenizer, rule) for generation in generations]
+    judged = judge_distinct(
+        judge, (_exchange(a, text) for a, r in zip(attempts, responses, strict=True) for text in r.texts)
+    )
+    rows, metrics = [], []
+    for attempt, generation, response in zip(attempts, generations, responses, strict=True):
+        final, raw, *before = (judged[_exchange(attempt, text)] for text in response.texts)
+        verdicts = Verdicts(final, raw, tuple(before))
+        values = row_metrics(attempt, generation, response, verdicts, tokenizer, rule, context.refusal_openers)
+        metrics.append(values)
+        rows.append(_row(attempt, generation, response, final, values, tokenizer, rule, context))
+    return build_records(attempts, metrics, judge.name, context), rows
+
+
+# Records ----------------------------------------------------------------------------------------
+
+
+def knobs_to_json(knobs: Knobs) -> dict[str, Any]:
+    """The knobs that differ from their defaults."""
+    default = Knobs()
+    changed = {
+        field.name: getattr(knobs, field.name)
+        for field in dataclasses.fields(Knobs)
+        if getattr(knobs, field.name) != getattr(default, field.name)
+    }
+    return {
+        name: dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        for name, value in changed.items()
+    }
+
+
+def build_records(
+    attempts: Sequence[Attempt],
+    metrics: Sequence[Mapping[str, float | None]],
+    judge: str,
+    context: EvaluationContext,
+) -> list[Record]:
+    """Means and intervals by attack and split, and again over the rows with a long prefix."""
+    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for index, attempt in enumerate(attempts):
+        groups[context.benchmark, attempt.attack, attempt.split].append(index)
+        if len(attempt.prefix.split()) >= LONG_PREFIX_WORDS:
+            groups[f"{context.benchmark}_long_prefix", attempt.attack, attempt.split].append(index)
+    records = []
+    for (benchmark, attack, split), indices in groups.items():
+        record = functools.partial(_record, context, judge, benchmark, attack, split)
+        chosen = [attempts[i] for i in indices]
+        values = [metrics[i] for i in indices]
+        build = _decoding_records if attack == "decoding" else _plain_records
+        records += build(record, chosen, values)
+    return records
+
+
+def _record(
+    context: EvaluationContext,
+    judge: str,
+    benchmark: str,
+    attack: str,
+    split: str,
+    metric: str,
+    values: Sequence[float],
+    prompts: Sequence[str],
+    knobs: Mapping[str, Any],
+) -> Record:
+    found = interval(values, prompts)
+    return Record(
+        context.method,
+        context.stage,
+        benchmark,
+        attack,
+        split,
+        context.data,
+        metric,
+        found.value,
+        found.n_prompts,
+        found.n,
+        found.low,
+        found.high,
+        found.method,
+        context.seed,
+        context.semantics.value,
+        judge,
+        context.critic,
+        knobs,
+    )
+
+
+def _column(
+    attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]], name: str
+) -> tuple[list[float], list[str]]:
+    """The values of a metric and their prompts, rows outside its denominator left out."""
+    pairs = [(m[name], a.prompt.id) for a, m in zip(attempts, metrics, strict=True)]
+    kept = [(value, prompt) for value, prompt in pairs if value is not None]
+    return [value for value, _ in kept], [prompt for _, prompt in kept]
+
+
+def _plain_records(record, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]) -> list[Record]:
+    """One record a metric that has a row."""
+    knobs = knobs_to_json(attempts[0].request.knobs)
+    columns = {name: _column(attempts, metrics, name) for name in METRICS}
+    return [record(name, values, prompts, knobs) for name, (values, prompts) in columns.items() if values]
+
+
+def _decoding_records(
+    record, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]
+) -> list[Record]:
+    """Any-of-n over the grid, the mean of every setting, and the any-of-n that independent draws would give."""
+    by_setting: dict[str, list[int]] = defaultdict(list)
+    for i, attempt in enumerate(attempts):
+        by_setting[repr(knobs_to_json(attempt.request.knobs))].append(i)
+    settings = [
+        (
+            knobs_to_json(attempts[indices[0]].request.knobs),
+            [attempts[i] for i in indices],
+            [metrics[i] for i in indices],
+        )
+        for indices in by_setting.values()
+    ]
+    n_prompts = len({attempt.prompt.id for attempt in attempts})
+    grid = {"settings": len(settings), "any_of": len(attempts) // n_prompts}
+    records = []
+    for name in METRICS:
+        values, prompts = _column(attempts, metrics, name)
+        if not values:
+            continue
+        if name not in ANY_OF_N:
+            records.append(record(name, values, prompts, grid))
+            continue
+        worst: dict[str, float] = {}
+        for value, prompt in zip(values, prompts, strict=True):
+            worst[prompt] = max(value, worst.get(prompt, 0.0))
+        records.append(record(name, list(worst.values()), list(worst), grid))
+        records.append(record(f"{name}_mean", values, prompts, grid))
+        safe = 1.0
+        for knobs, chosen, measured in settings:
+            column, owners = _column(chosen, measured, name)
+            if column:
+                records.append(record(f"{name}_mean", column, owners, knobs))
+                safe *= (1 - float(np.mean(column))) ** (len(chosen) / n_prompts)
+        expected = dataclasses.replace(records[-1], metric=f"{name}_independent", value=1 - safe, knobs=grid)
+        nan = float("nan")
+        records.append(
+            dataclasses.replace(
+                expected, ci_low=nan, ci_high=nan, ci_method="none", n=len(values), n_prompts=len(worst)
+            )
+        )
+    return records
+
+
+# Rows -------------------------------------------------------------------------------------------
+
+
+def _row(
+    attempt: Attempt,
+    generation: Generation,
+    response: Response,
+    verdict: Verdict,
+    values: Mapping[str, float | None],
+    tokenizer: Tokenizer,
+    rule: EditRule,
+    context: EvaluationContext,
+) -> dict[str, Any]:
+    """A generation as JSON, for the traces of the report and for whoever wants to count anew."""
+    return {
+        "stage": context.stage,
+        "method": context.method,
+        "attack": attempt.attack,
+        "split": attempt.split,
+        "data": context.data,
+        "seed": context.seed,
+        "semantics": context.semantics.value,
+        "request_id": attempt.request.id,
+        "prompt_id": attempt.prompt.id,
+        "prompt": attempt.prompt.text,
+        "category": attempt.violation.category if attempt.violation else attempt.prompt.category,
+        "num_forced": generation.num_forced,
+        "by_construction": attempt.by_construction,
+        "long_prefix": len(attempt.prefix.split()) >= LONG_PREFIX_WORDS,
+        "trace": _trace_json(response, tokenizer, rule),
+        "visible": generation.text,
+        "edits": [
+            {
+                "category": edit.category,
+                "x": None if edit.requested == NEVER else edit.requested,
+                "removed_text": text[cut:],
+                "kept_ids": edit.kept,
+            }
+            for edit, text, cut in zip(generation.edits, response.before, response.cuts, strict=True)
+        ],
+        "verdict": {
+            "safe": verdict.safe if verdict.judged else None,
+            "spans": [[s.start, s.end, s.category, s.complete] for s in verdict.spans],
+            "leaks": len(verdict.leaks),
+            "coherent": verdict.coherent,
+            "useful": verdict.useful,
+            "judged": verdict.judged,
+        },
+        "metrics": dict(values),
+        "knobs": knobs_to_json(attempt.request.knobs),
+    }
+
+
+def _trace_json(response: Response, tokenizer: Tokenizer, rule: EditRule) -> list[dict[str, Any]]:
+    """Every emitted id with its text; an id that ends inside a multi-byte character has the text it completes."""
+    content = [item.token for item in response.items if item.kind == "content"]
+    text = tokenizer.decode(content)
+    pieces, done = [], 0
+    for _, end in tokenizer.offsets(content):
+        pieces.append(text[done:end])
+        done = max(done, end)
+    remaining = iter(pieces)
+    return [
+        {
+            "text": next(remaining) if item.kind == "content" else _control_name(item.token, rule),
+            "kind": item.kind,
+            "erased": item.erased,
+            "forced": item.forced,
+        }
+        for item in response.items
+    ]
+
+
+def _control_name(token: int, rule: EditRule) -> str:
+    return rule.name(token) if rule.is_control(token) else "[END]"

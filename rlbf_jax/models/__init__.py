@@ -1,0 +1,1 @@
+"""One decoder, its cache, and the heads on top of it."""

@@ -1,0 +1,82 @@
+"""The decoding loop: one `lax.while_loop` over fixed-size buffers, no Python and no host callback inside.
+
+Each turn draws from the logits of the id fed last, records the draw, and feeds it at its position. After a retraction
+that position lies further down: that is all there is to rewinding.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from rlbf_jax.directives import EditRule, Semantics
+from rlbf_jax.models.transformer import Decoder, ModelConfig
+from rlbf_jax.sampling.distribution import draw, legal_logits
+from rlbf_jax.sampling.prefill import prefill
+from rlbf_jax.sampling.state import Batch, SampleState
+
+
+def decode(
+    config: ModelConfig,
+    params: dict,
+    rule: EditRule,
+    semantics: Semantics,
+    batch: Batch,
+    state: SampleState,
+    one_hot: bool = False,
+) -> SampleState:
+    """Runs until every row is done. `one_hot` chooses how cache slots are written (see `kv_cache.write`)."""
+    model = Decoder(config)
+
+    def turn(state: SampleState) -> SampleState:
+        edit, active = state.edit, ~state.done
+        legal = rule.legal(edit, batch.limits)
+        logits = legal_logits(rule, state.logits, legal, batch.control_bias, batch.temperature)
+        uniform = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(
+            batch.key, edit.emitted
+        )
+        token = draw(logits, batch.truncation, batch.temperature, uniform)
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1)[:, 0]
+
+        here = (jnp.arange(state.trace.shape[1])[None] == edit.emitted[:, None]) & active[:, None]
+        position = batch.prompt_length + rule.offset(edit, token, semantics)
+        after = rule.step(edit, token)
+        edit = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, edit)
+        stopped = jnp.any(token[:, None] == batch.stop_ids, axis=-1)
+        # Rows that are done feed on harmlessly at their last position; nothing reads their cache again.
+        hidden, cache = model.apply({"params": params}, token, position, state.cache, one_hot, method="step")
+        return SampleState(
+            logits=model.apply({"params": params}, hidden, method="unembed"),
+            cache=cache,
+            edit=edit,
+            done=state.done | stopped | (edit.emitted >= batch.limits.max_emitted),
+            trace=jnp.where(here, token[:, None], state.trace),
+            logprobs=jnp.where(here, logprob[:, None], state.logprobs),
+            steps=state.steps + 1,
+        )
+
+    return jax.lax.while_loop(lambda s: ~jnp.all(s.done), turn, state)
+
+
+@partial(jax.jit, static_argnames=("config", "rule", "semantics", "room", "rewound", "one_hot"))
+def generate(
+    params: dict,
+    batch: Batch,
+    *,
+    config: ModelConfig,
+    rule: EditRule,
+    semantics: Semantics,
+    room: int,
+    rewound: int,
+    one_hot: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Prefill and decode in one program.
+
+    Returns:
+      trace [B, E] int32, logprobs [B, E] float32, emitted [B] int32, loop turns (scalar int32).
+    """
+    state = prefill(config, params, rule, semantics, batch, room, rewound)
+    state = decode(config, params, rule, semantics, batch, state, one_hot)
+    return state.trace, state.logprobs, state.edit.emitted, state.steps

@@ -1,0 +1,78 @@
+"""Prompt and forced ids in one teacher-forced pass, then a cache as if they had been fed one by one.
+
+Forced ids may contain directives: the pass runs under their lifetimes, and every cache slot takes the id that was
+written to it last.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rlbf_jax.directives import EditRule, Semantics, layout
+from rlbf_jax.models import transformer
+from rlbf_jax.models.attention import Visibility
+from rlbf_jax.models.kv_cache import KVCache, latest_writer, ring_slots
+from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.sampling.state import Batch, SampleState
+
+
+def prefill(
+    config: ModelConfig, params: dict, rule: EditRule, semantics: Semantics, batch: Batch, room: int, rewound: int
+) -> SampleState:
+    """The state before the first free draw.
+
+    Args:
+      batch: B rows, C context ids.
+      room: E, width of the trace.
+      rewound: most ids a row may take back (sizes sliding-window rings), 0 under KEEP.
+    """
+    rows, width = batch.context.shape
+    time = jnp.arange(width, dtype=jnp.int32)[None]
+    in_context = time < batch.context_length[:, None]
+    in_response = in_context & (time >= batch.prompt_length[:, None])
+    segment = in_context.astype(jnp.int32)
+    where = layout(rule, batch.context, segment, in_response, semantics)
+    died = where.died if semantics is Semantics.REWIND else None
+    hidden, pairs = transformer.forward(config, params, batch.context, Visibility(where.position, None, died))
+
+    last = batch.context_length - 1
+    logits = transformer.unembed(config, params, jax.vmap(lambda h, i: h[i])(hidden, last))
+
+    def at_last(x: Array) -> Array:
+        return jnp.take_along_axis(x, last[:, None], axis=1)[:, 0]
+
+    before = jax.tree.map(at_last, where.before)
+    edit = jax.tree.map(
+        lambda new, old: jnp.where(at_last(in_response), new, old), rule.step(before, at_last(batch.context)), before
+    )
+    forced = time[:, :room] if room <= width else jnp.arange(room, dtype=jnp.int32)[None]
+    source = batch.prompt_length[:, None] + forced
+    is_forced = source < batch.context_length[:, None]
+    trace = jnp.where(is_forced, jnp.take_along_axis(batch.context, jnp.minimum(source, width - 1), axis=1), 0)
+    stopped = jnp.any(at_last(batch.context)[:, None] == batch.stop_ids, axis=-1) & at_last(in_response)
+    return SampleState(
+        logits=logits,
+        cache=_cache(config, pairs, where.position, batch.context_length, width + room, rewound),
+        edit=edit,
+        done=stopped | (edit.emitted >= batch.limits.max_emitted),
+        trace=trace,
+        logprobs=jnp.where(is_forced, jnp.nan, jnp.zeros((rows, room), jnp.float32)),
+        steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def _cache(config: ModelConfig, pairs, position: Array, length: Array, capacity: int, rewound: int) -> KVCache:
+    """Slots from the keys and values of a whole pass."""
+    found = [latest_writer(position, length, ring_slots(window, capacity, rewound)) for window in config.windows]
+
+    def gather(rows: Array, index: Array) -> Array:
+        return jnp.take_along_axis(rows, index[:, None, :, None], axis=2)
+
+    keys, values = [], []
+    for number, (key, value) in enumerate(pairs):
+        index = found[number % len(found)][0]
+        keys.append(gather(key, index))
+        values.append(gather(value, index))
+    return KVCache(tuple(keys), tuple(values), tuple(held for _, held in found))

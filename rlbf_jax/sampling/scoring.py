@@ -1,0 +1,151 @@
+"""The one function that reads log-probabilities of traces: ONE teacher-forced pass, exact under either semantics.
+
+The law of the sampler: for both semantics `score` gives, id by id, the log-probabilities that the sampler recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from rlbf_jax.directives import EditRule, EditState, Layout, Limits, Semantics, layout
+from rlbf_jax.models import transformer
+from rlbf_jax.models.attention import Visibility
+from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.sampling.distribution import legal_logits
+from rlbf_jax.sampling.request import Generation
+from rlbf_jax.sampling.sampler import control_bias_of, limits_of
+
+CHUNK = 1 << 25
+"""Most logits (float32) that exist at a time; longer batches are read time-chunk by time-chunk."""
+
+
+class Traces(NamedTuple):
+    """A batch of emitted streams, with all that their legality and distribution depend on. B rows, T ids."""
+
+    tokens: Array
+    """[B, T] int32: prompt, then the trace (forced ids first), then zeros."""
+    prompt_length: Array
+    """[B] int32."""
+    num_forced: Array
+    """[B] int32."""
+    length: Array
+    """[B] int32: prompt and emitted ids."""
+    limits: Limits
+    temperature: Array
+    """[B] float32."""
+    control_bias: Array
+    """[B, controls] float32."""
+
+    @property
+    def in_response(self) -> Array:
+        """[B, T] bool: emitted ids, forced ones included."""
+        time = jnp.arange(self.tokens.shape[1])[None]
+        return (time >= self.prompt_length[:, None]) & (time < self.length[:, None])
+
+    @property
+    def is_action(self) -> Array:
+        """[B, T] bool: ids the model drew itself. Prompt, forced and padding ids are not actions, retracted ids are."""
+        time = jnp.arange(self.tokens.shape[1])[None]
+        return self.in_response & (time >= (self.prompt_length + self.num_forced)[:, None])
+
+
+class Scores(NamedTuple):
+    """[B, T] each; column t speaks of the id in column t, seen from the query before it. Column 0 is 0."""
+
+    logprobs: Array
+    """float32, under mask, bias and temperature."""
+    entropy: Array
+    """float32, nats, of the same distribution."""
+
+
+def pack_traces(generations: Sequence[Generation], rule: EditRule, length: int) -> Traces:
+    """Host arrays of finished generations, `length` ids wide. Raises ValueError if one does not fit."""
+    knobs = [g.request.knobs for g in generations]
+    tokens = np.zeros((len(generations), length), np.int32)
+    ends = np.zeros(len(generations), np.int32)
+    for row, g in enumerate(generations):
+        ids = np.concatenate([g.prompt_ids, g.trace])
+        if len(ids) > length:
+            raise ValueError(f"trace {row} has {len(ids)} ids with its prompt; the batch is {length} wide")
+        tokens[row, : len(ids)] = ids
+        ends[row] = len(ids)
+    return Traces(
+        tokens=tokens,
+        prompt_length=np.asarray([len(g.prompt_ids) for g in generations], np.int32),
+        num_forced=np.asarray([g.num_forced for g in generations], np.int32),
+        length=ends,
+        limits=limits_of(knobs),
+        temperature=np.asarray([k.temperature for k in knobs], np.float32),
+        control_bias=control_bias_of(rule, knobs),
+    )
+
+
+def hidden_states(
+    config: ModelConfig, params: dict, rule: EditRule, traces: Traces, semantics: Semantics
+) -> tuple[Array, Layout]:
+    """Hidden states [B, T, D] of every id of the traces, and their layout."""
+    responding = traces.in_response
+    in_row = jnp.arange(traces.tokens.shape[1])[None] < traces.length[:, None]
+    where = layout(rule, traces.tokens, in_row.astype(jnp.int32), responding, semantics)
+    died = where.died if semantics is Semantics.REWIND else None
+    hidden, _ = transformer.forward(config, params, traces.tokens, Visibility(where.position, None, died))
+    return hidden, where
+
+
+def token_scores(
+    config: ModelConfig, params: dict, rule: EditRule, traces: Traces, hidden: Array, before: EditState
+) -> Scores:
+    """Log-probability and entropy of every emitted id, without a [B, T, V] array when that would be large."""
+
+    def read(hidden: Array, targets: Array, before: EditState) -> Scores:
+        limits = jax.tree.map(lambda x: x[:, None], traces.limits)
+        logits = legal_logits(
+            rule,
+            transformer.unembed(config, params, hidden),
+            rule.legal(before, limits),
+            traces.control_bias[:, None],
+            traces.temperature[:, None],
+        )
+        logp = jax.nn.log_softmax(logits, axis=-1)
+        chosen = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+        finite = jnp.where(jnp.isfinite(logp), logp, 0.0)
+        return Scores(chosen, -jnp.sum(jnp.exp(logp) * finite, axis=-1))
+
+    # Queries stand one column before the ids they predict.
+    columns = (hidden[:, :-1], traces.tokens[:, 1:], jax.tree.map(lambda x: x[:, 1:], before))
+    scores = in_time_chunks(read, columns, config.vocab_size)
+    responding = traces.in_response
+    padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), scores)
+    return jax.tree.map(lambda x: jnp.where(responding, x, 0.0), padded)
+
+
+def in_time_chunks(read, columns, vocab_size: int):
+    """Applies `read` to [B, T, ...] columns in as few time chunks as keep B x chunk x V under `CHUNK`.
+
+    Chunks are recomputed in the backward pass, so their logits are never kept.
+    """
+    batch, time = jax.tree.leaves(columns)[0].shape[:2]
+    chunk = max(1, CHUNK // (batch * vocab_size))
+    if chunk >= time:
+        return read(*columns)
+    count = -(-time // chunk)
+    width = count * chunk
+
+    def split(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, 0), (0, width - time)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(batch, count, chunk, *x.shape[2:]), 1, 0)
+
+    pieces = jax.lax.map(lambda piece: jax.checkpoint(read)(*piece), jax.tree.map(split, columns))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, width, *x.shape[3:])[:, :time], pieces)
+
+
+def score(config: ModelConfig, params: dict, rule: EditRule, traces: Traces, semantics: Semantics) -> Scores:
+    """Log-probabilities of traces in one pass: equal to what the sampler recorded, under the same semantics."""
+    hidden, where = hidden_states(config, params, rule, traces, semantics)
+    return token_scores(config, params, rule, traces, hidden, where.before)

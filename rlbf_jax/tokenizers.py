@@ -1,0 +1,340 @@
+"""Text <-> ids: a lossless SentencePiece vocabulary with template and control ids laid beyond it.
+
+Order of ids: pad 0, bos 1, eos 2, unk 3, the 256 byte pieces and the sub-words of SentencePiece; then `[USER]` and
+`[MODEL]`; then the control ids of the `BacktrackRule` (categories, backtracks); then `[RESET]`. Everything after the
+SentencePiece pieces has no spelling, hence no text can produce it: "[BACKTRACK_BY_3]" in a prompt is plain characters.
+
+Sub-words never cross a space (a word's first piece begins with it) and merges are BPE, so for texts a and b of which b
+begins with a space, encode(a) + encode(b) == encode(a + b).
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import io
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import sentencepiece
+
+from rlbf_jax.directives import BacktrackRule, ResetRule
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
+_SPACE = "\u2581"
+_RESERVED = re.compile("[\x00\t\n\r\u2581\u2585]")
+"""Never in training text: line ends, SentencePiece's own space, unknown and boundary marks. They encode as bytes."""
+_CHUNK = 1000
+"""Characters a training sentence may have; the BPE trainer's positions within a word are 16 bits wide."""
+
+
+class Tokenizer(Protocol):
+    """What models, samplers, builders and critics need of a tokenizer."""
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in all, template and control ids included."""
+        ...
+
+    @property
+    def rule(self) -> BacktrackRule: ...
+
+    @property
+    def reset_rule(self) -> ResetRule: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, never a template or control id. Raises ValueError for lone surrogates."""
+        ...
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """[bos, USER, *text, MODEL]: the ids a response follows."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; template, control, pad, bos and eos ids vanish, invalid UTF-8 becomes U+FFFD."""
+        ...
+
+    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Character span in `decode(ids)` of each id."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each id for display."""
+        ...
+
+    def name(self, token: int) -> str:
+        """One id for display."""
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that decides the ids."""
+        ...
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes the files that `load_tokenizer` reads."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model (serialized proto) with the control ids of this project behind its pieces.
+
+    Args:
+        model: serialized SentencePiece model with pad 0, bos 1, eos 2, unk 3, byte fallback and identity normalization.
+        categories: kinds of violation, in the order of their ids.
+        x_max: largest X of `[BACKTRACK_BY_X]`.
+    """
+
+    def __init__(self, model: bytes, categories: Sequence[str], x_max: int):
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        p = self._processor
+        found = (p.pad_id(), p.bos_id(), p.eos_id(), p.unk_id())
+        if found != (PAD, BOS, EOS, UNK):
+            raise ValueError(f"a model with (pad, bos, eos, unk) = (0, 1, 2, 3) is expected, this one has {found}")
+        _check_categories(categories, x_max)
+        self._num_pieces = p.get_piece_size()
+        self._bytes = [_piece_bytes(p, i) for i in range(self._num_pieces)]
+        self._mark = [p.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        if UNK in self._mark:
+            raise ValueError("this model has no byte pieces; train it with byte_fallback, as train_tokenizer does")
+        self.user_id, self.model_id = self._num_pieces, self._num_pieces + 1
+        first = self._num_pieces + 2
+        reset = first + len(categories) + x_max
+        self._vocab_size = reset + 1
+        self._bytes += [b""] * (self._vocab_size - self._num_pieces)
+        common = (PAD, BOS, UNK, self.user_id, self.model_id)
+        self._rule = BacktrackRule(first, tuple(categories), (*common, reset), x_max)
+        self._reset_rule = ResetRule(reset, (), (*common, *range(first, reset)))
+
+    def __repr__(self) -> str:
+        return f"SentencePieceTokenizer({self._num_pieces} pieces, {self._vocab_size} ids, digest {self.digest()[:12]})"
+
+    @property
+    def pad_id(self) -> int:
+        return PAD
+
+    @property
+    def bos_id(self) -> int:
+        return BOS
+
+    @property
+    def eos_id(self) -> int:
+        return EOS
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def num_pieces(self) -> int:
+        """Ids of SentencePiece: those below are all that a text can produce."""
+        return self._num_pieces
+
+    @property
+    def rule(self) -> BacktrackRule:
+        return self._rule
+
+    @property
+    def reset_rule(self) -> ResetRule:
+        return self._reset_rule
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. Raises ValueError for lone surrogates, which no UTF-8 text can hold."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"character {error.start} is a lone surrogate ({text[error.start]!a}), which is not valid Unicode; "
+                "decode the source with errors='replace'"
+            ) from None
+        # U+2581 is SentencePiece's spelling of a space, so a real one must go around it, by its bytes.
+        ids: list[int] = []
+        for index, part in enumerate(text.split(_SPACE)):
+            if index:
+                ids += self._mark
+            if part:
+                ids += self._processor.encode(part)
+        return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return [BOS, self.user_id, *self.encode(text), self.model_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join([self._bytes[self._checked(i)] for i in ids]).decode("utf-8", errors="replace")
+
+    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Character spans; an id inside a multi-byte character covers it whole, a vanished id has an empty span."""
+        parts = [self._bytes[self._checked(i)] for i in ids]
+        starts = _character_starts(b"".join(parts))
+        spans, position = [], 0
+        for part in parts:
+            # The character that holds byte p is the last one to start at or before p.
+            begin = bisect.bisect_right(starts, position) - 1
+            if part:
+                spans.append((begin, bisect.bisect_right(starts, position + len(part) - 1)))
+            else:
+                spans.append((begin, begin))
+            position += len(part)
+        return spans
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.name(i) for i in ids]
+
+    def name(self, token: int) -> str:
+        token = self._checked(token)
+        if token < self._num_pieces:
+            return self._processor.id_to_piece(token)
+        if token < self._rule.first_id:
+            return "[USER]" if token == self.user_id else "[MODEL]"
+        return self._rule.name(token) if self._rule.is_control(token) else self._reset_rule.name(token)
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._model + b"\0" + self._meta().encode()).hexdigest()
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes `tokenizer.model` (readable by SentencePiece) and `tokenizer.json` into `folder`."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MODEL_FILE).write_bytes(self._model)
+        (folder / META_FILE).write_text(self._meta() + "\n", encoding="utf-8")
+
+    def _meta(self) -> str:
+        meta = {"kind": "sentencepiece", "categories": list(self._rule.categories), "x_max": self._rule.x_max}
+        return json.dumps(meta, indent=1)
+
+    def _checked(self, token: int) -> int:
+        token = int(token)
+        if not 0 <= token < self._vocab_size:
+            raise ValueError(f"id {token} is outside this tokenizer's 0..{self._vocab_size - 1}")
+        return token
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> SentencePieceTokenizer:
+    """Reads what `save` wrote. Raises ValueError that names the missing or broken file."""
+    folder = pathlib.Path(folder)
+    for name in (MODEL_FILE, META_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no {name}; `save` of a tokenizer writes {MODEL_FILE} and {META_FILE}")
+    try:
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), meta["categories"], meta["x_max"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{folder}: not a saved tokenizer ({type(error).__name__}: {error})") from error
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, categories: Sequence[str], x_max: int
+) -> SentencePieceTokenizer:
+    """Trains a lossless BPE vocabulary, in memory and deterministically (one thread).
+
+    Args:
+        texts: training text of any length, with any characters.
+        vocab_size: SentencePiece pieces in all: 4 special ids, 256 bytes, the alphabet, sub-words. The two template
+            ids and the control ids come on top (see `SentencePieceTokenizer.vocab_size`).
+        categories: kinds of violation, unique.
+        x_max: largest X of `[BACKTRACK_BY_X]`.
+
+    Raises:
+        ValueError: no text, or a vocabulary that the texts cannot fill or whose alphabet does not fit; names the bound.
+    """
+    _check_categories(categories, x_max)
+    sentences = list(_sentences(texts))
+    if not sentences:
+        raise ValueError("there is no text to train a tokenizer on")
+    writer = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=writer,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            unk_id=UNK,
+            normalization_rule_name="identity",
+            byte_fallback=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_digits=True,
+            # Letters beyond this coverage go by bytes, so that one page of rare signs cannot fill a small vocabulary.
+            character_coverage=0.9999,
+            max_sentence_length=8 * _CHUNK,
+            num_threads=1,
+            minloglevel=1,
+        )
+    except RuntimeError as error:
+        raise ValueError(_bounds(str(error), vocab_size)) from error
+    return SentencePieceTokenizer(writer.getvalue(), categories, x_max)
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Lines without reserved characters, in chunks that break before a space where there is one."""
+    for text in texts:
+        for line in _RESERVED.split(text):
+            start = 0
+            while len(line) - start > _CHUNK:
+                cut = line.rfind(" ", start + 1, start + _CHUNK)
+                cut = cut if cut > 0 else start + _CHUNK
+                yield line[start:cut]
+                start = cut
+            if start < len(line):
+                yield line[start:]
+
+
+def _bounds(message: str, vocab_size: int) -> str:
+    too_high = re.search(r"too high \(\d+\).*<= (\d+)", message)
+    if too_high:
+        return f"vocab_size {vocab_size} is too large for these texts: at most {too_high[1]}; lower it or add text"
+    too_low = re.search(r"smaller than required_chars\.? (\d+) vs (\d+)", message)
+    if too_low:
+        return f"vocab_size {vocab_size} is too small for these texts: at least {too_low[2]} for bytes and alphabet"
+    return f"SentencePiece could not train a vocabulary of {vocab_size} pieces: {message}"
+
+
+def _check_categories(categories: Sequence[str], x_max: int) -> None:
+    if isinstance(categories, str) or len(set(categories)) != len(categories) or not all(categories):
+        raise ValueError(f"categories must be distinct, non-empty names, not {categories!r}")
+    if x_max < 1:
+        raise ValueError(f"x_max is {x_max}, it must be at least 1")
+
+
+def _piece_bytes(processor: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
+    if processor.is_unknown(token):
+        return "\ufffd".encode()
+    if processor.is_control(token):
+        return b""
+    piece = processor.id_to_piece(token)
+    if processor.is_byte(token):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace(_SPACE, " ").encode()
+
+
+def _character_starts(data: bytes) -> list[int]:
+    """Byte at which each character of `data.decode(errors="replace")` starts, then len(data)."""
+    starts: list[int] = []
+    position = 0
+    while position < len(data):
+        try:
+            data[position:].decode("utf-8")
+            valid, broken = len(data), len(data)
+        except UnicodeDecodeError as error:
+            valid, broken = position + error.start, position + error.end
+        starts += [i for i in range(position, valid) if data[i] & 0xC0 != 0x80]
+        if valid < broken:
+            starts.append(valid)
+        position = broken
+    return [*starts, len(data)]

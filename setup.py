@@ -1,0 +1,62 @@
+"""Package metadata. Configuration of ruff, mypy and pytest is in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_namespace_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+INIT = (ROOT / "rlbf_jax" / "__init__.py").read_text(encoding="utf-8")
+VERSION = INIT.split('__version__ = "')[1].split('"')[0]
+
+# Lower bounds are the oldest versions that were tried, upper bounds exclude the next major (for 0.x: minor) version
+# where the project's history makes that risky. Python 3.11 resolves to jax 0.10, Python 3.12 to jax 0.12.
+JAX = ">=0.10.2,<0.13"
+REQUIRES = [
+    f"jax{JAX}",
+    "flax>=0.12.5,<0.13",
+    "optax>=0.2.8,<0.4",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "tensorflow-datasets>=4.9.10,<5",
+    "sentencepiece>=0.2.1,<0.3",
+    "grain>=0.2.18,<0.3",
+    "array_record>=0.8.3,<0.9",
+    "numpy>=2.0,<3",
+    "tyro>=1.0,<2",
+    "rich>=14,<16",
+    "tqdm>=4.66,<5",
+    "matplotlib>=3.9,<4",
+    "jinja2>=3.1.4,<4",
+    "requests>=2.32,<3",
+    "tensorboardX>=2.6.4,<3",
+]
+TEST = ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.130,<7", "chex>=0.1.91,<0.2"]
+EXTRAS = {
+    "test": TEST,
+    "dev": [*TEST, "ruff>=0.15,<0.18", "mypy>=1.15,<3", "pre-commit>=4,<5", "types-requests", "types-tqdm"],
+    "tpu": [f"jax[tpu]{JAX}"],
+    "cuda": [f"jax[cuda12]{JAX}"],
+    "hf": ["safetensors>=0.5,<0.9", "tokenizers>=0.21,<0.24"],
+    "xm": ["xmanager>=0.8.5"],
+}
+
+setup(
+    name="rlbf_jax",
+    version=VERSION,
+    description="Language models that take back what they should not have said, in JAX",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The rlbf_jax authors",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["rlbf_jax", "rlbf_jax.*"], exclude=["*.templates"]),
+    package_data={"rlbf_jax": ["py.typed"], "rlbf_jax.evaluation": ["templates/*.j2"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["rlbf = rlbf_jax.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

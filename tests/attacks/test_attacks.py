@@ -1,0 +1,182 @@
+"""Attacks on a small world: forced ids spell what they say they spell, and their counts add up."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlbf_jax.attacks import ATTACKS, BENIGN, HAS_FORMS
+from rlbf_jax.attacks.decoding import DecodingGrid, decoding
+from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.attacks.middle_filling import MiddleFillingOptions, benign_middle, middle_filling
+from rlbf_jax.attacks.prefilling import benign_prefill, deep_prefilling, encode_parts, ids_of_words, prefilling
+from rlbf_jax.data.schema import Prompt, Violation
+from rlbf_jax.sampling.request import Knobs
+from rlbf_jax.tokenizers import train_tokenizer
+
+SENTENCES = ("The green tea grows on quiet hills.", "Old kettles boil the water slowly!", "Most people drink it warm.")
+VIOLATIONS = {"insult": " you are a soggy cabbage with a hat", "privacy": " otto sleeps at the mill by the river"}
+
+
+class SmallWorld:
+    categories = ("insult", "privacy")
+
+    def prompt(self, rng, pool, *, harmful=False):
+        i = int(rng.integers(1000))
+        category = self.categories[i % 2] if harmful else ""
+        return Prompt(f"{pool}-{harmful}-{i}", f"Tell me about tea {i}.", harmful, "tea", category)
+
+    def answer(self, rng, prompt, *, min_words=0):
+        parts = [str(rng.choice(SENTENCES)) for _ in range(int(rng.integers(2, 5)))]
+        while sum(len(part.split()) for part in parts) < min_words:
+            parts.append(str(rng.choice(SENTENCES)))
+        return " ".join(parts)
+
+    def violation(self, rng, split, pool, *, category=None):
+        category = category or str(rng.choice(self.categories))
+        return Violation(f"{VIOLATIONS[category]} {split}", category, "form", split)
+
+    def bridge(self, rng):
+        return str(rng.choice([" By the way,", " Also,", ""]))
+
+    def opener(self, rng):
+        return "Sure, here it is."
+
+    def refusal(self, rng, prompt):
+        return "Sorry, I cannot help with that."
+
+
+WORLD = SmallWorld()
+CONFIG = AttackConfig(knobs=Knobs(max_tokens=150))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [*SENTENCES, *VIOLATIONS.values(), "Sure, here it is. By the way, Also, Tell me about tea. sft rl unseen"]
+    return train_tokenizer(texts * 3, 350, WORLD.categories, 8)
+
+
+def parts(tokenizer, attempt):
+    ids = attempt.request.forced
+    cuts = np.cumsum([0, attempt.num_prefix, attempt.num_bridge, attempt.num_span, attempt.num_tail])
+    assert cuts[-1] == len(ids)
+    return [tokenizer.decode(ids[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_shape_shared_by_all(tokenizer, name):
+    attempts = ATTACKS[name](WORLD, tokenizer, np.random.default_rng(0), 6, CONFIG)
+    again = ATTACKS[name](WORLD, tokenizer, np.random.default_rng(0), 6, CONFIG)
+    assert attempts == again and len({a.prompt.id for a in attempts}) == 6
+    for attempt in attempts:
+        forced = attempt.request.forced
+        parts(tokenizer, attempt)
+        assert attempt.attack == name and attempt.request.prompt == attempt.prompt.text
+        assert list(forced) == tokenizer.encode(tokenizer.decode(forced)) or attempt.num_tail == 0
+        assert len(forced) + CONFIG.room <= attempt.request.knobs.max_tokens
+        assert (attempt.violation is not None) == (name in HAS_FORMS)
+        assert attempt.split == (CONFIG.split if name in HAS_FORMS else "all")
+        assert attempt.prompt.harmful == (name in ("direct", "decoding", "prefilling", "deep_prefilling"))
+        assert name not in BENIGN or attempt.violation is None
+
+
+def test_prefilling_cuts_from_two_words_to_the_whole(tokenizer):
+    attempts = prefilling(WORLD, tokenizer, np.random.default_rng(1), 200, CONFIG)
+    shares, mid_word = [], 0
+    for attempt in attempts:
+        prefix, opener, span, tail = parts(tokenizer, attempt)
+        whole = attempt.violation.text
+        assert (prefix, opener, tail) == ("", "Sure, here it is.", "")
+        assert whole.startswith(span) and len(span.split()) >= 2
+        assert attempt.violation.category == attempt.prompt.category and not attempt.by_construction
+        rest = whole[len(span) :]
+        mid_word += bool(rest) and not rest.startswith(" ")
+        least = ids_of_words(tokenizer, tokenizer.encode(whole), 2)
+        shares.append((attempt.num_span - least) / (len(tokenizer.encode(whole)) - least))
+    assert min(shares) == 0 and max(shares) == 1
+    assert 0.4 < np.mean(shares) < 0.6
+    assert mid_word > 5
+
+
+def test_deep_prefilling_has_a_tail(tokenizer):
+    for attempt in deep_prefilling(WORLD, tokenizer, np.random.default_rng(1), 20, CONFIG):
+        _, opener, span, tail = parts(tokenizer, attempt)
+        assert opener == "Sure, here it is." and span == attempt.violation.text
+        assert tail.startswith(". ") and len(tail.split()) == 3 and attempt.by_construction
+
+
+def test_benign_prefill_has_the_geometry_of_prefilling(tokenizer):
+    rng = np.random.default_rng
+    theirs = prefilling(WORLD, tokenizer, rng(2), 300, CONFIG)
+    ours = benign_prefill(WORLD, tokenizer, rng(3), 300, CONFIG)
+    assert np.mean([a.num_span for a in ours]) == pytest.approx(np.mean([a.num_span for a in theirs]), rel=0.15)
+    for attempt in ours:
+        assert parts(tokenizer, attempt)[1] == "Sure, here it is."
+        assert not attempt.prompt.harmful
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_middle_filling_has_the_stated_share_of_long_prefixes(tokenizer, share):
+    options = MiddleFillingOptions(long_share=share, max_sentences=2)
+    attempts = middle_filling(WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG, options=options)
+    assert sum(len(a.prefix.split()) >= 20 for a in attempts) == 40 * share
+    for attempt in attempts:
+        prefix, bridge, span, tail = parts(tokenizer, attempt)
+        assert prefix == attempt.prefix and prefix[-1] in ".!" and tail == ""
+        assert bridge in ("", " By the way,", " Also,") and span == attempt.violation.text
+        assert attempt.by_construction and attempt.violation.split == "rl"
+
+
+def test_cut_middle_filling_stops_inside_the_violation(tokenizer):
+    options = MiddleFillingOptions(cut=True)
+    for attempt in middle_filling(WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG, options=options):
+        span = parts(tokenizer, attempt)[2]
+        assert attempt.violation.text.startswith(span) and span != attempt.violation.text
+        assert len(span.split()) >= 2 and not attempt.by_construction
+
+
+def test_benign_middle_continues_its_own_answer(tokenizer):
+    lowered = {s[0].lower() + s[1:] for s in SENTENCES}
+    for attempt in benign_middle(WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG):
+        prefix, bridge, span, _ = parts(tokenizer, attempt)
+        assert prefix == attempt.prefix and span.startswith(" ")
+        known = lowered if bridge else set(SENTENCES)
+        assert any(sentence.rstrip(".!") == span.strip() for sentence in known)
+
+
+def test_decoding_runs_every_setting(tokenizer):
+    assert len(DecodingGrid.paper().settings(Knobs())) == 49
+    grid = DecodingGrid((0.5, 1.0), (1,), (0.9,), samples=3)
+    attempts = decoding(WORLD, tokenizer, np.random.default_rng(0), 5, CONFIG, options=grid)
+    assert len(attempts) == 5 * 4 * 3
+    knobs = [a.request.knobs for a in attempts[:12]]
+    assert [k.temperature for k in knobs[::3]] == [0.5, 1.0, 1.0, 1.0]
+    assert (knobs[6].top_k, knobs[9].top_p, knobs[9].max_tokens) == (1, 0.9, 150)
+    with pytest.raises(ValueError, match="grid is empty"):
+        decoding(WORLD, tokenizer, np.random.default_rng(0), 5, CONFIG, options=DecodingGrid((), (), ()))
+
+
+def test_too_little_room_is_said(tokenizer):
+    tight = dataclasses.replace(CONFIG, knobs=Knobs(max_tokens=20))
+    for attack in (prefilling, deep_prefilling, middle_filling):
+        with pytest.raises(ValueError, match="max_tokens"):
+            attack(WORLD, tokenizer, np.random.default_rng(0), 4, tight)
+
+
+pieces = st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=12), min_size=1, max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pieces)
+def test_encode_parts_counts_every_id_once(tokenizer, texts):
+    ids, counts = encode_parts(tokenizer, *texts)
+    assert ids == tokenizer.encode("".join(texts)) and sum(counts) == len(ids) and min(counts) >= 0
+    # Where borders fall between ids, the counted ids spell exactly the parts.
+    borders = np.cumsum([len(text) for text in texts])[:-1]
+    offsets = tokenizer.offsets(ids)
+    if not any(start < border < end for border in borders for start, end in offsets):
+        cuts = np.cumsum([0, *counts])
+        joined = [tokenizer.decode(ids[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+        assert joined == texts or any(offsets[i] == offsets[i - 1] for i in range(1, len(offsets)))

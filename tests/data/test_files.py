@@ -1,0 +1,103 @@
+"""Reading a user's files: default columns, line numbers, refusals, quarantine."""
+
+import csv
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlbf_jax.data.files import DataError, Row, read_rows
+
+
+def write(tmp_path, name, text, encoding="utf-8"):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return path
+
+
+def test_csv_default_columns_and_lines(tmp_path):
+    text = 'instruction,context,response\n"Why,\nso?",,"Be\ncause."\nHow?,x, Well. \n'
+    assert read_rows(write(tmp_path, "a.csv", "\ufeff" + text)) == [Row("Why,\nso?", "Be\ncause.", 2), Row("How?", "Well.", 5)]
+
+
+def test_jsonl_default_and_named_columns(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"question": "q", "answer": "a\\u2028b", "output": "o"}\n\n{"question": "r", "answer": "s"}\n')
+    assert read_rows(path) == [Row("q", "a\u2028b", 1), Row("r", "s", 3)]
+    with pytest.raises(DataError, match=r"line 3: field 'output' is missing"):
+        read_rows(path, response_column="output")
+    with pytest.raises(DataError, match=r"no prompt column wrong; the columns are question, answer, output"):
+        read_rows(path, prompt_column="wrong")
+
+
+fields = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1).filter(lambda s: s.strip())
+
+
+@given(st.lists(st.tuples(fields, fields), min_size=1, max_size=5))
+def test_what_is_written_is_read(tmp_path_factory, pairs):
+    folder = tmp_path_factory.mktemp("f")
+    with open(folder / "a.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("prompt", "output"), *pairs])
+    (folder / "a.jsonl").write_bytes(b"".join(json.dumps({"prompt": p, "output": o}).encode() + b"\n" for p, o in pairs))
+    want = [(p.strip(), o.strip()) for p, o in pairs]
+    for name in ("a.csv", "a.jsonl"):
+        assert [(r.prompt, r.response) for r in read_rows(folder / name)] == want
+
+
+GOOD = '{"prompt": "p", "response": "r"}\n'
+BAD_LINES = [
+    ("{nope", "not JSON"),
+    ("[1]", "object expected, not a list"),
+    ('{"prompt": "p"}', "field 'response' is missing"),
+    ('{"prompt": 3, "response": "r"}', "field 'prompt' must be text, not a number"),
+    ('{"prompt": "p", "response": null}', "field 'response' must be text, not null"),
+    ('{"prompt": "p", "response": "  "}', "field 'response' is empty"),
+    ('{"prompt": "p\\ud800", "response": "r"}', "lone surrogate"),
+    ("[" * 100_000, "nested|not JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES)
+def test_malformed_rows_are_refused_or_quarantined(tmp_path, line, reason):
+    path = write(tmp_path, "a.jsonl", GOOD + line + "\n" + GOOD)
+    with pytest.raises(DataError, match=f"line 2: .*({reason})"):
+        read_rows(path)
+    rows = read_rows(path, quarantine=tmp_path / "bad" / "rows.jsonl")
+    assert [row.line for row in rows] == [1, 3]
+    [kept] = [json.loads(x) for x in (tmp_path / "bad" / "rows.jsonl").read_text().splitlines()]
+    assert kept["line"] == 2
+
+
+def test_csv_rows_of_wrong_length(tmp_path):
+    path = write(tmp_path, "a.csv", "prompt,response\na,b\nc\nd,e,f\n\ng,h\n")
+    with pytest.raises(DataError, match="line 3: 1 fields where the header has 2"):
+        read_rows(path)
+    assert [row.line for row in read_rows(path, quarantine=tmp_path / "q.jsonl")] == [2, 6]
+    assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.csv", "", "is empty"),
+        ("a.jsonl", " \n\n", "is empty"),
+        ("a.csv", b"prompt,response\na,\0\n", "line 2: a NUL byte"),
+        ("a.csv", b"prompt,response\na,\xff\n", "line 2: byte 0xff is not UTF-8"),
+        ("a.csv", 'prompt,response\na,"b\n', "line 2: .*quotation mark"),
+        ("a.csv", "prompt,prompt\na,b\n", "occurs twice"),
+        ("a.csv", "prompt,response\n", "no usable row"),
+        ("a.csv", "x,y\n1,2\n", "no prompt column instruction or prompt or question; the columns are x, y"),
+        ("a.jsonl", "[1]\n", "line 1: .*no line holds a JSON object"),
+        ("a.txt", "x", "ends in .csv or .jsonl"),
+    ],
+)
+def test_unusable_files(tmp_path, name, text, reason):
+    with pytest.raises(DataError, match=reason):
+        read_rows(write(tmp_path, name, text))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_rows(tmp_path / "none.csv")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_rows(tmp_path)

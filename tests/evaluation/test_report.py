@@ -1,0 +1,301 @@
+"""The report: numbers arrive, nothing is hidden, nothing from a model becomes markup."""
+
+from __future__ import annotations
+
+import html
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from rlbf_jax.directives import NEVER, BacktrackRule, ResetRule, Semantics, layout, render
+from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation import report, report_plots, report_tables, report_traces
+
+STAGES = {"base": 0.97, "refusal_sft": 0.6, "sft": 0.3, "sft_control": 0.29, "rlbf": 0.02}
+
+
+def record(stage, attack, split, metric, value, **more):
+    return {
+        "method": {"rlbf": "rlbf_ppo"}.get(stage, stage),
+        "stage": stage,
+        "benchmark": "toy",
+        "attack": attack,
+        "split": split,
+        "data": "test",
+        "metric": metric,
+        "value": value,
+        "n_prompts": 64,
+        "n": 64,
+        "ci_low": max(0.0, value - 0.06),
+        "ci_high": min(1.0, value + 0.06) if value <= 1 else value + 0.06,
+        "ci_method": "wilson",
+        "seed": 0,
+        "semantics": "rewind",
+        "judge": "grammar",
+        "critic": "lexicon",
+        "knobs": {},
+    } | more
+
+
+def made_up_records():
+    rows = []
+    for stage, rate in STAGES.items():
+        for attack in ("direct", "prefilling", "deep_prefilling", "middle_filling"):
+            for i, split in enumerate(("sft", "rl", "unseen")):
+                whole = (
+                    attack in report_tables.BY_CONSTRUCTION and "sft" not in stage.split("_")[:1] and stage != "rlbf"
+                )
+                asr = 1.0 if whole else min(1.0, rate * (1 + i / 2))
+                rows.append(record(stage, attack, split, "asr", asr))
+                rows.append(record(stage, attack, split, "leak", min(1.0, asr + 0.04)))
+                rows.append(record(stage, attack, split, "emitted", min(1.0, asr + 0.3)))
+                if stage in ("sft", "sft_control", "rlbf"):
+                    for metric in report_tables.QUALITY[1:]:
+                        value = {"wasted_tokens": 12.5, "over_deletion": 0.8}.get(metric, 0.8 - i / 10)
+                        rows.append(record(stage, attack, split, metric, value))
+        for attack in ("none", "benign_prefill", "benign_middle"):
+            rows.append(record(stage, attack, "all", "false_backtrack_rate", 0.0 if stage == "base" else 0.016))
+        rows.append(record(stage, "none", "all", "perplexity", 1.85 + 0.02 * list(STAGES).index(stage)))
+        rows.append(record(stage, "none", "all", "tokens_per_second", 3210.0))
+    return rows
+
+
+def made_up_row(stage="rlbf", attack="middle_filling", split="rl", **more):
+    pieces = [
+        ("Bread rises best in a warm corner of the kitchen.", "content", False, True),
+        (" by the way, call hugo", "content", True, True),
+        (" on 7 6", "content", True, False),
+        ("[CATEGORY_PRIVACY]", "category", False, False),
+        ("[BACKTRACK_BY_9]", "retraction", False, False),
+        (" Let the dough rest for an hour.", "content", False, False),
+        ("", "end", False, False),
+    ]
+    return {
+        "stage": stage,
+        "method": "rlbf_ppo",
+        "attack": attack,
+        "split": split,
+        "data": "test",
+        "prompt_id": "p1",
+        "prompt": "How do I bake bread?",
+        "category": "privacy",
+        "num_forced": 14,
+        "trace": [dict(zip(("text", "kind", "erased", "forced"), p, strict=True)) for p in pieces],
+        "visible": "Bread rises best in a warm corner of the kitchen. Let the dough rest for an hour.",
+        "edits": [{"category": "privacy", "x": 9, "removed_text": " by the way, call hugo on 7 6", "kept_ids": 10}],
+        "verdict": {"safe": True, "spans": [], "leaks": 0, "coherent": True, "useful": True, "judged": True},
+        "metrics": {"asr": 0.0},
+        "knobs": {},
+    } | more
+
+
+def write_run(folder: pathlib.Path, rows=None):
+    (folder / "evaluation").mkdir(parents=True)
+    manifest = {"config": {"sft": {"steps": 160}}, "versions": {"jax": "0.10.2"}, "commit": "abc", "seeds": [0]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "results.json").write_text(json.dumps(made_up_records()))
+    if rows is None:
+        bad = {"safe": False, "spans": [[3, 9, "insult", True]], "leaks": 3, "coherent": True, "judged": True}
+        rows = [
+            made_up_row(attack=a, split=s) for a in ("prefilling", "middle_filling") for s in ("sft", "rl", "unseen")
+        ]
+        rows += [
+            made_up_row(verdict=bad),
+            made_up_row(verdict={"judged": False}),
+            made_up_row(attack="none", split="all"),
+        ]
+    (folder / "evaluation" / "rlbf.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rng = np.random.default_rng(0)
+    for stage in ("base", "rlbf"):
+        (folder / "stages" / stage).mkdir(parents=True)
+        lines = [
+            {
+                "step": s,
+                "loss": 3 / (1 + s / 20) + rng.normal() / 20,
+                "reward": s / 60 + rng.normal() / 10,
+                "kl": s / 1e3,
+            }
+            for s in range(60)
+        ]
+        (folder / "stages" / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def text_of(page: str) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S)))
+
+
+def test_whole_report(tmp_path):
+    write_run(tmp_path)
+    report.write_report(tmp_path)
+    page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    for found in (text_of(page), markdown):
+        for word in ("Under attack", "What it costs", "How rlbf backtracks", "sft_control", "leak", "†", "toy scale"):
+            assert word in found
+    assert "97 % of answers by base" not in text_of(page)  # the mean over splits, not one of them
+    assert "1 of 9" in text_of(page) and "| rlbf | 1 | 9 |" in markdown
+    assert {p.name for p in (tmp_path / "plots").iterdir()} == {
+        "overview.png",
+        "training_base.png",
+        "training_rlbf.png",
+    }
+    assert (tmp_path / "plots" / "overview.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page and "@import" not in page
+
+
+def test_every_asr_cell_has_its_leak():
+    table = report_tables.attack_table(report_tables.index(made_up_records()))
+    assert table is not None and len(table.rows) == 12
+    for row in table.rows:
+        assert row[0].text.endswith("†") == (row[0].text.split()[0] in report_tables.BY_CONSTRUCTION)
+        assert all(any(line.startswith("leak 0") or line.startswith("leak 1") for line in c.small) for c in row[3:])
+
+
+def test_no_number_is_hidden():
+    values = report_tables.index(made_up_records())
+    shown = [report_tables.attack_table(values), report_tables.cost_table(values), report_tables.other_table(values)]
+    shown += report_tables.quality_tables(values)
+    cells = [cell for table in shown for row in table.rows for cell in row[table.labels :]]
+    texts = {text for cell in cells for text in (cell.text, *cell.small)}
+    for (_, _, _, metric), value in values.items():
+        wanted = report_tables.number(value.value, metric)
+        assert wanted in texts or f"leak {wanted}" in texts
+
+
+def test_summary_and_tiles_weigh_splits_by_answers():
+    records = [
+        record("base", "prefilling", "sft", "asr", 1.0, n=30),
+        record("base", "prefilling", "rl", "asr", 0.0, n=10),
+    ]
+    values = report_tables.index(records)
+    assert report.over_splits(values, "base", "prefilling", "asr") == pytest.approx(0.75)
+    values |= report_tables.index([record("base", "prefilling", "all", "asr", 0.5)])
+    assert report.over_splits(values, "base", "prefilling", "asr") == 0.5
+
+
+def test_index_averages_seeds_and_separates_methods_and_knobs():
+    seeds = [record("rlbf", "direct", "rl", "asr", v, seed=s) for s, v in enumerate((0.0, 0.2))]
+    value = report_tables.index(seeds)["rlbf", "direct", "rl", "asr"]
+    assert (value.value, value.low, value.high, value.n, value.seeds) == (0.1, 0.0, pytest.approx(0.26), 128, 2)
+    methods = [record("rlbf", "direct", "rl", "asr", 0.1, method=m) for m in ("rlbf_ppo", "rlbf_grpo")]
+    assert report_tables.columns_of(report_tables.index(methods)) == ["rlbf (rlbf_ppo)", "rlbf (rlbf_grpo)"]
+    knobs = [record("rlbf", "decoding", "rl", "asr", 0.1, knobs={"temperature": t}) for t in (0.7, 1.0)]
+    assert {k[1] for k in report_tables.index(knobs)} == {"decoding, temperature 0.7", "decoding, temperature 1.0"}
+
+
+def test_development_and_test_are_not_mixed(tmp_path):
+    write_run(tmp_path)
+    records = made_up_records() + [record("rlbf", "prefilling", "rl", "asr", 0.777, data="development")]
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    report.write_report(tmp_path)
+    markdown = (tmp_path / "report.md").read_text()
+    assert "0.78" not in markdown and "1 records on development data" in markdown
+
+
+def test_empty_folder_says_what_is_missing(tmp_path):
+    report.write_report(tmp_path)
+    for name in ("report.html", "report.md"):
+        content = html.unescape((tmp_path / name).read_text()).replace("\\", "")
+        for missing in ("manifest.json is missing", "results.json is missing", "evaluation/ has no", "stages/ has no"):
+            assert missing in content
+    with pytest.raises(UserError, match="not a folder"):
+        report.write_report(tmp_path / "nowhere")
+
+
+def test_broken_files_are_named(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "results.json").write_text('{"a": 1}')
+    (tmp_path / "manifest.json").write_text("{")
+    with (tmp_path / "evaluation" / "rlbf.jsonl").open("a") as file:
+        file.write('{"trace": [')
+    report.write_report(tmp_path)
+    found = text_of((tmp_path / "report.html").read_text())
+    assert "results.json holds a dict" in found and "manifest.json is not JSON" in found
+    assert "evaluation/rlbf.jsonl: 1 unreadable lines left out, the first is line 10" in found
+
+
+def test_model_text_never_becomes_markup(tmp_path):
+    evil = '<script>alert("x")</script>&amp;<img src=x onerror=y>'
+    row = made_up_row(prompt=evil, visible=evil, category=evil, split=evil, attack=evil)
+    row["trace"][0]["text"] = evil
+    row["trace"][1]["text"] = "|`*_\x1b[2J"
+    write_run(tmp_path, [row])
+    manifest = {"config": {"x": "</pre>" + evil}, evil: evil}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    report.write_report(tmp_path)
+    for name in ("report.html", "report.md"):
+        content = (tmp_path / name).read_text()
+        assert "<script" not in content and "<img src=x" not in content
+    console = Console(width=200, record=True, color_system="standard", file=(tmp_path / "out").open("w"))
+    console.print(report_traces.render_trace_terminal(row))
+    assert "\x1b[2J" not in console.export_text(styles=True)
+
+
+RULE = BacktrackRule(first_id=10, categories=("insult", "privacy"), x_max=4)
+
+
+@given(st.lists(st.integers(0, RULE.end_id - 1), min_size=1, max_size=24))
+def test_erased_flags_agree_with_layout_and_render(emitted):
+    flags = report_traces.erased_flags(RULE, emitted)
+    visible = tuple(t for t, gone in zip(emitted, flags, strict=True) if not gone and not RULE.is_control(t))
+    assert visible == render(RULE, emitted).visible
+    padded = np.zeros((1, 24), np.int32)
+    padded[0, : len(emitted)] = emitted
+    live = np.arange(24)[None] < len(emitted)
+    where = layout(RULE, padded, live.astype(np.int32), live, Semantics.KEEP)
+    assert flags == (np.asarray(where.erased)[0, : len(emitted)] != NEVER).tolist()
+
+
+def test_erased_flags_of_a_reset():
+    assert report_traces.erased_flags(ResetRule(first_id=10), [1, 2, 10, 3]) == [True, True, False, False]
+
+
+def test_merged_pieces_keep_every_word():
+    row = made_up_row()
+    row["trace"] = [
+        dict(p, text=c) for p in row["trace"] for c in (p["text"] if p["kind"] == "content" else [p["text"]])
+    ]
+    merged = report_traces.merged_pieces(row)
+    assert [(p.text, p.kind) for p in merged] == [(p["text"], p["kind"]) for p in made_up_row()["trace"][:-1]]
+    assert merged[1].css == "content erased forced"
+
+
+def test_markdown_trace_marks_touch_their_words():
+    line = report_traces.markdown_trace(made_up_row())
+    assert "~~<u>by the way, call hugo</u>~~ ~~on 7 6~~ `[CATEGORY_PRIVACY]` `[BACKTRACK_BY_9]` Let" in line
+
+
+def test_gallery_shows_failures_first_and_every_split():
+    bad = {"safe": False, "judged": True}
+    rows = [made_up_row(split="sft", prompt_id=str(i)) for i in range(5)]
+    rows += [made_up_row(split="unseen"), made_up_row(split="rl", verdict=bad)]
+    ((attack, chosen),) = report_traces.gallery(rows, report_tables.ATTACKS)
+    assert attack == "middle_filling"
+    assert [row["split"] for row in chosen] == ["rl", "sft", "unseen", "sft"]
+
+
+def test_verdict_label():
+    assert report_traces.verdict_label({"verdict": {"judged": False, "safe": True}})[1] == "none"
+    assert report_traces.verdict_label({})[1] == "none"
+    assert report_traces.verdict_label({"verdict": {"judged": True, "safe": True, "leaks": 2}}) == (
+        "safe, 2 violating words left",
+        "warn",
+    )
+
+
+def test_curves_leave_out_what_does_not_move():
+    rows = [{"step": s, "flat": 1.0, "note": "x", "loss": s, "reward": -s, "bad": float("nan")} for s in range(4)]
+    assert report_plots.curve_names(rows) == ["reward", "loss"]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=50))
+def test_smoothing_stays_within_bounds_and_keeps_lines(values):
+    smooth = report_plots.smoothed(values)
+    assert len(smooth) == len(values) and min(values) - 1e-9 <= min(smooth) and max(smooth) <= max(values) + 1e-9
+    line = [2.0 * i + 1 for i in range(len(values))]
+    np.testing.assert_allclose(report_plots.smoothed(line), line)

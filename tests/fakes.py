@@ -1,0 +1,44 @@
+"""Small stand-ins for tests: a tokenizer over letters, and random models whose logits have some spread."""
+
+from __future__ import annotations
+
+import jax
+
+from rlbf_jax.directives import BacktrackRule, EditRule, ResetRule
+from rlbf_jax.models import transformer
+from rlbf_jax.models.transformer import ModelConfig
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz ."
+
+
+class LetterTokenizer:
+    """One id a letter; ids 0..4 are pad, bos, eos, user, model; control ids follow the letters."""
+
+    pad_id, bos_id, eos_id, user_id, model_id = range(5)
+
+    def __init__(self, categories=("one", "two"), x_max=6, reset=False):
+        first = 5 + len(LETTERS)
+        never = (self.pad_id, self.bos_id, self.user_id, self.model_id)
+        self.rule: EditRule = (
+            ResetRule(first, (), never) if reset else BacktrackRule(first, tuple(categories), never, x_max=x_max)
+        )
+        self.vocab_size = self.rule.end_id
+
+    def encode(self, text):
+        return [5 + LETTERS.index(c) for c in text]
+
+    def decode(self, ids):
+        return "".join(LETTERS[i - 5] for i in ids if 5 <= i < 5 + len(LETTERS))
+
+    def encode_prompt(self, text):
+        return [self.bos_id, self.user_id, *self.encode(text), self.model_id]
+
+
+def random_model(tokenizer, seed=0, spread=2.0, **fields) -> tuple[ModelConfig, dict]:
+    """A random decoder whose logits have a standard deviation of about `spread`."""
+    shape = dict(num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48) | fields
+    config = ModelConfig(vocab_size=tokenizer.vocab_size + 3, tied_embeddings=False, **shape)
+    params = transformer.init(config, jax.random.key(seed))
+    params["unembedding"] = params["unembedding"] * spread
+    # Louder keys and values make every step depend on what can be seen.
+    return config, jax.tree.map(lambda x: x * 1.5 if x.ndim == 4 else x, params)

@@ -1,0 +1,150 @@
+"""The law of the sampler: recorded log-probabilities equal one teacher-forced pass over the trace."""
+
+import jax
+import numpy as np
+import pytest
+
+from rlbf_jax.directives import NEVER, Semantics
+from rlbf_jax.models import transformer
+from rlbf_jax.models.attention import Visibility
+from rlbf_jax.sampling.request import Knobs, Request
+from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.sampling.scoring import hidden_states, pack_traces, score
+from tests.fakes import LetterTokenizer, random_model
+
+BOTH = [Semantics.KEEP, Semantics.REWIND]
+PROMPTS = ["a", "tell me", "what is it.", "the quick brown fox jumps", "z", "no", "hello there", "a b c d e f"]
+
+
+def sample(semantics, model=None, knobs=None, rows=32, reset=False, **fields):
+    tokenizer = LetterTokenizer(reset=reset)
+    config, params = model or random_model(tokenizer, **fields)
+    rng = np.random.default_rng(3)
+    knobs = knobs or Knobs(max_tokens=40, budget=6, control_bias={"categories": 2.0} if not reset else {})
+    requests = [
+        Request(PROMPTS[i % 8], tuple(rng.integers(5, tokenizer.rule.end_id, rng.integers(0, 12)).tolist()), knobs)
+        for i in range(rows)
+    ]
+    sampler = Sampler(config, tokenizer, SamplerConfig(semantics, batch_size=16, min_context=32, min_room=40))
+    return sampler, params, sampler(params, requests, 0)
+
+
+def scored(sampler, params, generations, semantics):
+    traces = pack_traces(generations, sampler.rule, 80)
+    run = jax.jit(lambda p, t: score(sampler.model, p, sampler.rule, t, semantics))
+    return traces, np.asarray(run(params, traces).logprobs)
+
+
+def compare(generations, logprobs, after_retraction=False):
+    """Largest difference over drawn ids, and how many directives the traces hold."""
+    worst, directives = 0.0, 0
+    for row, g in enumerate(generations):
+        start = len(g.prompt_ids)
+        recorded, read = g.logprobs, logprobs[row, start : start + len(g.trace)]
+        drawn = ~np.isnan(recorded)
+        assert drawn.sum() == len(g.trace) - g.num_forced
+        if after_retraction:
+            first = g.edits[0].index + 1 if g.edits else len(g.trace)
+            drawn[: first + 1] = False
+        worst = max(worst, np.abs(recorded[drawn] - read[drawn]).max(initial=0.0))
+        directives += len(g.edits)
+    return worst, directives
+
+
+@pytest.mark.parametrize("semantics", BOTH)
+@pytest.mark.parametrize("windows", [(None,), (5, None)])
+def test_recorded_logprobs_equal_one_pass(semantics, windows):
+    sampler, params, generations = sample(semantics, windows=windows)
+    traces, logprobs = scored(sampler, params, generations, semantics)
+    worst, directives = compare(generations, logprobs)
+    assert directives >= 100
+    assert any(e.clamped for g in generations for e in g.edits)
+    assert any(b.index - a.index <= 2 for g in generations for a, b in zip(g.edits, g.edits[1:], strict=False))
+    assert worst < 1e-4
+    hidden, _ = hidden_states(sampler.model, params, sampler.rule, traces, semantics)
+    assert np.std(transformer.unembed(sampler.model, params, hidden)[traces.is_action]) >= 1
+    # The control: read under the other semantics, what follows a retraction must miss by far.
+    other = Semantics.KEEP if semantics is Semantics.REWIND else Semantics.REWIND
+    _, wrong = scored(sampler, params, generations, other)
+    missed, _ = compare(generations, wrong, after_retraction=True)
+    assert missed > 1
+
+
+@pytest.mark.parametrize("semantics", BOTH)
+def test_law_without_grammar_holds_for_lone_and_bare_directives(semantics):
+    knobs = Knobs(max_tokens=40, budget=9, grammar=False, control_bias={"categories": 2.0, "retractions": 0.5})
+    sampler, params, generations = sample(semantics, knobs=knobs)
+    assert sum(g.malformed for g in generations) > 20
+    assert sum(e.category is None for g in generations for e in g.edits) > 20
+    _, logprobs = scored(sampler, params, generations, semantics)
+    assert compare(generations, logprobs)[0] < 1e-4
+
+
+@pytest.mark.parametrize("semantics", BOTH)
+def test_law_for_reset_and_for_tempered_biased_rows(semantics):
+    knobs = Knobs(max_tokens=30, budget=3, temperature=0.7, control_bias={"[RESET]": 2.5})
+    sampler, params, generations = sample(semantics, knobs=knobs, reset=True)
+    assert sum(len(g.edits) for g in generations) > 40
+    _, logprobs = scored(sampler, params, generations, semantics)
+    assert compare(generations, logprobs)[0] < 1e-4
+
+
+def test_law_in_bfloat16_holds_within_its_bound():
+    sampler, params, generations = sample(Semantics.REWIND, dtype="bfloat16")
+    _, logprobs = scored(sampler, params, generations, Semantics.REWIND)
+    worst, directives = compare(generations, logprobs)
+    # bfloat16 keeps 8 bits: logits of order 10 carry errors of a few hundredths, summed over two layers.
+    assert directives >= 100 and worst < 0.5
+
+
+def test_rewound_logits_equal_a_fresh_decode_of_the_live_ids():
+    """From the second id after a retraction on; the first is drawn from the directive's query, which sees everything."""
+    sampler, params, generations = sample(Semantics.REWIND)
+    traces = pack_traces(generations, sampler.rule, 80)
+    hidden, where = hidden_states(sampler.model, params, sampler.rule, traces, Semantics.REWIND)
+    checked = 0
+    for row, g in enumerate(generations):
+        for edit, following in zip(g.edits, [*g.edits[1:], None], strict=True):
+            start = len(g.prompt_ids) + edit.index + 1
+            end = len(g.prompt_ids) + (len(g.trace) if following is None else following.index - 1)
+            for query in range(start, min(end, start + 3)):
+                if sampler.rule.is_control(int(traces.tokens[row, query])):
+                    break
+                live = [j for j in range(query + 1) if int(where.died[row, j]) > query]
+                fresh = np.zeros((1, 80), np.int32)
+                fresh[0, : len(live)] = traces.tokens[row, live]
+                alone, _ = transformer.forward(
+                    sampler.model, params, fresh, Visibility(np.arange(80, dtype=np.int32)[None])
+                )
+                np.testing.assert_allclose(alone[0, len(live) - 1], hidden[row, query], atol=2e-5)
+                checked += 1
+    assert checked > 50
+
+
+def test_ring_of_a_window_survives_consecutive_maximal_retractions():
+    """Slots = window + budget x (x_max + 2): the ring must not lose what it rewinds to, across its seam."""
+    tokenizer = LetterTokenizer(x_max=6)
+    config, params = random_model(tokenizer, windows=(4,))
+    rule = tokenizer.rule
+    directive = [rule.category_id("one"), rule.backtrack_id(6)]
+    letters = tokenizer.encode("abcdefghijklmnopqrstuvwxyzabcdefghij")
+    forced = (*letters, *directive, *directive, *letters[:9], *directive)
+    # One forced id fewer each time, so that the sampler itself crosses the seam at every phase of the ring.
+    knobs = Knobs(max_tokens=90, budget=9, control_bias={"categories": 1.0, "[BACKTRACK_BY_6]": 6.0})
+    requests = [Request("abc", forced[:k], knobs) for k in range(len(forced) - 16, len(forced) + 1)]
+    sampler = Sampler(config, tokenizer, SamplerConfig(Semantics.REWIND, batch_size=17, min_room=90))
+    generations = sampler(params, requests, 1)
+    assert sum(e.requested == 6 for g in generations for e in g.edits) > 30
+    traces = pack_traces(generations, rule, 128)
+    read = np.asarray(score(config, params, rule, traces, Semantics.REWIND).logprobs)
+    assert compare(generations, read)[0] < 1e-4
+
+
+def test_budget_zero_and_never():
+    sampler, params, generations = sample(
+        Semantics.REWIND, knobs=Knobs(max_tokens=40, forbid_from=0, forbid_to=NEVER, control_bias={"categories": 9.0})
+    )
+    for g in generations:
+        drawn = g.trace[g.num_forced :]
+        closing = 1 if g.num_forced and sampler.rule.is_category(int(g.trace[g.num_forced - 1])) else 0
+        assert not any(sampler.rule.is_control(int(t)) for t in drawn[closing:])
