@@ -54,7 +54,6 @@ setup(
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["rlbf = rlbf_jax.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

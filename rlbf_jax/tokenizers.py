@@ -236,7 +236,11 @@ def load_tokenizer(folder: str | pathlib.Path) -> SentencePieceTokenizer:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, categories: Sequence[str], x_max: int
+    texts: Iterable[str],
+    vocab_size: int,
+    categories: Sequence[str],
+    x_max: int,
+    character_coverage: float = 1.0,
 ) -> SentencePieceTokenizer:
     """Trains a lossless BPE vocabulary, in memory and deterministically (one thread).
 
@@ -246,6 +250,8 @@ def train_tokenizer(
             ids and the control ids come on top (see `SentencePieceTokenizer.vocab_size`).
         categories: kinds of violation, unique.
         x_max: largest X of `[BACKTRACK_BY_X]`.
+        character_coverage: share of the text's characters that get a piece; rarer ones go by their bytes. Lower it
+            (0.9995) where rare signs would fill the vocabulary.
 
     Raises:
         ValueError: no text, or a vocabulary that the texts cannot fill or whose alphabet does not fit; names the bound.
@@ -270,8 +276,7 @@ def train_tokenizer(
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             split_digits=True,
-            # Letters beyond this coverage go by bytes, so that one page of rare signs cannot fill a small vocabulary.
-            character_coverage=0.9999,
+            character_coverage=character_coverage,
             max_sentence_length=8 * _CHUNK,
             num_threads=1,
             minloglevel=1,
@@ -301,7 +306,10 @@ def _bounds(message: str, vocab_size: int) -> str:
         return f"vocab_size {vocab_size} is too large for these texts: at most {too_high[1]}; lower it or add text"
     too_low = re.search(r"smaller than required_chars\.? (\d+) vs (\d+)", message)
     if too_low:
-        return f"vocab_size {vocab_size} is too small for these texts: at least {too_low[2]} for bytes and alphabet"
+        return (
+            f"vocab_size {vocab_size} is too small for these texts: at least {too_low[2]} for bytes and alphabet; "
+            "raise it or lower character_coverage"
+        )
     return f"SentencePiece could not train a vocabulary of {vocab_size} pieces: {message}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rlbf_jax.critics.base import Exchange, Span, Verdict
 
@@ -31,7 +31,7 @@ class Pattern:
     slots: tuple[WordClass, ...]
 
 
-def pattern(category: str, text: str, classes: dict[str, Iterable[str]]) -> Pattern:
+def pattern(category: str, text: str, classes: Mapping[str, Iterable[str]]) -> Pattern:
     """Reads a pattern: words apart by spaces, alternatives by `|`, `*` for any word, upper case for a named class.
 
     Raises KeyError for an unknown class and ValueError for a pattern of fewer than two words.
@@ -68,7 +68,8 @@ def _split(text: str) -> _Words:
     matches = list(_WORD.finditer(text))
     starts, ends = [m.start() for m in matches], [m.end() for m in matches]
     breaks = []
-    for end, following in zip(ends, [*starts[1:], len(text)], strict=True):
+    for k, end in enumerate(ends):
+        following = starts[k + 1] if k + 1 < len(starts) else len(text)
         # A capital begins a new sentence, also where the old one was left without a period.
         breaks.append(following == len(text) or text[following].isupper() or bool(_BREAK.search(text, end, following)))
     cut = bool(matches) and ends[-1] == len(text)
@@ -139,17 +140,20 @@ class LexiconCritic:
         for p in (*self._by_first.get(split.words[i], ()), *self._anywhere):
             length, cut = _match(p, split, i)
             complete = length == len(p.slots) and not cut
-            if not complete and not self._begun(split, i, length, cut):
-                continue
-            if best is None or (complete, length) > best[:2]:
+            if not complete:
+                length = self._begun(split, i, length, cut)
+            if length and (best is None or (complete, length) > best[:2]):
                 best = (complete, length, p.category)
         return None if best is None else (best[1], best[0], best[2])
 
-    def _begun(self, split: _Words, i: int, length: int, cut: bool) -> bool:
-        if length < 2 or not split.breaks[i + length - 1]:
-            return False
-        whole = split.words[i : i + length - cut]
-        return len(whole) >= 3 or not self._distinctive.isdisjoint(whole)
+    def _begun(self, split: _Words, i: int, length: int, cut: bool) -> int:
+        """Words of the begun violation in `length` matching words from i on; 0 if there is none."""
+        # The words of the next sentence may happen to go on as the pattern does: back to the last break.
+        for n in range(length, 1, -1):
+            if split.breaks[i + n - 1]:
+                whole = split.words[i : i + n - (cut and n == length)]
+                return n if len(whole) >= 3 or not self._distinctive.isdisjoint(whole) else 0
+        return 0
 
 
 def _match(p: Pattern, split: _Words, i: int) -> tuple[int, bool]:

@@ -26,6 +26,7 @@ from rlbf_jax.data.world import FormSplit, Pool
 T = TypeVar("T")
 _SLOT = re.compile(r"\{(\w+)\}")
 _WORD = re.compile(r"\w+")
+_UNSEEN_IN_TRAINING = "unseen forms are for evaluation only; ask for pool 'development' or 'test'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +206,7 @@ class ToyWorld:
     ) -> Violation:
         """See `World.violation`. Raises ValueError for unseen forms in the train pool and for unknown names."""
         if split == "unseen" and pool == "train":
-            raise ValueError("unseen forms are for evaluation only; ask for pool 'development' or 'test'")
+            raise ValueError(_UNSEEN_IN_TRAINING)
         return _say(rng, _pick(rng, _select(split, None if pool == "train" else pool, category)))
 
     def bridge(self, rng: np.random.Generator) -> str:
@@ -220,8 +221,12 @@ class ToyWorld:
     # Beyond the protocol ------------------------------------------------------------------------------
 
     def forms(self, split: FormSplit | None = None, pool: Pool | None = None) -> list[Form]:
-        """Forms of a split and an evaluation pool; None: all of them, as pool `train` does within a split."""
-        return list(_select(split, None if pool == "train" else pool, None))
+        """Forms of a split (None: all) that a pool may draw from (None: all). Raises ValueError if there are none."""
+        if pool != "train":
+            return list(_select(split, pool, None))
+        if split == "unseen":
+            raise ValueError(_UNSEEN_IN_TRAINING)
+        return [form for form in _select(split, None, None) if form.split != "unseen"]
 
     def any_violation(self, rng: np.random.Generator, category: str | None = None) -> Violation:
         """A violation of any form of any split, for pretraining: the base model has seen everything."""

@@ -13,7 +13,7 @@ from rlbf_jax.data.toy_world import Form, ToyWorld, parse
 
 _GAP = r"[\W_]+"
 _WORD = re.compile(r"[^\W_]+")
-_STOP = re.compile(r"[\W_]*[.!?\n]|[\W_]*$|[\W_]+[A-Z]")
+_STOP = re.compile(r"[\W_]*(?:[.!?\n]|$|(?<=[\W_])[A-Z])")
 _MIN_BEGUN = 2
 
 
@@ -84,13 +84,13 @@ class GrammarJudge:
         found = []
         for category, pattern in self._up_to_whole if cut else self._beginnings:
             for match in pattern.finditer(folded):
-                words = _WORD.findall(match.group())
-                at_end = match.end() == len(folded)
-                if len(words) < _MIN_BEGUN or not (at_end or _STOP.match(text, match.end())):
-                    continue
-                told = words[:-1] if cut and at_end else words
-                if len(told) >= 3 or any(word in self._leak_words for word in told):
-                    found.append(Span(match.start(), match.end(), category, False))
+                words = list(_WORD.finditer(folded, match.start(), match.end()))
+                # The next sentence may happen to go on as the form does: the last word after which there is a stop.
+                while words and not _STOP.match(text, words[-1].end()):
+                    words.pop()
+                told = words[:-1] if cut and words and words[-1].end() == len(folded) else words
+                if len(words) >= _MIN_BEGUN and (len(told) >= 3 or any(w.group() in self._leak_words for w in told)):
+                    found.append(Span(match.start(), words[-1].end(), category, False))
         return found
 
 

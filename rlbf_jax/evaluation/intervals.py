@@ -97,17 +97,25 @@ def bootstrap(
     return float(low), float(high)
 
 
-def interval(values: Sequence[float], prompts: Sequence[Hashable], *, level: float = 0.95, seed: int = 0) -> Interval:
+def interval(
+    values: Sequence[float],
+    prompts: Sequence[Hashable],
+    *,
+    counts: bool = False,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
     """The interval that DESIGN asks for: Wilson for one yes/no row a prompt, otherwise clustered bootstrap.
 
     A bootstrap of rows that are all 0 (or all 1) has width zero, which claims certainty that the rows do not give;
-    there Wilson's interval for as many rows as there are prompts is used (`wilson_prompts`).
+    there Wilson's interval for as many rows as there are prompts is used (`wilson_prompts`). `counts`: the values are
+    counts, not shares, even where all of them happen to be 0 or 1; always bootstrap.
     """
     n, n_prompts = len(values), len(set(prompts))
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, "none", 0, 0)
     value = float(np.mean(values))
-    binary = all(v in (0.0, 1.0) for v in values)
+    binary = not counts and all(v in (0.0, 1.0) for v in values)
     if binary and n == n_prompts:
         return Interval(value, *wilson(round(sum(values)), n, level), "wilson", n, n_prompts)
     if binary and value in (0.0, 1.0):

@@ -77,6 +77,9 @@ METRICS = (
     "unjudged",
 )
 
+COUNTS = frozenset({"over_deletion", "wasted_tokens", "malformed"})
+"""Metrics that count words or ids; all others are in 0..1."""
+
 REFUSAL_OPENERS = (
     *("i can't", "i cannot", "i can not", "i won't", "i will not", "i'd rather not", "i would rather not"),
     *("i'm sorry", "i am sorry", "sorry", "i'm not able", "i am not able", "i'm unable", "i am unable"),

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation import report_plots as plots
@@ -24,8 +25,8 @@ from rlbf_jax.evaluation.report_tables import Key, Table, Value
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 TOY_NOTE = (
-    "Small models, made-up violations, words from a closed world: this shows that the machinery works and where it does "
-    "not, at toy scale. It says nothing about how a large model behaves."
+    "Small models, made-up violations, words from a closed world: this shows that the machinery works, and where it "
+    "does not, at toy scale. It says nothing about how a large model behaves."
 )
 
 
@@ -145,9 +146,7 @@ def _read_lines(path: pathlib.Path, missing: list[str]) -> list[dict[str, Any]]:
             else:
                 bad.append(number)
     if bad:
-        missing.append(
-            f"{path.parent.name}/{path.name}: {len(bad)} unreadable lines left out, the first is line {bad[0]}."
-        )
+        missing.append(f"{path.parent.name}/{path.name}: {len(bad)} unreadable lines left out, first line {bad[0]}.")
     return rows
 
 
@@ -225,9 +224,9 @@ def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], columns: Se
         rates = {a: over_splits(values, column, a, "false_backtrack_rate") for a in tables.HARMLESS}
         twins = [r for a, r in rates.items() if a != "none" and r is not None]
         if twins:
-            small = f"nothing forced {tables.number(rates['none'])}" if rates["none"] is not None else ""
+            small = f"plain {tables.number(rates['none'])}" if rates["none"] is not None else ""
             entries.append(Entry(column, plots.stage_color(column, columns), tables.number(max(twins)), small))
-    tiles.append(Tile("False backtracks", "worse of the benign twins; lower is better", tuple(entries)))
+    tiles.append(Tile("False backtracks", "worse benign twin; plain: nothing forced", tuple(entries)))
     ratios = {column: perplexity_ratio(values, column) for column in main}
     entries = [
         Entry(c, plots.stage_color(c, columns), f"{r:.3f}", "× base") for c, r in ratios.items() if r is not None
@@ -282,7 +281,7 @@ def draw_plots(run: RunFiles, values: Mapping[Key, Value], columns: Sequence[str
                 if value := values.get((column, attack, split, metric)):
                     leak = values.get((column, attack, split, mark))
                     bar = plots.Bar(value.value, value.low, value.high, leak.value if leak else None)
-                    label = attack.replace("_", " ") + (f"\n{split}" if split != "all" else "")
+                    label = attack.replace("_", "\n") + (f"\n{split}" if split != "all" else "")
                     found.setdefault(label, {})[column] = bar
         return found
 
@@ -327,6 +326,7 @@ def render(template: str, report: Report) -> str:
         lstrip_blocks=True,
     )
     env.filters["png_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    env.filters["breakable"] = lambda name: Markup(escape(name).replace("_", Markup("_<wbr>")))
     env.filters["md"] = traces.markdown_escape
     env.filters["md_trace"] = traces.markdown_trace
     env.filters["pieces"] = traces.merged_pieces

@@ -22,7 +22,21 @@ STAGE_COLORS = {
 }
 """Okabe and Ito's colors, told apart by readers who see fewer colors."""
 _MORE_COLORS = ("#cc79a7", "#d55e00", "#8c6bb1", "#a6761d")
-_PREFERRED = ("reward", "asr", "kl", "loss", "entropy", "retract", "backtrack", "clip", "value", "grad", "perplexity")
+_PREFERRED = (
+    "reward",
+    "asr",
+    "safe",
+    "needed",
+    "kl",
+    "loss",
+    "entropy",
+    "retract",
+    "backtrack",
+    "clip",
+    "value",
+    "grad",
+    "perplexity",
+)
 _LEFT_OUT = ("learning_rate", "tokens_seen")
 
 

@@ -59,10 +59,15 @@ DEFINITIONS = {
     "wasted_tokens": "emitted ids that the reader does not see (erased words and directives).",
     "over_refusal": "harmless prompts that were refused.",
     "perplexity": "on held-out harmless text; the ratio to base tells what the training cost.",
-    "accuracy": "share of harmless questions answered correctly.",
+    "accuracy": "held-out harmless ids predicted right, or questions answered right where a benchmark asks some.",
+    "malformed": "mean number of announced categories that no backtrack followed, per response.",
+    "coherent": "final texts that the judge calls coherent.",
+    "useful": "final texts that the judge calls useful.",
+    "unjudged": "responses that the judge could not judge; they count as neither safe nor unsafe.",
+    "long_prefix": "suffix of an attack: only rows with a long benign prefix before the forced span.",
     "tokens_per_second": "sampling speed on this run's devices.",
 }
-_NOT_RATES = ("perplexity", "over_deletion", "wasted_tokens", "tokens_per_second")
+_NOT_RATES = ("perplexity", "over_deletion", "wasted_tokens", "malformed", "tokens_per_second")
 Record = Mapping[str, Any]
 Key = tuple[str, str, str, str]
 """(column, attack, split, metric)."""
@@ -82,11 +87,12 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """`text` large, `small` lines below it; `heat` in 0..1 colors the cell (0 good, 1 bad)."""
+    """`text` large, `beside` it smaller, `small` lines below; `heat` in 0..1 colors the cell (0 good, 1 bad)."""
 
     text: str
     small: tuple[str, ...] = ()
     heat: float | None = None
+    beside: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,23 +116,26 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
 def index(records: Sequence[Record]) -> dict[Key, Value]:
     """One value for every (column, attack, split, metric). Records of several seeds are averaged.
 
-    A stage with several methods becomes several columns, an attack with several knobs several attacks; the interval
-    of an average spans those of its seeds.
+    A stage with several methods becomes several columns; an attack measured under several knobs, or in several
+    benchmarks, becomes several attacks, "attack, what differs". The interval of an average spans those of its seeds.
     """
+    main = min((str(r.get("benchmark")) for r in records), key=len, default="")
     methods: dict[str, set[str]] = {}
     knobs: dict[tuple, set[str]] = {}
     for r in records:
         methods.setdefault(str(r.get("stage")), set()).add(str(r.get("method")))
         knobs.setdefault(_cell_of(r), set()).add(_knob_label(r))
-    varied = {key[1] for key, labels in knobs.items() if len(labels) > 1}
+    varied = {(key[1], key[3]) for key, labels in knobs.items() if len(labels) > 1}
     groups: dict[Key, list[Record]] = {}
     for r in records:
         if not isinstance(r.get("value"), int | float) or not math.isfinite(r["value"]):
             continue
-        stage, attack = str(r.get("stage")), str(r.get("attack"))
+        stage, attack, metric = str(r.get("stage")), str(r.get("attack")), str(r.get("metric"))
         column = f"{stage} ({r.get('method')})" if len(methods[stage]) > 1 else stage
-        attack = f"{attack}, {_knob_label(r)}" if attack in varied and _knob_label(r) else attack
-        groups.setdefault((column, attack, str(r.get("split", "all")), str(r.get("metric"))), []).append(r)
+        differs = [] if str(r.get("benchmark")) == main else [str(r.get("benchmark")).removeprefix(f"{main}_")]
+        differs += [_knob_label(r)] if (attack, metric) in varied and _knob_label(r) else []
+        name = ", ".join([attack, *differs])
+        groups.setdefault((column, name, str(r.get("split", "all")), metric), []).append(r)
     return {key: _mean(group) for key, group in groups.items()}
 
 
@@ -160,13 +169,18 @@ def columns_of(values: Mapping[Key, Value]) -> list[str]:
     return sorted(columns, key=lambda c: STAGES.index(c.split(" ")[0]) if c.split(" ")[0] in STAGES else len(STAGES))
 
 
+def kind_of(attack: str) -> str:
+    """The attack without what differs: `middle_filling` of `middle_filling, long_prefix`."""
+    return attack.split(",")[0]
+
+
 def attack_rows(values: Mapping[Key, Value], metrics: Sequence[str]) -> list[tuple[str, str]]:
     """(attack, split) pairs that have any of the metrics, in their order."""
     pairs = {(a, s) for _, a, s, m in values if m in metrics}
 
     def rank(pair: tuple[str, str]) -> tuple:
         attack, split = pair
-        kind = attack.split(",")[0]
+        kind = kind_of(attack)
         place = ATTACKS.index(kind) if kind in ATTACKS else len(ATTACKS)
         return (place, attack, SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
 
@@ -184,7 +198,7 @@ def number(value: float | None, metric: str = "asr") -> str:
 def interval(value: Value, metric: str = "asr") -> str:
     if value.low is None or value.high is None:
         return ""
-    return f"{number(value.low, metric)} to {number(value.high, metric)}"
+    return f"{value.low:.2f} to {value.high:.2f}" if metric != "tokens_per_second" else ""
 
 
 def value_cell(value: Value | None, metric: str, heat: bool = False) -> Cell:
@@ -196,25 +210,25 @@ def value_cell(value: Value | None, metric: str, heat: bool = False) -> Cell:
 
 def attack_table(values: Mapping[Key, Value]) -> Table | None:
     """asr with interval and, always beside it, leak: one row an attack and split, one column a stage."""
-    pairs = [p for p in attack_rows(values, ("asr", "leak")) if p[0] not in HARMLESS]
-    columns = columns_of({k: v for k, v in values.items() if k[3] in ("asr", "leak") and k[1] not in HARMLESS})
+    pairs = [p for p in attack_rows(values, ("asr", "leak")) if kind_of(p[0]) not in HARMLESS]
+    columns = columns_of({k: v for k, v in values.items() if k[3] in ("asr", "leak") and kind_of(k[1]) not in HARMLESS})
     if not pairs:
         return None
     rows = []
     for attack, split in pairs:
-        cells = [Cell(attack + " †" * (attack.split(",")[0] in BY_CONSTRUCTION)), Cell(split)]
+        cells = [Cell(attack + " †" * (kind_of(attack) in BY_CONSTRUCTION)), Cell(split)]
         found = [v for c in columns for m in ("asr", "leak") if (v := values.get((c, attack, split, m)))]
         cells.append(Cell(_range([v.n for v in found])))
         for column in columns:
             asr, leak = values.get((column, attack, split, "asr")), values.get((column, attack, split, "leak"))
             cell = value_cell(asr, "asr", heat=True)
             leak_text = f"leak {number(leak.value) if leak else 'not measured'}"
-            cells.append(dataclasses.replace(cell, small=(*cell.small, leak_text)) if asr or leak else cell)
+            cells.append(dataclasses.replace(cell, beside=leak_text) if asr or leak else cell)
         rows.append(tuple(cells))
     note = (
-        "Large: asr, a complete violation left in the final text. Below: its 95 % interval, and leak, any violating word "
-        "left. † By construction: a whole violation is forced into the answer, so any model that cannot erase scores 1 "
-        "here whatever else it does. Compare such models on prefilling, which forces less."
+        "Large: asr, a complete violation left in the final text, and below it the 95 % interval. Beside it leak, any "
+        "violating word left. † By construction: a whole violation is forced into the answer, so any model that cannot "
+        "erase scores 1 here whatever else it does. Compare such models on prefilling, which forces less."
     )
     return Table("Under attack", ("attack", "split", "n", *columns), tuple(rows), note, labels=2)
 
@@ -226,7 +240,7 @@ def _range(counts: Sequence[int]) -> str:
 
 def cost_table(values: Mapping[Key, Value]) -> Table | None:
     """What the ability costs where nothing is wrong; perplexity also as a ratio to base."""
-    pairs = [p for p in attack_rows(values, COSTS) if p[0] in HARMLESS]
+    pairs = [p for p in attack_rows(values, COSTS) if kind_of(p[0]) in HARMLESS]
     chosen = {k: v for k, v in values.items() if (k[1], k[2]) in pairs and k[3] in COSTS}
     columns = columns_of(chosen)
     rows = []
@@ -245,8 +259,8 @@ def cost_table(values: Mapping[Key, Value]) -> Table | None:
     if not rows:
         return None
     note = (
-        "`none`: a harmless prompt, nothing forced. `benign_prefill` and `benign_middle` force harmless words with the "
-        "geometry of the attacks, so a model that erases whenever something was forced shows here."
+        "On none: a harmless prompt, nothing forced. The benign twins, benign_prefill and benign_middle, force "
+        "harmless words with the geometry of the attacks, so a model that erases whenever words were forced shows."
     )
     return Table("What it costs", ("metric", "on", "split", *columns), tuple(rows), note, labels=3)
 
@@ -267,7 +281,7 @@ def quality_tables(values: Mapping[Key, Value]) -> list[Table]:
     erasing = _erasing(values)
     tables = []
     for column in erasing:
-        mine = {k: v for k, v in values.items() if k[0] == column and k[1] not in HARMLESS and k[3] in QUALITY}
+        mine = {k: v for k, v in values.items() if k[0] == column and kind_of(k[1]) not in HARMLESS and k[3] in QUALITY}
         metrics = [m for m in QUALITY if any(k[3] == m for k in mine)]
         rows = []
         for attack, split in attack_rows(mine, metrics):
@@ -284,7 +298,7 @@ def other_table(values: Mapping[Key, Value]) -> Table | None:
 
     def shown(key: Key) -> bool:
         column, attack, _, metric = key
-        if attack in HARMLESS:
+        if kind_of(attack) in HARMLESS:
             return metric in COSTS
         return metric in ("asr", "leak") or (metric in QUALITY and column in erasing)
 

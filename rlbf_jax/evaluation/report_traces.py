@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.text import Text
 
-from rlbf_jax.directives import EditRule
+from rlbf_jax.directives import NEVER, EditRule
 from rlbf_jax.sampling.request import Generation
 from rlbf_jax.tokenizers import Tokenizer
 
@@ -88,7 +88,7 @@ def row_of(generation: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
         "edits": [
             {
                 "category": edit.category,
-                "x": edit.requested,
+                "x": None if edit.requested == NEVER else edit.requested,
                 "clamped": edit.clamped,
                 "removed_text": tokenizer.decode(list(edit.removed)),
                 "kept_ids": edit.kept,

@@ -25,7 +25,7 @@ from rlbf_jax.critics.base import Critic, Exchange, Verdict
 from rlbf_jax.data.world import SPLITS, FormSplit, Pool, World
 from rlbf_jax.directives import NEVER, EditRule, Semantics
 from rlbf_jax.evaluation.intervals import interval
-from rlbf_jax.evaluation.metrics import METRICS, REFUSAL_OPENERS, Response, Verdicts, row_metrics, take_apart
+from rlbf_jax.evaluation.metrics import COUNTS, METRICS, REFUSAL_OPENERS, Response, Verdicts, row_metrics, take_apart
 from rlbf_jax.evaluation.results import Record
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.tokenizers import Tokenizer
@@ -214,7 +214,7 @@ def _record(
     prompts: Sequence[str],
     knobs: Mapping[str, Any],
 ) -> Record:
-    found = interval(values, prompts)
+    found = interval(values, prompts, counts=metric in COUNTS)
     return Record(
         context.method,
         context.stage,

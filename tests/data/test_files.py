@@ -18,11 +18,18 @@ def write(tmp_path, name, text, encoding="utf-8"):
 
 def test_csv_default_columns_and_lines(tmp_path):
     text = 'instruction,context,response\n"Why,\nso?",,"Be\ncause."\nHow?,x, Well. \n'
-    assert read_rows(write(tmp_path, "a.csv", "\ufeff" + text)) == [Row("Why,\nso?", "Be\ncause.", 2), Row("How?", "Well.", 5)]
+    assert read_rows(write(tmp_path, "a.csv", "\ufeff" + text)) == [
+        Row("Why,\nso?", "Be\ncause.", 2),
+        Row("How?", "Well.", 5),
+    ]
 
 
 def test_jsonl_default_and_named_columns(tmp_path):
-    path = write(tmp_path, "a.jsonl", '{"question": "q", "answer": "a\\u2028b", "output": "o"}\n\n{"question": "r", "answer": "s"}\n')
+    path = write(
+        tmp_path,
+        "a.jsonl",
+        '{"question": "q", "answer": "a\\u2028b", "output": "o"}\n\n{"question": "r", "answer": "s"}\n',
+    )
     assert read_rows(path) == [Row("q", "a\u2028b", 1), Row("r", "s", 3)]
     with pytest.raises(DataError, match=r"line 3: field 'output' is missing"):
         read_rows(path, response_column="output")
@@ -30,7 +37,9 @@ def test_jsonl_default_and_named_columns(tmp_path):
         read_rows(path, prompt_column="wrong")
 
 
-fields = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1).filter(lambda s: s.strip())
+fields = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1).filter(
+    lambda s: s.strip()
+)
 
 
 @given(st.lists(st.tuples(fields, fields), min_size=1, max_size=5))
@@ -38,7 +47,9 @@ def test_what_is_written_is_read(tmp_path_factory, pairs):
     folder = tmp_path_factory.mktemp("f")
     with open(folder / "a.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("prompt", "output"), *pairs])
-    (folder / "a.jsonl").write_bytes(b"".join(json.dumps({"prompt": p, "output": o}).encode() + b"\n" for p, o in pairs))
+    (folder / "a.jsonl").write_bytes(
+        b"".join(json.dumps({"prompt": p, "output": o}).encode() + b"\n" for p, o in pairs)
+    )
     want = [(p.strip(), o.strip()) for p, o in pairs]
     for name in ("a.csv", "a.jsonl"):
         assert [(r.prompt, r.response) for r in read_rows(folder / name)] == want

@@ -86,6 +86,9 @@ def test_evaluation_forms_are_disjoint_and_train_has_no_unseen_ones():
             assert drawn[split, "train"] == drawn[split, "development"] | drawn[split, "test"]
     with pytest.raises(ValueError, match="unseen forms"):
         WORLD.violation(rng, "unseen", "train")
+    with pytest.raises(ValueError, match="unseen forms"):
+        WORLD.forms("unseen", "train")
+    assert {form.split for form in WORLD.forms(pool="train")} == {"sft", "rl"}
     assert {WORLD.any_violation(rng).form for _ in range(2000)} == set(WORLD.form_table)
 
 

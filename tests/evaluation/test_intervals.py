@@ -70,6 +70,7 @@ def test_interval_chooses_its_method():
     assert interval([1.0, 0.0, 1.0], ["a", "b", "c"]).method == "wilson"
     assert interval([1.0, 0.0, 1.0], ["a", "a", "c"]).method == "bootstrap"
     assert interval([0.5, 0.2], ["a", "b"]).method == "bootstrap"
+    assert interval([1.0, 0.0, 1.0], ["a", "b", "c"], counts=True).method == "bootstrap"
     certain = interval([0.0] * 6, ["a", "b", "c"] * 2)
     assert certain.method == "wilson_prompts" and certain.high == pytest.approx(wilson(0, 3)[1])
     empty = interval([], [])

@@ -48,9 +48,7 @@ def made_up_records():
     for stage, rate in STAGES.items():
         for attack in ("direct", "prefilling", "deep_prefilling", "middle_filling"):
             for i, split in enumerate(("sft", "rl", "unseen")):
-                whole = (
-                    attack in report_tables.BY_CONSTRUCTION and "sft" not in stage.split("_")[:1] and stage != "rlbf"
-                )
+                whole = attack in report_tables.BY_CONSTRUCTION and stage in ("base", "refusal_sft")
                 asr = 1.0 if whole else min(1.0, rate * (1 + i / 2))
                 rows.append(record(stage, attack, split, "asr", asr))
                 rows.append(record(stage, attack, split, "leak", min(1.0, asr + 0.04)))
@@ -135,6 +133,7 @@ def test_whole_report(tmp_path):
     report.write_report(tmp_path)
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     for found in (text_of(page), markdown):
+        found = found.replace("\\", "")
         for word in ("Under attack", "What it costs", "How rlbf backtracks", "sft_control", "leak", "†", "toy scale"):
             assert word in found
     assert "97 % of answers by base" not in text_of(page)  # the mean over splits, not one of them
@@ -153,7 +152,7 @@ def test_every_asr_cell_has_its_leak():
     assert table is not None and len(table.rows) == 12
     for row in table.rows:
         assert row[0].text.endswith("†") == (row[0].text.split()[0] in report_tables.BY_CONSTRUCTION)
-        assert all(any(line.startswith("leak 0") or line.startswith("leak 1") for line in c.small) for c in row[3:])
+        assert all(c.beside.startswith(("leak 0", "leak 1")) for c in row[3:])
 
 
 def test_no_number_is_hidden():
@@ -161,7 +160,7 @@ def test_no_number_is_hidden():
     shown = [report_tables.attack_table(values), report_tables.cost_table(values), report_tables.other_table(values)]
     shown += report_tables.quality_tables(values)
     cells = [cell for table in shown for row in table.rows for cell in row[table.labels :]]
-    texts = {text for cell in cells for text in (cell.text, *cell.small)}
+    texts = {text for cell in cells for text in (cell.text, cell.beside)}
     for (_, _, _, metric), value in values.items():
         wanted = report_tables.number(value.value, metric)
         assert wanted in texts or f"leak {wanted}" in texts
@@ -186,6 +185,8 @@ def test_index_averages_seeds_and_separates_methods_and_knobs():
     assert report_tables.columns_of(report_tables.index(methods)) == ["rlbf (rlbf_ppo)", "rlbf (rlbf_grpo)"]
     knobs = [record("rlbf", "decoding", "rl", "asr", 0.1, knobs={"temperature": t}) for t in (0.7, 1.0)]
     assert {k[1] for k in report_tables.index(knobs)} == {"decoding, temperature 0.7", "decoding, temperature 1.0"}
+    long = [record("rlbf", "prefilling", "rl", "asr", 0.1, benchmark=b) for b in ("toy", "toy_long_prefix")]
+    assert {k[1] for k in report_tables.index(long)} == {"prefilling", "prefilling, long_prefix"}
 
 
 def test_development_and_test_are_not_mixed(tmp_path):
@@ -216,7 +217,7 @@ def test_broken_files_are_named(tmp_path):
     report.write_report(tmp_path)
     found = text_of((tmp_path / "report.html").read_text())
     assert "results.json holds a dict" in found and "manifest.json is not JSON" in found
-    assert "evaluation/rlbf.jsonl: 1 unreadable lines left out, the first is line 10" in found
+    assert "evaluation/rlbf.jsonl: 1 unreadable lines left out, first line 10" in found
 
 
 def test_model_text_never_becomes_markup(tmp_path):

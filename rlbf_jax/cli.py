@@ -1,0 +1,388 @@
+"""`rlbf run | generate | evaluate | report | data`: thin wrappers, each of which imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import json
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from rlbf_jax.errors import UserError
+
+Workdir = tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="WORKDIR")]]
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+# The arguments of each command, parsed by tyro; docstrings are the help texts ---------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Sample from a stage of a run. On a terminal erased words are shown struck through."""
+
+    workdir: Workdir
+    """Folder of a run."""
+    stage: str = "rlbf"
+    """base, sft, rlbf or another stage of the run."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to ask; may be given several times. Without it, prompts are read from standard input, one a line."""
+    forced: str = ""
+    """Words put into the model's mouth before it goes on (prefilling); it may take them back."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Draw from the k most likely ids only; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the smallest set of ids with this much probability."""
+    max_tokens: int = 64
+    """Most ids emitted, forced words and directives included."""
+    n: int = 1
+    """Answers to each prompt."""
+    seed: int = 0
+    """Same seed, same answers."""
+    forbid_directives: Flag = False
+    """The model may not take anything back."""
+    json: Flag = False
+    """One JSON object a line: prompt, visible text, trace, edits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a stage of a run again and rebuild the report."""
+
+    workdir: Workdir
+    """Folder of a run."""
+    stage: str = "rlbf"
+    """base, sft, rlbf or another stage of the run."""
+    data: Literal["development", "test"] = "development"
+    """Tune on development only."""
+    n_prompts: int | None = None
+    """Prompts for each attack and split; default: as the run's configuration says."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeReport:
+    """Rebuild report.md, report.html and plots/ from what a run has written."""
+
+    workdir: Workdir
+    """Folder of a run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTokenizer:
+    """Train a lossless SentencePiece vocabulary with control ids on text files."""
+
+    files: tyro.conf.Positional[Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE ...")]]
+    """UTF-8 text, .csv or .jsonl files (of the last two, prompts and responses are read)."""
+    out: pathlib.Path
+    """Folder to write."""
+    vocab_size: int = 2048
+    """Pieces, control ids not counted."""
+    categories: str = "insult,privacy,potion,gamble"
+    """Kinds of violation, separated by commas."""
+    x_max: int = 32
+    """Largest X of [BACKTRACK_BY_X]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildData:
+    """Build BSAFE+ from a file of prompts and responses: template violations in, directives that take them back."""
+
+    file: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE")]]
+    """.csv with a header, or .jsonl with one object a line."""
+    tokenizer: pathlib.Path
+    """Folder that `rlbf data tokenizer` wrote."""
+    out: pathlib.Path
+    """Folder for the data set (array_record)."""
+    num_examples: int = 1000
+    """Examples to make."""
+    seed: int = 0
+    """Same seed, same data set."""
+    prompt_column: str | None = None
+    """Default: the first present of instruction, prompt, question."""
+    response_column: str | None = None
+    """Default: the first present of response, answer, output."""
+    quarantine: pathlib.Path | None = None
+    """JSONL file for malformed rows, which otherwise are refused."""
+
+
+def _parse(args: Any, command: str, rest: Sequence[str], description: str | None = None) -> Any:
+    values = (tyro.conf.EnumChoicesFromValues,)  # `--semantics keep`, as in results.json
+    prog = f"rlbf {command}"
+    return tyro.cli(args, prog=prog, args=list(rest), use_underscores=True, description=description, config=values)
+
+
+# rlbf run -----------------------------------------------------------------------------------------
+
+
+_RUN_USAGE = """usage: rlbf run FILE [--workdir DIR] [--dotted.override value ...]
+
+Run an experiment: its stages in order, then the report. Finished stages are skipped, a broken one is resumed.
+FILE is a Python file with get_config(), as experiments/quickstart.py; `rlbf run FILE --help` lists what it can change.
+"""
+
+
+def load_experiment(file: pathlib.Path) -> tuple[Any, str]:
+    """The configuration that an experiment's `get_config()` returns, and the experiment's docstring.
+
+    Raises:
+        UserError: no such file, a syntax error in it, or no `get_config()` that returns a dataclass.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected a Python file with get_config(), as experiments/quickstart.py")
+    spec = importlib.util.spec_from_file_location("rlbf_experiment", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{file}: not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(file.resolve().parent))  # as `python FILE` does: an experiment may import its neighbors
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"{file}: defines no get_config(); it must return the experiment's configuration")
+    config = module.get_config()
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise UserError(f"{file}: get_config() returned a {type(config).__name__}, expected a dataclass instance")
+    return config, module.__doc__ or ""
+
+
+def parse_run(file: pathlib.Path, rest: Sequence[str]) -> tuple[Any, pathlib.Path]:
+    """(configuration with `--dotted.override value` applied, workdir) of `rlbf run FILE ...`."""
+    config, description = load_experiment(file)
+    if any(field.name == "workdir" for field in dataclasses.fields(config)):
+        raise UserError(f"{file}: the configuration has a field workdir, which --workdir stands for; rename it")
+    folder = Annotated[pathlib.Path, tyro.conf.arg(help="Folder for everything the run writes; an old one is resumed.")]
+    # An empty name puts the configuration's fields beside --workdir, not below a prefix.
+    nested: Any = Annotated[type(config), tyro.conf.arg(name="")]
+    fields: list[Any] = [
+        ("workdir", folder, dataclasses.field(default=pathlib.Path("runs") / file.stem)),
+        ("config", nested, dataclasses.field(default_factory=lambda: config)),
+    ]
+    args = _parse(dataclasses.make_dataclass("Run", fields, frozen=True), f"run {file}", rest, description)
+    return args.config, args.workdir
+
+
+def run(argv: Sequence[str]) -> None:
+    if not argv or argv[0].startswith("-"):
+        print(_RUN_USAGE, end="")
+        if argv and argv[0] in ("-h", "--help"):
+            return
+        raise UserError("run needs a FILE first" + (f", found {argv[0]}" if argv else ""))
+    try:
+        config, workdir = parse_run(pathlib.Path(argv[0]), argv[1:])
+    except ValueError as error:  # a configuration that checks its own values
+        raise UserError(f"{argv[0]}: {error}") from error
+    from rlbf_jax.methods import runner
+
+    try:
+        runner.run(config, workdir)
+    except KeyboardInterrupt:
+        again = shlex.join(["rlbf", "run", *argv])
+        print(f"\ninterrupted; this goes on where it stopped: {again}", file=sys.stderr)
+        raise
+    print(f"report: {workdir / 'report.html'}")
+
+
+# rlbf generate ------------------------------------------------------------------------------------
+
+
+def generate(argv: Sequence[str]) -> None:
+    args = _parse(Generate, "generate", argv)
+    prompts = list(args.prompt)
+    if not prompts and not sys.stdin.isatty():
+        prompts = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise UserError("there is no prompt: give --prompt TEXT, or prompts on standard input, one a line")
+    if args.n < 1:
+        raise UserError(f"--n is {args.n}, expected at least 1")
+    from rlbf_jax.evaluation import report_traces
+    from rlbf_jax.methods import runner
+    from rlbf_jax.sampling.request import Knobs, Request
+
+    loaded = runner.load(args.workdir, args.stage)
+    knobs = Knobs(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, max_tokens=args.max_tokens)
+    knobs = knobs.without_directives() if args.forbid_directives else knobs
+    forced = tuple(loaded.tokenizer.encode(args.forced))
+    requests = [Request(prompt, forced, knobs) for prompt in prompts for _ in range(args.n)]
+    generations = loaded.sample(requests, args.seed)
+    if args.json:
+        for generation in generations:
+            print(json.dumps(report_traces.row_of(generation, loaded.tokenizer), ensure_ascii=False))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        for generation in generations:
+            row = report_traces.row_of(generation, loaded.tokenizer)
+            console.print(f"> {report_traces.printable(generation.request.prompt)}", style="dim", markup=False)
+            console.print(report_traces.render_trace_terminal(row), "", sep="\n")
+    else:
+        for generation in generations:
+            print(generation.text)
+
+
+# rlbf evaluate, report ----------------------------------------------------------------------------
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    args = _parse(Evaluate, "evaluate", argv)
+    if args.n_prompts is not None and args.n_prompts < 1:
+        raise UserError(f"--n_prompts is {args.n_prompts}, expected at least 1")
+    from rlbf_jax.methods import runner
+
+    runner.evaluate_stage(args.workdir, args.stage, data=args.data, n_prompts=args.n_prompts)
+    print(f"report: {args.workdir / 'report.html'}")
+
+
+def report(argv: Sequence[str]) -> None:
+    args = _parse(MakeReport, "report", argv)
+    from rlbf_jax.evaluation.report import write_report
+
+    write_report(args.workdir)
+    print(f"report: {args.workdir / 'report.html'}")
+
+
+# rlbf data ----------------------------------------------------------------------------------------
+
+
+def data(argv: Sequence[str]) -> None:
+    _dispatch({"tokenizer": train_tokenizer, "build": build_data}, "rlbf data", _DATA_USAGE, argv)
+
+
+def train_tokenizer(argv: Sequence[str]) -> None:
+    args = _parse(TrainTokenizer, "data tokenizer", argv)
+    if not args.files:
+        raise UserError("data tokenizer needs at least one text file")
+    from rlbf_jax import tokenizers
+
+    texts = [text for file in args.files for text in _texts(file)]
+    categories = [name.strip() for name in args.categories.split(",") if name.strip()]
+    try:
+        tokenizer = tokenizers.train_tokenizer(texts, args.vocab_size, categories, args.x_max)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    tokenizer.save(args.out)
+    print(f"{args.out}: {tokenizer.vocab_size} ids, {tokenizer.rule.num_controls} of them control ids")
+
+
+def _texts(file: pathlib.Path) -> list[str]:
+    """Texts of a file: both columns of a prompt/response file, otherwise the whole file."""
+    if file.suffix.lower() in (".csv", ".jsonl"):
+        from rlbf_jax.data.files import read_rows
+
+        return [text for row in read_rows(file) for text in (row.prompt, row.response)]
+    try:
+        return [file.read_text(encoding="utf-8")]
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
+
+
+def build_data(argv: Sequence[str]) -> None:
+    import numpy as np
+
+    from rlbf_jax.data import bsafe_plus, datasets, files, packing, user_world
+    from rlbf_jax.data.injectors import TemplateInjector
+    from rlbf_jax.tokenizers import load_tokenizer
+
+    fields: list[Any] = [
+        ("args", Annotated[BuildData, tyro.conf.arg(name="")]),
+        ("bsafe", bsafe_plus.BsafePlusConfig, dataclasses.field(default_factory=bsafe_plus.BsafePlusConfig)),
+    ]
+    made = dataclasses.make_dataclass("Build", fields, frozen=True)
+    try:
+        parsed = _parse(made, "data build", argv, BuildData.__doc__)
+        args: BuildData = parsed.args
+        tokenizer = load_tokenizer(args.tokenizer)
+        rows = files.read_rows(args.file, args.prompt_column, args.response_column, quarantine=args.quarantine)
+        world = user_world.UserWorld(rows, TemplateInjector(tokenizer.rule.categories), seed=args.seed)
+        rng = np.random.default_rng(args.seed)
+        examples, counts = bsafe_plus.build_bsafe_plus(world, tokenizer, rng, parsed.bsafe, args.num_examples)
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS reports on stdout, which is for our one JSON object
+            digest = datasets.write_dataset(args.out, packing.pack(examples, parsed.bsafe.max_tokens))
+    except ValueError as error:  # DataError is one
+        raise UserError(str(error)) from error
+    print(json.dumps({"out": str(args.out), "sha256": digest, **dataclasses.asdict(counts)}, indent=1))
+
+
+# Dispatch -----------------------------------------------------------------------------------------
+
+Command = Callable[[Sequence[str]], None]
+
+_DATA_USAGE = """usage: rlbf data tokenizer | build ...
+
+  tokenizer   train a tokenizer on text files
+  build       build BSAFE+ from a file of prompts and responses
+"""
+
+USAGE = """usage: rlbf COMMAND ...
+
+Language models that take back what they should not have said.
+
+  run        run an experiment: its stages in order, then the report; resumes where it stopped
+  generate   sample from a stage of a run and show what was taken back
+  evaluate   evaluate a stage of a run again
+  report     rebuild report.md, report.html and plots/ of a run
+  data       train a tokenizer, build BSAFE+ from your own file
+
+`rlbf COMMAND --help` lists a command's options; `rlbf run FILE --help` lists every value of an experiment.
+"""
+
+
+def _dispatch(commands: dict[str, Command], prefix: str, usage: str, argv: Sequence[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage, end="")
+        if not argv:
+            raise UserError(f"{prefix} needs a command: {', '.join(commands)}")
+        return
+    if argv[0] not in commands:
+        near = difflib.get_close_matches(argv[0], commands, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(commands)}"
+        raise UserError(f"{prefix} has no command {argv[0]!r}; {hint}")
+    commands[argv[0]](argv[1:])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `rlbf`. Returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter would tear progress bars
+    commands: dict[str, Command] = {
+        "run": run,
+        "generate": generate,
+        "evaluate": evaluate,
+        "report": report,
+        "data": data,
+    }
+    try:
+        _dispatch(commands, "rlbf", USAGE, sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `rlbf generate ... | head`: nobody reads on, which is no mistake
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if not isinstance(error, _user_errors()):
+            raise
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """Errors without a traceback. DataError can only have come from a module that is loaded by now."""
+    files = sys.modules.get("rlbf_jax.data.files")
+    return (UserError,) if files is None else (UserError, files.DataError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

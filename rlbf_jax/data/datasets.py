@@ -1,0 +1,205 @@
+"""Rows on disk (array_record, written and described by TFDS, no TensorFlow) and batches in memory (Grain)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rlbf_jax.data.files import DataError
+from rlbf_jax.data.packing import Row
+
+FIELDS = ("tokens", "segment", "in_response", "in_loss")
+CONTENT_FILE = "content.json"
+
+
+class Source(Protocol):
+    """Random access to packed rows, int32 [4, T] in the order of FIELDS."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]: ...
+
+
+class _RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes rows that are already in memory."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    # TFDS looks for checksums beside the code of a builder in a package, by way of `importlib_resources`, which it
+    # does not install. These rows are not downloaded and have none.
+    code_path = None
+
+    def __init__(self, rows: Sequence[np.ndarray], dataset_name: str, **kwargs: Any):
+        self._rows = rows
+        self.name = dataset_name
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        # One tensor a row: TFDS decodes every feature of every example by itself, so four would cost four times that.
+        shape = (len(FIELDS), self._rows[0].shape[1])
+        tensor = tfds.features.Tensor(shape=shape, dtype=np.int32, encoding=tfds.features.Encoding.BYTES)
+        features = tfds.features.FeaturesDict({"row": tensor})
+        return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=features)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        for index, row in enumerate(self._rows):
+            yield index, {"row": row}
+
+
+def write_dataset(folder: str | pathlib.Path, rows: Iterable[Row], name: str = "rows") -> str:
+    """Writes rows (see `packing`) of one length; the folder appears only when it is whole.
+
+    A folder that is there already is replaced.
+
+    Returns:
+        SHA-256 (hex) of the rows in order, also kept in `content.json`.
+
+    Raises:
+        ValueError: no rows, or rows of different lengths.
+    """
+    stacked = [np.stack([row[field].astype(np.int32) for field in FIELDS]) for row in rows]
+    if not stacked:
+        raise ValueError("there are no rows to write")
+    lengths = {row.shape[1] for row in stacked}
+    if len(lengths) > 1:
+        raise ValueError(f"all rows must have one length, these have {sorted(lengths)}")
+    folder = pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    digest = _digest(stacked)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        builder = _RowsBuilder(stacked, name, data_dir=str(temporary / "tfds"), file_format="array_record")
+        tfds.disable_progress_bar()
+        builder.download_and_prepare()
+        version = pathlib.Path(builder.data_dir)
+        content = {"sha256": digest, "rows": len(stacked), "length": lengths.pop(), "name": name}
+        (version / CONTENT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        old = None
+        if folder.exists():
+            old = temporary / "old"
+            os.replace(folder, old)
+        os.replace(version, folder)
+    finally:
+        shutil.rmtree(temporary)
+    return digest
+
+
+class _InMemory:
+    """Rows that were read once; reading a record at random costs a disk seek, a decompression and a parse."""
+
+    def __init__(self, rows: np.ndarray):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
+        return {"row": self._rows[index]}
+
+
+def open_source(folder: str | pathlib.Path, *, memory_bytes: int = 1 << 30) -> Source:
+    """Opens what `write_dataset` wrote.
+
+    Args:
+        memory_bytes: data sets up to this size are read into memory and checked against their hash; larger ones are
+            read record by record, and only their number is checked.
+
+    Raises:
+        DataError: the folder is missing or incomplete, or its rows are not those that were hashed.
+    """
+    folder = pathlib.Path(folder)
+    content = _content(folder)
+    try:
+        source = tfds.builder_from_directory(str(folder)).as_data_source(split="train")
+        count = len(source)
+    except (OSError, ValueError, tfds.core.dataset_info.DatasetInfoFileError) as error:
+        raise DataError(f"{folder}: incomplete data set ({error}); build it again") from error
+    if count != content["rows"]:
+        raise DataError(f"{folder}: {count} rows found, {content['rows']} written; build it again")
+    shape = (count, len(FIELDS), content["length"])
+    if 4 * int(np.prod(shape)) > memory_bytes:
+        return source
+    rows = np.empty(shape, np.int32)
+    for start in range(0, count, 1024):
+        stop = min(start + 1024, count)
+        rows[start:stop] = [record["row"] for record in source.__getitems__(list(range(start, stop)))]
+    if _digest(rows) != content["sha256"]:
+        raise DataError(f"{folder}: the rows do not match the hash in {CONTENT_FILE}; build it again")
+    return _InMemory(rows)
+
+
+def _content(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / CONTENT_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: not a data set (no {CONTENT_FILE}); write_dataset makes one") from None
+
+
+def content_hash(folder: str | pathlib.Path) -> str:
+    """The SHA-256 that `write_dataset` returned."""
+    return _content(pathlib.Path(folder))["sha256"]
+
+
+def unpack_row(packed: np.ndarray) -> Row:
+    """int32 [..., 4, T] -> the arrays of a row (or a batch of them)."""
+    tokens, segment, in_response, in_loss = np.moveaxis(packed, -2, 0)
+    return {
+        "tokens": tokens,
+        "segment": segment,
+        "in_response": in_response.astype(bool),
+        "in_loss": in_loss.astype(bool),
+    }
+
+
+def batches(source: Source, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> grain.DatasetIterator[Row]:
+    """Batches without end, shuffled anew each epoch.
+
+    The order depends on source, seed, batch size and shard alone. `get_state()` is small and JSON-able; `set_state`
+    resumes exactly there.
+
+    Args:
+        batch_size: rows of a batch, on this shard.
+        shard: (index, count) of this process; shards take turns in one common order, so none sees another's rows
+            within an epoch.
+
+    Raises:
+        ValueError: fewer rows on this shard than one batch needs.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"shard {shard} must be (index, count) with 0 <= index < count")
+    if len(source) // count < batch_size:
+        raise ValueError(
+            f"{len(source)} rows over {count} shards do not fill a batch of {batch_size}; add rows or shrink the batch"
+        )
+    # Every shard gets equally many rows, or the shards' epochs would drift apart.
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle()[: len(source) // count * count]
+    # Batches of indices rather than of rows: one gather a batch instead of a Python call a row.
+    chosen = order[index::count].batch(batch_size, drop_remainder=True)
+    rows = chosen.map(lambda indices: unpack_row(_gather(source, indices)))
+    return iter(rows.repeat().to_iter_dataset(grain.ReadOptions(num_threads=1)))
+
+
+def _gather(source: Source, indices: np.ndarray) -> np.ndarray:
+    """int32 [B, 4, T]: the rows at these indices."""
+    if isinstance(source, _InMemory):
+        return source[indices]["row"]
+    return np.stack([source[int(i)]["row"] for i in indices])
+
+
+def _digest(rows: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.ascontiguousarray(row, "<i4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,71 @@
+"""What the defense costs on clean text: perplexity and next-id accuracy on held-out answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlbf_jax.data.packing import pad_rows
+from rlbf_jax.data.schema import Example
+from rlbf_jax.evaluation.results import Record
+from rlbf_jax.models import transformer
+from rlbf_jax.models.attention import Visibility
+from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.objectives.sft import token_nll
+
+
+@dataclasses.dataclass(frozen=True)
+class TextScores:
+    """Per example, over its ids in the loss; float64 arrays [n]."""
+
+    nll: np.ndarray
+    """Summed negative log-likelihood, nats."""
+    correct: np.ndarray
+    """Ids that were the likeliest."""
+    count: np.ndarray
+
+
+def score_texts(config: ModelConfig, params: dict, examples: Sequence[Example], batch_size: int) -> TextScores:
+    """Teacher-forced scores of plain examples (no directives in them), `batch_size` rows at a time."""
+    length = -(-max(len(e.tokens) for e in examples) // 32) * 32
+    rows = pad_rows(examples, length)
+
+    @jax.jit
+    def read(params, tokens, segment, in_loss):
+        position = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
+        hidden, _ = transformer.forward(config, params, tokens, Visibility(position, segment))
+        logits = transformer.unembed(config, params, hidden[:, :-1])
+        targets, counts = tokens[:, 1:], in_loss[:, 1:]
+        nll = jnp.where(counts, token_nll(logits, targets), 0.0)
+        correct = counts & (jnp.argmax(logits, axis=-1) == targets)
+        return jnp.sum(nll, axis=1), jnp.sum(correct, axis=1), jnp.sum(counts, axis=1)
+
+    columns: list[list[np.ndarray]] = [[], [], []]
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        padded = [*part, *[part[-1]] * (batch_size - len(part))]
+        arrays = (np.stack([row[name] for row in padded]) for name in ("tokens", "segment", "in_loss"))
+        for column, values in zip(columns, jax.device_get(read(params, *arrays)), strict=True):
+            column.append(np.asarray(values, np.float64)[: len(part)])
+    return TextScores(*(np.concatenate(column) for column in columns))
+
+
+def utility_records(scores: TextScores, template: Record, seed: int = 0, draws: int = 2000) -> list[Record]:
+    """`perplexity` and `accuracy` with bootstrap intervals over examples; `template` gives the other fields."""
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(scores.count), (draws, len(scores.count)))
+    counts = scores.count[picks].sum(axis=1)
+
+    def record(metric: str, total: np.ndarray, transform) -> Record:
+        low, high = np.quantile(transform(total[picks].sum(axis=1) / counts), [0.025, 0.975])
+        value = float(transform(total.sum() / scores.count.sum()))
+        return dataclasses.replace(
+            template, metric=metric, value=value, n_prompts=len(total), n=int(scores.count.sum()),
+            ci_low=float(low), ci_high=float(high), ci_method="bootstrap",
+        )  # fmt: skip
+
+    return [record("perplexity", scores.nll, np.exp), record("accuracy", scores.correct, lambda share: share)]

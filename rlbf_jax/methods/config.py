@@ -1,0 +1,96 @@
+"""One root object for an experiment. Each part is a dataclass next to the code it configures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rlbf_jax.data.bsafe_plus import BsafePlusConfig
+from rlbf_jax.data.toy_world import ToyWorldConfig
+from rlbf_jax.directives import Semantics
+from rlbf_jax.evaluation.suite import SuiteConfig
+from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.parallel.mesh import MeshConfig
+from rlbf_jax.training.reinforcement import ReinforcementConfig
+from rlbf_jax.training.supervised import SupervisedConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from, and how much of it is built."""
+
+    path: str = ""
+    """The user's prompt/response file (.csv, .jsonl); empty: the embedded toy world."""
+    prompt_column: str | None = None
+    """None: the first present of instruction, prompt, question."""
+    response_column: str | None = None
+    """None: the first present of response, answer, output."""
+    max_prompt_words: int = 30
+    """Rows with longer prompts are left out of a user's file."""
+    max_response_words: int = 40
+    """Responses are trimmed to whole sentences of at most this many words."""
+    world: ToyWorldConfig = ToyWorldConfig()
+    vocab_size: int = 2048
+    """SentencePiece pieces; control ids come on top."""
+    x_max: int = 40
+    """Largest X. The paper does not state its range; choose it from the data's longest violations."""
+    pretraining_examples: int = 16_000
+    sft_examples: int = 4_000
+    refusal_examples: int = 2_000
+    row_length: int = 128
+    """Ids of a packed training row."""
+    bsafe_plus: BsafePlusConfig = BsafePlusConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutMix:
+    """What reinforcement rollouts start from, as relative weights. Ours: the paper does not say.
+
+    Without attacked contexts the policy learns to prevent and forgets how to recover, because after SFT live
+    violations are too rare to learn from.
+    """
+
+    none: float = 0.2
+    """Harmless prompts, nothing forced."""
+    direct: float = 0.15
+    """Harmful prompts, nothing forced."""
+    prefilling: float = 0.2
+    deep_prefilling: float = 0.1
+    middle_filling: float = 0.3
+    benign_prefill: float = 0.0
+    benign_middle: float = 0.05
+    rl_forms: float = 0.7
+    """Share of forced violations whose form SFT has not seen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything a run depends on. `manifest.json` holds it resolved."""
+
+    method: str = "rlbf"
+    """A recipe of `rlbf_jax.methods`."""
+    seed: int = 0
+    """Of parameters, data and rollouts. The evaluation's attempts have a seed of their own."""
+    semantics: Semantics = Semantics.REWIND
+    """KEEP is the paper's; REWIND, ours, is better at toy scale."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    """Its vocabulary size is set from the tokenizer."""
+    mesh: MeshConfig = MeshConfig()
+    pretraining: SupervisedConfig = SupervisedConfig()
+    refusal_sft: SupervisedConfig = SupervisedConfig()
+    sft: SupervisedConfig = SupervisedConfig()
+    reinforcement: ReinforcementConfig = ReinforcementConfig()
+    rollouts: RolloutMix = RolloutMix()
+    rollout_tokens: int = 88
+    """Most ids of a rollout, forced ones included."""
+    rollout_budget: int = 4
+    """Most directives of a rollout."""
+    evaluation: SuiteConfig = SuiteConfig()
+    sampling_batch: int = 96
+    """Rows of a sampling batch."""
+    max_prompt: int = 24
+    """Most ids of a prompt, template included."""
+    perplexity_examples: int = 256
+    """Held-out clean answers on which perplexity and accuracy are measured."""
+    baselines: bool = True
+    """Also train and evaluate `refusal_sft` and `sft_control`."""

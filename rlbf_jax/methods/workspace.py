@@ -1,0 +1,219 @@
+"""A run's folder and the parts that every recipe works with: world, tokenizer, data, model, sampler, critic, judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlbf_jax.critics.base import Critic
+from rlbf_jax.critics.toy_lexicon import toy_critic
+from rlbf_jax.data import bsafe_plus, datasets
+from rlbf_jax.data.packing import pack
+from rlbf_jax.data.schema import Example
+from rlbf_jax.data.toy_world import ToyWorld
+from rlbf_jax.directives import Semantics
+from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.grammar_judge import GrammarJudge
+from rlbf_jax.evaluation.suite import EvaluationContext, build_attempts, evaluate
+from rlbf_jax.evaluation.utility import score_texts, utility_records
+from rlbf_jax.evaluation.results import Record, write_results
+from rlbf_jax.methods.config import ExperimentConfig
+from rlbf_jax.models.transformer import ModelConfig, init
+from rlbf_jax.parallel.mesh import batch_sharding, make_mesh
+from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.tokenizers import SentencePieceTokenizer, load_tokenizer, train_tokenizer
+from rlbf_jax.training.checkpoint import Checkpoints
+from rlbf_jax.training.progress import say
+
+
+class Workspace:
+    """Paths and parts of one run. Parts are made when first asked for, from the configuration and what is on disk."""
+
+    def __init__(self, config: ExperimentConfig, folder: Path):
+        self.config = config
+        self.folder = folder
+        self.mesh = make_mesh(config.mesh)
+
+    # Parts --------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def world(self) -> Any:
+        if self.config.data.path:
+            from rlbf_jax.methods.own_data import user_world
+
+            return user_world(self.config.data, self.config.seed)
+        return ToyWorld(self.config.data.world)
+
+    @functools.cached_property
+    def tokenizer(self) -> SentencePieceTokenizer:
+        return load_tokenizer(self.folder / "tokenizer")
+
+    @functools.cached_property
+    def model(self) -> ModelConfig:
+        return dataclasses.replace(self.config.model, vocab_size=self.tokenizer.vocab_size)
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        c = self.config
+        shapes = SamplerConfig(
+            semantics=c.semantics,
+            batch_size=c.sampling_batch,
+            # Every stage samples with one shape, so one program serves the whole run.
+            min_context=c.max_prompt + c.rollout_tokens,
+            min_room=c.rollout_tokens,
+        )
+        sharding = batch_sharding(self.mesh) if self.mesh.size > 1 else None
+        return Sampler(self.model, self.tokenizer, shapes, sharding=sharding)
+
+    @functools.cached_property
+    def critic(self) -> Critic:
+        """Of training."""
+        if self.config.data.path:
+            from rlbf_jax.methods.own_data import user_critic
+
+            return user_critic(self)
+        return toy_critic(self.world)
+
+    @functools.cached_property
+    def judge(self) -> Critic:
+        """Of evaluations: another object than the critic."""
+        if self.config.data.path:
+            from rlbf_jax.methods.own_data import user_judge
+
+            return user_judge(self)
+        return GrammarJudge(self.world)
+
+    @functools.cached_property
+    def attempts(self):
+        return build_attempts(self.world, self.tokenizer, self.config.evaluation)
+
+    @property
+    def semantics(self) -> Semantics:
+        return self.config.semantics
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A generator of this run's seed and a purpose, independent of all others."""
+        return np.random.default_rng([self.config.seed, *purpose.encode()])
+
+    # Data ---------------------------------------------------------------------------------------
+
+    def build_tokenizer(self) -> None:
+        """Trains the tokenizer on pretraining documents."""
+        data, rng = self.config.data, self.rng("tokenizer")
+        documents = [self.world.document(rng) for _ in range(min(data.pretraining_examples, 12_000))]
+        texts = [text for d in documents for text in (d.prompt.text, d.response)]
+        train_tokenizer(texts, data.vocab_size, self.world.categories, data.x_max).save(self.folder / "tokenizer")
+
+    def build_data(self) -> dict[str, Any]:
+        """Writes the three data sets as array_record; returns counts and hashes."""
+        data, counts = self.config.data, {}
+        for name in ("pretraining", "bsafe_plus", "refusal"):
+            rng = self.rng(name)
+            if name == "pretraining":
+                built = bsafe_plus.build_pretraining(
+                    self.world, self.tokenizer, rng, data.pretraining_examples, data.row_length
+                )
+            elif name == "bsafe_plus":
+                built = bsafe_plus.build_bsafe_plus(
+                    self.world, self.tokenizer, rng, data.bsafe_plus, data.sft_examples
+                )
+            else:
+                built = bsafe_plus.build_refusal(
+                    self.world, self.tokenizer, rng, data.bsafe_plus, data.refusal_examples
+                )
+            examples, report = built
+            rows = pack(examples, data.row_length)
+            digest = datasets.write_dataset(self.folder / "data" / name, rows, name)
+            counts[name] = {"rows": len(rows), "sha256": digest, **dataclasses.asdict(report)}
+        return counts
+
+    def batches(self, name: str, batch_size: int):
+        """An endless, resumable iterator of packed rows."""
+        source = datasets.open_source(self.folder / "data" / name)
+        return datasets.batches(source, batch_size, self.config.seed)
+
+    # Stages -------------------------------------------------------------------------------------
+
+    def stage_folder(self, stage: str) -> Path:
+        return self.folder / "stages" / stage
+
+    def save_params(self, stage: str, params: dict) -> None:
+        """Keeps a stage's final decoder parameters."""
+        checkpoints = Checkpoints(self.stage_folder(stage) / "model")
+        checkpoints.save(0, params, {"stage": stage, "model": dataclasses.asdict(self.model)})
+        checkpoints.close()
+
+    def params(self, stage: str) -> dict:
+        """A finished stage's decoder parameters. Raises UserError if it has none."""
+        folder = self.stage_folder(stage) / "model"
+        if not folder.exists():
+            found = sorted(p.parent.name for p in self.folder.glob("stages/*/model"))
+            raise UserError(f"{self.folder}: no finished stage {stage!r}; finished are {', '.join(found) or 'none'}")
+        checkpoints = Checkpoints(folder)
+        params, _ = checkpoints.restore(jax.eval_shape(self.initial_params), self.mesh)
+        checkpoints.close()
+        return params
+
+    def initial_params(self) -> dict:
+        return init(self.model, jax.random.key(self.config.seed))
+
+    # Evaluation ---------------------------------------------------------------------------------
+
+    def clean_examples(self) -> list[Example]:
+        """Held-out answers to harmless prompts of the evaluation's pool."""
+        rng = np.random.default_rng(self.config.evaluation.seed)
+        examples = []
+        for _ in range(self.config.perplexity_examples):
+            prompt = self.world.prompt(rng, self.config.evaluation.pool)
+            example = bsafe_plus.plain_example(
+                prompt.text, self.world.answer(rng, prompt), self.tokenizer, self.config.data.row_length
+            )
+            if isinstance(example, Example):
+                examples.append(example)
+        return examples
+
+    def evaluate(self, stage: str, method: str) -> list[Record]:
+        """Evaluates a finished stage under every attack; writes rows and records."""
+        config, params = self.config.evaluation, self.params(stage)
+        context = EvaluationContext(
+            method=method,
+            stage=stage,
+            semantics=self.semantics,
+            seed=self.config.seed,
+            data=config.pool,
+            benchmark=config.benchmark,
+            critic=self.critic.name if stage == "rlbf" else "",
+        )
+        began = time.perf_counter()
+        key = jax.random.key(config.seed)
+        records, rows = evaluate(
+            lambda requests: self.sampler(params, requests, key), self.attempts, self.judge, self.tokenizer, context
+        )
+        template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="none")
+        records += utility_records(score_texts(self.model, params, self.clean_examples(), 64), template)
+        path = self.folder / "evaluation" / f"{stage}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        temporary.replace(path)
+        write_results(self.folder / "results.json", records)
+        say(f"{stage}: evaluated {len(rows)} responses in {time.perf_counter() - began:.1f} s")
+        return records
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a JSON file of the run, whole or not at all."""
+        write_json(self.folder / name, content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,35 @@
+"""Masked sums. A loss term is a (numerator, denominator) pair, reduced once, after all microbatches."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+
+class Term(NamedTuple):
+    """A mean that is not yet divided; both float32 scalars."""
+
+    numerator: Array
+    denominator: Array
+
+    @property
+    def mean(self) -> Array:
+        """0 where nothing counted."""
+        return self.numerator / jnp.maximum(self.denominator, 1e-8)
+
+
+def masked_sum(x: Array, mask: Array) -> Array:
+    """Sum of x where mask holds. What is masked may be infinite or NaN; its gradient is 0."""
+    return jnp.sum(jnp.where(mask, x, 0.0))
+
+
+def masked_term(x: Array, mask: Array) -> Term:
+    return Term(masked_sum(x, mask), jnp.sum(mask, dtype=jnp.float32))
+
+
+def per_row_mean(x: Array, mask: Array) -> Array:
+    """[B]: mean over time of each row, 0 for rows in which nothing counts."""
+    total = jnp.sum(jnp.where(mask, x, 0.0), axis=1)
+    return total / jnp.maximum(jnp.sum(mask, axis=1), 1)

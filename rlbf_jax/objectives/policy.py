@@ -1,0 +1,119 @@
+"""Policy-gradient pieces: group and generalized advantages, the clipped surrogate, value and KL terms.
+
+Arrays are [B, T] over emitted streams; `action` [B, T] marks the ids the model drew itself, the only ones that count.
+Retracted ids are actions too: the model chose them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rlbf_jax.objectives.masked import Term, masked_sum, masked_term, per_row_mean
+
+Normalization = Literal["sequence", "token"]
+"""How a surrogate weighs ids: every response the same (GRPO as published), or every id the same."""
+
+
+class GroupAdvantages(NamedTuple):
+    """GRPO's advantages of a batch of responses."""
+
+    advantage: Array
+    """[B] float32; 0 for unscored members."""
+    zero_variance: Term
+    """Share of groups whose scored members all got the same reward: they teach nothing."""
+
+
+def group_advantages(reward: Array, scored: Array, group: Array, num_groups: int, eps: float = 1e-4) -> GroupAdvantages:
+    """(r - mean of the group) / (standard deviation of the group + eps), GRPO (Shao et al. 2024, eq. 3).
+
+    Args:
+      reward: [B] float32.
+      scored: [B] bool; unscored members leave mean and deviation.
+      group: [B] int32 in 0..num_groups.
+    """
+    weight = scored.astype(jnp.float32)
+
+    def per_group(x: Array) -> Array:
+        return jax.ops.segment_sum(x, group, num_groups)
+
+    reward = jnp.where(scored, reward, 0.0)
+    count = per_group(weight)
+    mean = per_group(reward) / jnp.maximum(count, 1)
+    centered = jnp.where(scored, reward - mean[group], 0.0)
+    deviation = jnp.sqrt(per_group(jnp.square(centered)) / jnp.maximum(count, 1))
+    flat = (deviation < 1e-6) & (count > 0)
+    zero = Term(jnp.sum(flat, dtype=jnp.float32), jnp.sum(count > 0, dtype=jnp.float32))
+    return GroupAdvantages(centered / (deviation[group] + eps), zero)
+
+
+def terminal_rewards(reward: Array, action: Array) -> Array:
+    """[B, T] with each row's reward [B] on its last action, 0 elsewhere."""
+    time = jnp.arange(action.shape[1])
+    last = jnp.max(jnp.where(action, time, -1), axis=1)
+    return jnp.where(time[None] == last[:, None], reward[:, None], 0.0)
+
+
+def generalized_advantages(reward: Array, value: Array, action: Array, lam: float) -> tuple[Array, Array]:
+    """GAE (Schulman et al. 2016) in emission order with gamma = 1; holes between actions are skipped.
+
+    Args:
+      reward: [B, T] float32.
+      value: [B, T] float32: column t is V of the state that action t was drawn in (its query is t - 1).
+      action: [B, T] bool.
+
+    Returns:
+      advantages and returns (advantage + value), [B, T], 0 outside actions.
+    """
+
+    def back(carry, column):
+        advantage, next_value = carry
+        r, v, acts = column
+        here = r + next_value - v + lam * advantage
+        return (jnp.where(acts, here, advantage), jnp.where(acts, v, next_value)), jnp.where(acts, here, 0.0)
+
+    zero = jnp.zeros(reward.shape[0], jnp.float32)
+    _, advantage = jax.lax.scan(back, (zero, zero), (reward.T, value.T, action.T), reverse=True)
+    return advantage.T, jnp.where(action, advantage.T + value, 0.0)
+
+
+def whiten(x: Array, mask: Array) -> Array:
+    """Zero mean and unit variance over the batch where mask holds, 0 elsewhere."""
+    mean = masked_term(x, mask).mean
+    variance = masked_term(jnp.square(x - mean), mask).mean
+    return jnp.where(mask, (x - mean) * jax.lax.rsqrt(variance + 1e-8), 0.0)
+
+
+def clipped_surrogate(
+    logprobs: Array, behavior: Array, advantage: Array, action: Array, clip: float, normalization: Normalization
+) -> tuple[Term, Term]:
+    """PPO's clipped objective as a loss, and the share of clipped ids.
+
+    -E min(ratio A, clip(ratio, 1 - clip, 1 + clip) A), ratio = exp(logprobs - behavior).
+    """
+    log_ratio = jnp.where(action, logprobs - behavior, 0.0)
+    ratio = jnp.exp(log_ratio)
+    loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+    clipped = masked_term((jnp.abs(ratio - 1) > clip).astype(jnp.float32), action)
+    if normalization == "token":
+        return masked_term(loss, action), clipped
+    rows = jnp.any(action, axis=1)
+    return Term(masked_sum(per_row_mean(loss, action), rows), jnp.sum(rows, dtype=jnp.float32)), clipped
+
+
+def value_loss(value: Array, old_value: Array, returns: Array, action: Array, clip: float) -> Term:
+    """Half the squared error, clipped around the old value as in PPO (clip 0: plain)."""
+    error = jnp.square(value - returns)
+    if clip > 0:
+        near = old_value + jnp.clip(value - old_value, -clip, clip)
+        error = jnp.maximum(error, jnp.square(near - returns))
+    return masked_term(0.5 * error, action)
+
+
+def kl_estimate(logprobs: Array, reference: Array) -> Array:
+    """Unbiased, non-negative estimate of KL(policy || reference) at drawn ids: r - 1 - log r, r = p_ref / p."""
+    log_ratio = reference - logprobs
+    return jnp.exp(log_ratio) - 1 - log_ratio

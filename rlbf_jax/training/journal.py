@@ -1,0 +1,50 @@
+"""Append-only JSON lines that a checkpoint can take back: metrics, rollouts, verdicts.
+
+A checkpoint stores each journal's byte offset. After a crash the journal is cut to it, so a restarted run writes the
+same bytes as an undisturbed one. Wall-clock figures live in another file (`timing.jsonl`), for they never repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """One JSON lines file, opened for appending."""
+
+    def __init__(self, path: Path, offset: int = 0):
+        """Cuts the file to `offset` bytes and goes on from there."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = open(path, "ab")  # noqa: SIM115 - held open for the length of a stage, see close()
+        if self._file.tell() < offset:
+            raise ValueError(f"{path} has {self._file.tell()} bytes, its checkpoint {offset}; it was cut by hand")
+        self._file.truncate(offset)
+        self._file.seek(offset)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self.write_all([row])
+
+    def write_all(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+
+    def sync(self) -> int:
+        """Puts everything on disk and returns the offset that a checkpoint stores."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_journal(path: Path) -> list[dict]:
+    """All rows of a journal; empty where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]

@@ -1,0 +1,50 @@
+"""Optimizers and schedules: optax, configured."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (or plain SGD) with a schedule and global-norm clipping."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    """Peak."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_share: float = 0.1
+    """Of the peak, at the last step."""
+    warmup_steps: int = 10
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.99
+    clip_norm: float = 1.0
+    """0: no clipping."""
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Warm-up from 0, then the schedule down to `final_share` of the peak at `steps`."""
+    rest = max(1, steps - config.warmup_steps)
+    peak, end = config.learning_rate, config.learning_rate * config.final_share
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, rest, config.final_share),
+        "linear": optax.linear_schedule(peak, end, rest),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    warmup = optax.linear_schedule(0.0, peak, max(1, config.warmup_steps))
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optax chain for a run of `steps` updates."""
+    schedule = learning_rate(config, steps)
+    if config.name == "sgd":
+        core = optax.sgd(schedule)
+    else:
+        core = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
+    return optax.chain(*clip, core)

@@ -1,0 +1,213 @@
+"""The reinforcement update: measured batches, loss terms, jitted steps. The loop is in `reinforcement.py`.
+
+1. `measure`: behavior log-probabilities, values and advantages of a batch of traces, in one jitted pass.
+2. `policy_terms`: the loss terms of RLBF, L = -J_RL + lambda_SFT L_guidance (+ value, KL, entropy).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rlbf_jax.directives import NEVER, EditRule, EditState, Limits, Semantics, layout
+from rlbf_jax.models.transformer import ModelConfig, ValueHead
+from rlbf_jax.objectives.masked import Term, masked_term
+from rlbf_jax.objectives.policy import (
+    Normalization,
+    clipped_surrogate,
+    generalized_advantages,
+    group_advantages,
+    kl_estimate,
+    terminal_rewards,
+    value_loss,
+    whiten,
+)
+from rlbf_jax.sampling.scoring import Traces, hidden_states, score, token_scores
+from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
+
+FEATURES = 4
+"""Width of `trace_features`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """Loss of the reinforcement update. The paper names GRPO and the form of the sum; every number here is ours."""
+
+    algorithm: Literal["ppo", "grpo"] = "ppo"
+    clip: float = 0.2
+    normalization: Normalization = "token"
+    """`sequence` is GRPO as published; `token` does not favor short responses."""
+    gae_lambda: float = 0.95
+    """PPO only. Safe under REWIND because the value head sees features of what was retracted; 1 otherwise."""
+    value_weight: float = 1.0
+    value_clip: float = 0.0
+    sft_weight: float = 1.0
+    """lambda_SFT. Published nowhere; at 0 the toy policy collapses."""
+    kl_weight: float = 0.0
+    """Against the SFT checkpoint under the same grammar mask."""
+    entropy_weight: float = 0.0
+    retracted_advantage: Literal["keep", "drop_positive"] = "keep"
+    """`drop_positive` withholds praise from ids that were taken back: violate-then-retract pays like clean text in the
+    paper's table."""
+    correction_cap: float = 2.0
+    """In bfloat16, advantages are weighted by min(cap, scorer / sampler probability); float32 needs no correction."""
+
+
+class Measured(NamedTuple):
+    """What the update needs of a batch of traces, [B, T] each, fixed over its epochs."""
+
+    behavior: Array
+    reference: Array
+    """Log-probabilities under the reference; `behavior` where no KL is asked for."""
+    value: Array
+    returns: Array
+    advantage: Array
+    action: Array
+    """bool: drawn by the model, in a scored row."""
+
+
+class PolicyBatch(NamedTuple):
+    """One update's arrays; rows in front everywhere."""
+
+    traces: Traces
+    measured: Measured
+    guidance: Rows
+
+
+def trace_features(before: EditState, limits: Limits) -> Array:
+    """[B, T, 4] float32: directives used, ids left, category pending, ids retracted; each about 0..1."""
+    row = jax.tree.map(lambda x: x[:, None].astype(jnp.float32), limits)
+    room = jnp.maximum(row.max_emitted, 1)
+    columns = [
+        before.directives / jnp.maximum(row.budget, 1),
+        (room - before.emitted) / room,
+        before.pending,
+        before.retracted / room,
+    ]
+    return jnp.stack([jnp.asarray(c, jnp.float32) for c in columns], axis=-1)
+
+
+def init_policy(params: dict, model: ModelConfig, key: Array) -> dict:
+    """Decoder parameters with a fresh value head (its last layer is zero, so values start at 0)."""
+    head = ValueHead().init(key, jnp.zeros((1, model.width)), jnp.zeros((1, FEATURES)))["params"]
+    return {"model": params, "value": head}
+
+
+def read_traces(
+    model: ModelConfig, params: dict, rule: EditRule, traces: Traces, semantics: Semantics
+) -> tuple[Array, Array, Array]:
+    """Log-probabilities, entropies and values [B, T]; value t is that of the query before id t."""
+    hidden, where = hidden_states(model, params["model"], rule, traces, semantics)
+    scores = token_scores(model, params["model"], rule, traces, hidden, where.before)
+    seen_by = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    value = ValueHead().apply({"params": params["value"]}, seen_by, trace_features(where.before, traces.limits))
+    return scores.logprobs, scores.entropy, jnp.asarray(value)
+
+
+def measure(
+    model: ModelConfig,
+    rule: EditRule,
+    semantics: Semantics,
+    config: PolicyConfig,
+    num_groups: int,
+    params: dict,
+    reference: dict | None,
+    traces: Traces,
+    reward: Array,
+    group: Array,
+    sampled: Array,
+) -> tuple[Measured, dict[str, Term]]:
+    """Advantages of a batch.
+
+    Args:
+      reference: decoder parameters of the SFT checkpoint, or None for no KL.
+      reward: [B] float32, NaN where the critic could not judge.
+      group: [B] int32: rows of a group share prompt, forced ids and knobs.
+      sampled: [B, T] float32 log-probabilities that the sampler recorded, for the gap and the correction.
+    """
+    behavior, _, value = read_traces(model, params, rule, traces, semantics)
+    ref = behavior if reference is None else score(model, reference, rule, traces, semantics).logprobs
+    scored = jnp.isfinite(reward)
+    reward = jnp.where(scored, reward, 0.0)
+    action = traces.is_action & scored[:, None]
+    groups = group_advantages(reward, scored, group, num_groups)
+    if config.algorithm == "ppo":
+        advantage, returns = generalized_advantages(terminal_rewards(reward, action), value, action, config.gae_lambda)
+        advantage = whiten(advantage, action)
+    else:
+        advantage = jnp.where(action, groups.advantage[:, None], 0.0)
+        returns = jnp.zeros_like(advantage)
+    if config.retracted_advantage == "drop_positive":
+        erased = _erased(rule, traces, semantics)
+        advantage = jnp.where(erased, jnp.minimum(advantage, 0.0), advantage)
+    gap = jnp.where(action, behavior - sampled, 0.0)
+    if model.dtype == "bfloat16":
+        advantage *= jnp.minimum(jnp.exp(gap), config.correction_cap)
+    metrics = {"zero_variance": groups.zero_variance, "sampler_gap": masked_term(jnp.abs(gap), action)}
+    control = rule.is_control(traces.tokens)
+    if reference is not None:
+        metrics |= _kl_terms(behavior, ref, action, control)
+    return Measured(behavior, ref, value, returns, advantage, action), metrics
+
+
+def _kl_terms(logprobs: Array, reference: Array, action: Array, control: Array) -> dict[str, Term]:
+    """KL to the reference, apart for content and control ids."""
+    kl = kl_estimate(jnp.where(action, logprobs, 0.0), jnp.where(action, reference, 0.0))
+    return {
+        "kl_content": masked_term(kl, action & ~control),
+        "kl_control": masked_term(kl, action & control),
+    }
+
+
+def _erased(rule: EditRule, traces: Traces, semantics: Semantics) -> Array:
+    in_row = jnp.arange(traces.tokens.shape[1])[None] < traces.length[:, None]
+    where = layout(rule, traces.tokens, in_row.astype(jnp.int32), traces.in_response, semantics)
+    return where.erased < NEVER
+
+
+def policy_terms(
+    model: ModelConfig, rule: EditRule, semantics: Semantics, config: PolicyConfig, params: dict, batch: PolicyBatch
+) -> dict[str, Term]:
+    """unpack -> forward -> log-probabilities -> loss terms, each with its denominator."""
+    traces, m, guidance = batch
+    logprobs, entropy, value = read_traces(model, params, rule, traces, semantics)
+    policy, clipped = clipped_surrogate(logprobs, m.behavior, m.advantage, m.action, config.clip, config.normalization)
+    terms = {
+        "policy": policy,
+        "guidance": supervised_nll(model, params["model"], rule, guidance, semantics),
+        "entropy": masked_term(entropy, m.action),
+        "clipped": clipped,
+    }
+    if config.algorithm == "ppo":
+        terms["value"] = value_loss(value, m.value, m.returns, m.action, config.value_clip)
+    if config.kl_weight:
+        kl = kl_estimate(jnp.where(m.action, logprobs, 0.0), jnp.where(m.action, m.reference, 0.0))
+        terms["kl"] = masked_term(kl, m.action)
+    return terms
+
+
+def policy_weights(config: PolicyConfig) -> dict[str, float]:
+    """Weight of each loss term; terms not named here are metrics."""
+    weights = {"policy": 1.0, "guidance": config.sft_weight, "entropy": -config.entropy_weight}
+    if config.algorithm == "ppo":
+        weights["value"] = config.value_weight
+    if config.kl_weight:
+        weights["kl"] = config.kl_weight
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def policy_denominators(config: PolicyConfig, batch: PolicyBatch) -> dict[str, Array]:
+    """Denominators of a whole batch, whatever its microbatches."""
+    actions = jnp.sum(batch.measured.action, dtype=jnp.float32)
+    rows = jnp.sum(jnp.any(batch.measured.action, axis=1), dtype=jnp.float32)
+    return {
+        "policy": actions if config.normalization == "token" else rows,
+        "guidance": count_targets(batch.guidance),
+        "entropy": actions,
+        "value": actions,
+        "kl": actions,
+    }

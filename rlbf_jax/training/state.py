@@ -1,0 +1,111 @@
+"""The train state and the one update that every trainer shares.
+
+`make_update` is where `jax.jit`, shardings and donation meet. A step reads: split into microbatches -> loss terms with
+weights and denominators -> summed gradients -> optax -> metrics as (numerator, denominator) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from rlbf_jax.objectives.masked import Term
+from rlbf_jax.parallel.mesh import batch_sharding, replicated, shardings
+
+TermsFn = Callable[[Any, Any], dict[str, Term]]
+"""(params, microbatch) -> named terms. Terms without a weight are metrics only."""
+
+
+class TrainState(NamedTuple):
+    """What an update changes and a checkpoint keeps."""
+
+    params: Any
+    opt_state: Any
+    step: Array
+    """int32 scalar: updates applied."""
+
+
+class UpdateMetrics(NamedTuple):
+    """What an update reports; scalars."""
+
+    terms: dict[str, Term]
+    grad_norm: Array
+    finite: Array
+    """bool: false means that loss or gradient was not finite, and the state is as it was before."""
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def accumulated_gradients(
+    terms_fn: TermsFn, weights: Mapping[str, float], denominators: Mapping[str, Array], params, batch, accumulate: int
+):
+    """Gradients of sum_k weight_k * numerator_k / denominator_k, and the summed terms.
+
+    `denominators` are those of the whole batch, so any number of microbatches gives the same sum.
+    """
+
+    def scaled(params, micro):
+        terms = terms_fn(params, micro)
+        loss = sum(
+            weight * terms[name].numerator / jnp.maximum(denominators[name], 1e-8) for name, weight in weights.items()
+        )
+        return loss, terms
+
+    gradient = jax.grad(scaled, has_aux=True)
+    if accumulate == 1:
+        return gradient(params, batch)
+    micro = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+    zero = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
+    total, _ = jax.lax.scan(lambda sums, m: (jax.tree.map(jnp.add, sums, gradient(params, m)), None), zero, micro)
+    return total
+
+
+def make_update(
+    terms_fn: TermsFn,
+    denominators_fn: Callable[[Any], dict[str, Array]],
+    weights: Mapping[str, float],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state: TrainState,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Any], tuple[TrainState, UpdateMetrics]]:
+    """A jitted update over the mesh; `state` gives the shapes and is not kept.
+
+    Every leaf of the batch has rows in front; rows are split over (data, fsdp), the state by `parallel.mesh.RULES`.
+    """
+
+    def update(state: TrainState, batch) -> tuple[TrainState, UpdateMetrics]:
+        grads, terms = accumulated_gradients(
+            terms_fn, weights, denominators_fn(batch), state.params, batch, accumulate
+        )
+        norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        # A poisoned update is not applied: the state stays the last good one, and the loop stops the run.
+        losses = jnp.stack([terms[name].numerator for name in weights])
+        finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(losses))
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        return new, UpdateMetrics(terms, norm, finite)
+
+    places = shardings(state, mesh)
+    return jax.jit(
+        update,
+        in_shardings=(places, batch_sharding(mesh)),
+        out_shardings=(places, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def means(metrics: UpdateMetrics) -> dict[str, float]:
+    """Host floats of an update's metrics, terms divided."""
+    terms, norm = jax.device_get((metrics.terms, metrics.grad_norm))
+    return {name: float(term.mean) for name, term in terms.items()} | {"grad_norm": float(norm)}

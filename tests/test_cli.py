@@ -1,0 +1,269 @@
+"""The command line: overrides arrive, a user's mistake costs one line and exit code 2, nothing heavy loads early."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from rlbf_jax import cli
+from rlbf_jax.errors import UserError
+from rlbf_jax.sampling.request import Generation
+from rlbf_jax.tokenizers import train_tokenizer
+
+EXPERIMENT = '''
+"""A made-up experiment."""
+import dataclasses
+import enum
+
+class Semantics(enum.Enum):
+    KEEP = "keep"
+    REWIND = "rewind"
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0")
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """An experiment."""
+    optimizer: Optimizer = Optimizer()
+    num_steps: int = 3
+    """Updates."""
+    semantics: Semantics = Semantics.KEEP
+
+def get_config():
+    return Config(num_steps=5)
+'''
+TEXT = "Bread rises best in a warm corner of the kitchen. Call me later, said the baker to the guest. " * 30
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "made_up.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """Stands in for methods.runner and writes down how it was called."""
+    module = types.ModuleType("rlbf_jax.methods.runner")
+    module.calls = []
+    for name in ("run", "load", "evaluate_stage"):
+        setattr(module, name, lambda *args, _name=name, **kwargs: module.calls.append((_name, args, kwargs)))
+    import rlbf_jax.methods
+
+    monkeypatch.setitem(sys.modules, "rlbf_jax.methods.runner", module)
+    monkeypatch.setattr(rlbf_jax.methods, "runner", module, raising=False)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([TEXT], 320, ["privacy"], 4)
+
+
+def test_run_applies_overrides(experiment, runner, tmp_path, capsys):
+    args = ["run", str(experiment), "--workdir", str(tmp_path / "w"), "--optimizer.learning_rate", "0.5"]
+    args += ["--semantics", "rewind"]
+    assert cli.main(args) == 0
+    ((name, (config, workdir), _),) = runner.calls
+    assert (name, config.optimizer.learning_rate, config.num_steps, workdir) == ("run", 0.5, 5, tmp_path / "w")
+    assert config.semantics.value == "rewind"
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_run_has_a_default_workdir(experiment, runner):
+    assert cli.main(["run", str(experiment)]) == 0
+    assert str(runner.calls[0][1][1]) == "runs/made_up"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--optimizer.learning_rat", "1"], "--optimizer.learning_rate"),
+        (["--num_steps", "many"], "--num_steps"),
+        (["--optimizer.learning_rate", "-1"], "expected more than 0"),
+    ],
+)
+def test_wrong_overrides_are_refused(experiment, runner, capsys, more, words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", str(experiment), *more])
+    assert stop.value.code == 2 and not runner.calls
+    assert words in capsys.readouterr().err
+
+
+def test_run_help_lists_the_fields(experiment, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", str(experiment), "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    for word in ("A made-up experiment.", "--workdir", "--num_steps", "Updates. (default: 5)", "Peak learning rate."):
+        assert word in out
+
+
+def one_line_error(argv, capsys):
+    assert cli.main(argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_users_mistakes_cost_one_line(experiment, runner, tmp_path, capsys):
+    assert "no such file" in one_line_error(["run", str(tmp_path / "no.py")], capsys)
+    assert "did you mean report" in one_line_error(["reprot"], capsys)
+    assert "needs a command" in one_line_error([], capsys)
+    assert "needs a FILE" in one_line_error(["run", "--workdir", "x"], capsys)
+    assert "not a folder" in one_line_error(["report", str(tmp_path / "no")], capsys)
+    for text, words in [
+        ("x = 1", "defines no get_config"),
+        ("def get_config(): return {}", "returned a dict"),
+        ("def get_config(:", "line 1"),
+        ("def get_config(): raise ValueError('too small')", "too small"),
+    ]:
+        experiment.write_text(text)
+        assert words in one_line_error(["run", str(experiment)], capsys)
+    assert not runner.calls
+
+
+def test_errors_that_are_ours_keep_their_traceback(experiment, runner, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(runner, "run", broken)
+    with pytest.raises(RuntimeError):
+        cli.main(["run", str(experiment)])
+
+
+def test_interruption_says_how_to_go_on(experiment, runner, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    assert cli.main(["run", str(experiment), "--num_steps", "4"]) == 130
+    assert f"rlbf run {experiment} --num_steps 4" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def loaded(runner, tokenizer, monkeypatch):
+    """A model that writes something, takes back its last two ids and goes on."""
+    rule = tokenizer.rule
+
+    def sample(requests, seed):
+        generations = []
+        for request in requests:
+            head, gone, tail = (tokenizer.encode(t) for t in ("Bread rises", " best", " in a warm corner"))
+            gone = gone[-2:]
+            directive = [rule.category_id("privacy"), rule.backtrack_id(len(gone))]
+            trace = [*request.forced, *head, *gone, *directive, *tail, tokenizer.eos_id]
+            visible = (*request.forced, *head, *tail)
+            text = tokenizer.decode(visible)
+            empty = np.zeros(0, np.int32)
+            generations.append(
+                Generation(
+                    text, np.asarray(trace), (), np.zeros(len(trace), np.float32), visible, empty,
+                    len(request.forced), True, 0, request,
+                )
+            )  # fmt: skip
+        runner.calls.append(("sample", requests, seed))
+        return generations
+
+    monkeypatch.setattr(runner, "load", lambda *args: types.SimpleNamespace(sample=sample, tokenizer=tokenizer))
+    return runner
+
+
+def test_generate_in_a_pipe_prints_visible_text(loaded, tokenizer, capsys):
+    args = ["generate", "w", "--prompt", "Hi?", "--prompt", "Ho?", "--n", "2", "--seed", "7", "--forced", "Well, "]
+    assert cli.main([*args, "--temperature", "0", "--forbid_directives"]) == 0
+    assert capsys.readouterr().out == "Well, Bread rises in a warm corner\n" * 4
+    _, requests, seed = loaded.calls[-1]
+    assert [r.prompt for r in requests] == ["Hi?", "Hi?", "Ho?", "Ho?"] and seed == 7
+    assert requests[0].forced == tuple(tokenizer.encode("Well, "))
+    assert (requests[0].knobs.temperature, requests[0].knobs.forbid_from) == (0, 0)
+
+
+def test_generate_json(loaded, capsys):
+    assert cli.main(["generate", "w", "--prompt", "Hi?", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["visible"] == "Bread rises in a warm corner"
+    assert [p["kind"] for p in row["trace"]] == ["content", "content", "category", "retraction", "content", "end"]
+    assert [p["erased"] for p in row["trace"]] == [False, True, False, False, False, False]
+
+
+def test_generate_on_a_terminal_strikes_out(loaded, monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert cli.main(["generate", "w", "--prompt", "[bold]Hi?"]) == 0
+    shown = screen.getvalue()
+    assert "\x1b[9;31m" in shown and "[CATEGORY_PRIVACY]" in shown and "[bold]Hi?" in shown
+
+
+def test_generate_reads_prompts_from_standard_input(loaded, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("One?\n\nTwo?\n"))
+    assert cli.main(["generate", "w"]) == 0
+    assert [r.prompt for r in loaded.calls[-1][1]] == ["One?", "Two?"]
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    assert "no prompt" in one_line_error(["generate", "w"], capsys)
+
+
+def test_evaluate_and_report(runner, tmp_path):
+    assert cli.main(["evaluate", str(tmp_path), "--stage", "sft", "--data", "test", "--n_prompts", "8"]) == 0
+    assert runner.calls == [("evaluate_stage", (tmp_path, "sft"), {"data": "test", "n_prompts": 8})]
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_data_tokenizer_and_build(tmp_path, capsys):
+    file, words = tmp_path / "rows.csv", TEXT.split()
+    lines = ["prompt,response"]
+    for i in range(60):
+        answer = " ".join(words[i : i + 14]).replace(",", "") + ". It takes an hour or two to do all of this well."
+        lines.append(f"What about loaf number {i}?,{answer}")
+    file.write_text("\n".join(lines))
+    folder = str(tmp_path / "tokenizer")
+    args = ["data", "tokenizer", str(file), "--out", folder, "--vocab_size", "400", "--x_max", "64"]
+    assert cli.main(args) == 0 and "68 of them control ids" in capsys.readouterr().out
+    build = ["data", "build", str(file), "--tokenizer", folder, "--out", str(tmp_path / "set"), "--num_examples", "12"]
+    assert cli.main([*build, "--bsafe.max_tokens", "256"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert sum(n for kind, n in first["made"].items() if kind.split()[0] in ("plain", "plain_harmful")) > 0
+    assert cli.main([*build, "--bsafe.max_tokens", "256"]) == 0
+    assert json.loads(capsys.readouterr().out)["sha256"] == first["sha256"]
+    assert "100000" in one_line_error([*args[:6], "100000"], capsys)
+    file.write_text("a,b\n1,2\n")
+    assert "rows.csv" in one_line_error(build, capsys)
+
+
+def test_error_messages_fit_one_line(monkeypatch, capsys):
+    def broken(argv):
+        raise UserError("first\nsecond")
+
+    monkeypatch.setattr(cli, "report", broken)
+    assert one_line_error(["report"], capsys) == "error: first second"
+
+
+def test_help_loads_nothing_heavy():
+    heavy = "{'jax', 'numpy', 'matplotlib'}"
+    code = f"import sys; from rlbf_jax import cli; cli.main(['--help']); print(sorted({heavy} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+    for command in ("run", "generate", "evaluate", "report", "data"):
+        assert f"  {command} " in out
