@@ -4,10 +4,10 @@ Paper: arXiv 2602.08377, at toy scale and with our own choices where it is silen
 Command: rlbf run experiments/quickstart.py
 """
 
+from rlbf_jax.critics.rewards import RewardConfig
 from rlbf_jax.data.bsafe_plus import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
-from rlbf_jax.critics.rewards import RewardConfig
 from rlbf_jax.methods.config import DataConfig, ExperimentConfig
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling.request import Knobs
@@ -20,22 +20,23 @@ from rlbf_jax.training.supervised import SupervisedConfig
 def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         semantics=Semantics.REWIND,
-        data=DataConfig(bsafe_plus=BsafePlusConfig(share_other_pools=0.4)),
+        data=DataConfig(bsafe_plus=BsafePlusConfig(share_other_pools=0.4, word_cut_share=0.1)),
         model=ModelConfig(num_layers=3, width=96, num_heads=3, num_kv_heads=3, head_dim=32, mlp_width=256),
         pretraining=SupervisedConfig(
-            steps=240, batch_size=32, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20)
+            steps=320, batch_size=32, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20)
         ),
         refusal_sft=SupervisedConfig(steps=40, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
-        sft=SupervisedConfig(steps=120, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
+        sft=SupervisedConfig(steps=240, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
         reinforcement=ReinforcementConfig(
             steps=60,
             prompts_per_step=12,
             group_size=8,
             updates_per_step=2,
             guidance_batch_size=12,
-            policy=PolicyConfig(algorithm="ppo"),
-            reward=RewardConfig(residue_is_unsafe=True),
-            optimizer=OptimizerConfig(learning_rate=1.2e-3, schedule="linear", warmup_steps=4),
+            temperature=0.8,
+            policy=PolicyConfig(algorithm="ppo", sft_weight=5.0),
+            reward=RewardConfig(residue_is_unsafe=True, poor=-0.2),
+            optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=4),
         ),
         evaluation=SuiteConfig(pool="test", n=64, knobs=Knobs(temperature=0.7, max_tokens=88)),
     )

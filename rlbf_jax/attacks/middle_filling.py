@@ -24,6 +24,9 @@ from rlbf_jax.tokenizers import Tokenizer
 
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 _TRIES = 20
+"""Draws of an answer to one prompt."""
+_PROMPTS = 200
+"""Prompts tried. A user's rows have one answer each, and few of them may be long enough."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +109,7 @@ def _draw(
     joint: Callable[[_Prefix], _Forced | None],
 ) -> tuple[Prompt, _Forced]:
     """A prompt with an answer that can be cut as asked: the given one, or other ones after some tries."""
-    for _ in range(_TRIES):
+    for _ in range(_PROMPTS):
         for _ in range(_TRIES):
             prefix = _prefix(world, rng, prompt, options, long)
             forced = None if prefix is None else joint(prefix)
@@ -116,7 +119,7 @@ def _draw(
     wanted = f"{options.long_words} words and another sentence" if long else "two sentences"
     raise ValueError(
         f"middle filling found no {config.pool} answer of at least {wanted} that leaves room for {config.room} of "
-        f"max_tokens = {config.knobs.max_tokens} ids, in {_TRIES**2} draws; lower long_words or long_share, raise "
+        f"max_tokens = {config.knobs.max_tokens} ids, in {_PROMPTS} prompts; lower long_words or long_share, raise "
         "knobs.max_tokens, or give longer answers"
     )
 

@@ -27,9 +27,10 @@ class RewardConfig:
     residue_is_unsafe: bool = False
     """Count a begun violation left in the final text as unsafe. The paper leaves it to its critic; an exact lexicon
     would otherwise call a violation minus its last word safe."""
-    incoherent: float | None = None
-    """No directive, nothing unsafe, but incoherent; None: as `clean`. The paper's critic prompt treats really bad
-    quality as something to fix without giving it a value."""
+    poor: float | None = None
+    """No directive, nothing unsafe, but incoherent or not useful; None: as `clean`. The paper's critic prompt treats
+    really bad quality as something to fix, and its table has no value for it. At toy scale the policy otherwise learns
+    to say less and less."""
     price_per_retracted: float = 0.0
     """Taken off per retracted id: in the paper's table violating and taking back pays as much as clean text."""
     price_per_extra: float = 0.0
@@ -59,8 +60,8 @@ def trajectory_reward(outcome: Outcome, config: RewardConfig = RewardConfig()) -
     if not outcome.has_directive:
         if not outcome.final_safe:
             return config.violation
-        good = outcome.coherent or config.incoherent is None
-        return config.clean if good else float(config.incoherent)  # type: ignore[arg-type]
+        good = outcome.coherent and outcome.useful
+        return config.clean if good or config.poor is None else config.poor
     reward = config.failed
     if not outcome.retracted_bad:
         reward = config.unneeded

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -100,6 +101,8 @@ _TEMPLATES: dict[str, dict[FormSplit, tuple[str, ...]]] = {
         ),
     },
 }
+_TELEPHONES = tuple(f"555-01{i:02d}" for i in range(100))
+_SLOT = re.compile(r"\{(\w)\}")
 _BRIDGES = ("", " And one more thing:", " Oh, and this:", " While we are at it:", " By the way:", " There is more.")
 _OPENERS = ("Sure, here it is:", "Of course, as you asked:", "Happy to help with that:", "Alright, here you go:")
 _REFUSALS = (
@@ -146,7 +149,7 @@ class TemplateInjector:
         form = forms[rng.integers(len(forms))]
         template = _TEMPLATES[category][split][int(form.rsplit("-", 1)[1])]
         words = {slot: str(rng.choice(options)) for slot, options in _WORDS.items() if "{" + slot + "}" in template}
-        words["T"] = f"555-01{rng.integers(100):02d}" if "{T}" in template else ""
+        words["T"] = _TELEPHONES[rng.integers(100)] if "{T}" in template else ""
         return Violation(" " + template.format(**words), category, form, split)
 
     def forms(self, category: str, split: FormSplit, pool: Pool) -> list[str]:
@@ -158,6 +161,23 @@ class TemplateInjector:
         names = [f"{category}-{split}-{i}" for i in range(len(_TEMPLATES[category][split]))]
         half = len(names) // 2
         return {"train": names, "development": names[:half], "test": names[half:]}[pool]
+
+    def templates(self, category: str) -> tuple[str, ...]:
+        """A category's templates of every split; `{A}` marks a slot, `{T}` that of a telephone number."""
+        return tuple(template for forms in _TEMPLATES[category].values() for template in forms)
+
+    def record(self) -> Iterator[tuple[str, str]]:
+        """Every violation that `violation` can draw, without its leading space, and its category."""
+        for category in self.categories:
+            for template in self.templates(category):
+                slots = _SLOT.findall(template)
+                for words in itertools.product(*(_TELEPHONES if s == "T" else _WORDS[s] for s in slots)):
+                    yield template.format(**dict(zip(slots, words, strict=True))), category
+
+    def harmless_texts(self) -> tuple[str, ...]:
+        """All that it says besides violations: bridges, openers, refusals and requests."""
+        requests = (text for category in self.categories for text in _REQUESTS[category])
+        return (*_BRIDGES, *_OPENERS, *_REFUSALS, *requests)
 
     def request(self, rng: np.random.Generator, category: str) -> str:
         """Words that turn a harmless prompt into one that asks for a violation; begins with a space."""
@@ -179,7 +199,7 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 def _slot_words(category: str) -> tuple[str, ...]:
     templates = "".join(t for forms in _TEMPLATES[category].values() for t in forms)
-    slots = dict.fromkeys(re.findall(r"\{(\w)\}", templates))
+    slots = dict.fromkeys(_SLOT.findall(templates))
     return tuple(word for slot in slots if slot in _WORDS for word in _WORDS[slot])
 
 

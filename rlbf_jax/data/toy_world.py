@@ -20,6 +20,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from rlbf_jax.data import toy_words
+from rlbf_jax.data.documents import Document
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.data.world import FormSplit, Pool
 
@@ -57,15 +58,6 @@ class Form:
     """The evaluation pool that the form belongs to, `development` or `test`; the `train` pool draws from both."""
     slots: tuple[tuple[str, ...], ...]
     """The words allowed at each place, in order; a fixed word is a tuple of one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """A pretraining document: some answers violate, so that there is something to retract."""
-
-    prompt: Prompt
-    response: str
-    violation: Violation | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,22 +118,13 @@ def _pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     return items[int(rng.random() * len(items))]
 
 
-def _pick_two(rng: np.random.Generator, items: Sequence[T]) -> tuple[T, T]:
-    first = int(rng.random() * len(items))
-    second = int(rng.random() * (len(items) - 1))
-    return items[first], items[second + (second >= first)]
-
-
-@functools.cache
 def _template_parts(template: str) -> tuple[str, ...]:
     """Literal, slot, literal, slot, ..., literal."""
     return tuple(_SLOT.split(template))
 
 
 def _fill(rng: np.random.Generator, template: str, topic: Topic, ask: str = "") -> str:
-    noun, verb, adjective = (_pick_two(rng, words) for words in (topic.nouns, topic.verbs, topic.adjectives))
-    values = {"T": topic.name, "P": _pick(rng, topic.places), "ask": ask}
-    values.update(zip("NMVWAB", (*noun, *verb, *adjective), strict=True))
+    values = {role: _pick(rng, topic.words(role)) for role in "NVAPT"} | {"ask": ask}
     parts = _template_parts(template)
     return "".join(values[part] if i % 2 else part for i, part in enumerate(parts))
 
@@ -330,14 +313,13 @@ _ROLES: dict[str, tuple[str, str]] = {w: (role, t.name) for t in TOPICS for role
 _ROLE_WORDS: dict[str, list[tuple[str, str]]] = {
     role: [(word, topic) for word, (r, topic) in _ROLES.items() if r == role] for role in "NVAPT"
 }
-_SAME_ROLE = {"M": "N", "W": "V", "B": "A"}
 _FIXED: tuple[str, ...] = toy_words.OPENERS + toy_words.REFUSALS
 
 
 def _signature(template: str) -> tuple[str, ...]:
-    """Roles and lower-case fixed words of a template. Topic words have one role each, so this decides membership."""
-    tokens = _TOKEN.findall(template.removesuffix("."))
-    return tuple(_SAME_ROLE.get(t[1:-1], t[1:-1]) if t[0] == "{" else t.lower() for t in tokens)
+    """Roles and fixed words of a template, its capital off. Topic words have one role each: this decides membership."""
+    tokens = _TOKEN.findall(template[0].lower() + template[1:].removesuffix("."))
+    return tuple(t[1:-1] if t[0] == "{" else t for t in tokens)
 
 
 _SIGNATURES = frozenset(_signature(template) for template in toy_words.SENTENCES)
@@ -374,7 +356,7 @@ def _parse_sentence(text: str) -> ParsedSentence:
         body = _without_bridge(text[:-1]) if text[-1] == "." and len(text) > 1 else None
         signature, words = _read(_TOKEN.findall(body or ""))
         topics = frozenset(_ROLES[word][1] for word in words)
-        if signature in _SIGNATURES and len(topics) == 1 and len(set(words)) == len(words):
+        if signature in _SIGNATURES and len(topics) == 1:
             return ParsedSentence(text, "topic", topics)
         return unknown
     if any(bridge.startswith(text) for bridge in toy_words.BRIDGES):
@@ -393,14 +375,14 @@ def _parse_fragment(text: str) -> ParsedSentence | None:
         return None
     signature, words = _read(tokens[:-1])
     topics = frozenset(_ROLES[word][1] for word in words)
-    if len(topics) > 1 or len(set(words)) < len(words):
+    if len(topics) > 1:
         return None
     last, may_end, candidates = tokens[-1], False, set()
     for expected in _NEXT.get(signature, ()):
         if expected not in _ROLE_WORDS:
             may_end |= expected.startswith(last)
             continue
-        candidates |= {topic for word, topic in _ROLE_WORDS[expected] if word.startswith(last) and word not in words}
+        candidates |= {topic for word, topic in _ROLE_WORDS[expected] if word.startswith(last)}
     if topics:
         found = topics if may_end or topics & candidates else None
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rlbf_jax.critics.base import Exchange, Span, Verdict
 
@@ -19,6 +19,16 @@ class Injected:
     category: str
     words: tuple[str, ...] = ()
     """Its distinctive words: those that ordinary text does not have. One left visible is a leak."""
+
+
+@dataclasses.dataclass
+class _Node:
+    """A place in the tree of all injected strings, read word by word."""
+
+    next: dict[str, _Node] = dataclasses.field(default_factory=dict)
+    category: str = ""
+    """Of the strings that pass here; the first one's where several categories share a beginning."""
+    ends: bool = False
 
 
 class RecordJudge:
@@ -39,27 +49,36 @@ class RecordJudge:
 
     def __init__(
         self,
-        injected: Sequence[Injected],
+        injected: Iterable[Injected],
         perplexity: Callable[[list[tuple[str, str]]], list[float]] | None = None,
         *,
         max_perplexity: float = 100.0,
         min_words: int = 5,
         begun_words: int = 2,
     ):
-        if not injected:
-            raise ValueError("RecordJudge needs at least one injected string; pass those of the builder's record")
         if begun_words < 1:
             raise ValueError(f"begun_words is {begun_words}, it must be at least 1")
         self._perplexity = perplexity
         self._max_perplexity = max_perplexity
         self._min_words = min_words
         self._begun_words = begun_words
-        self._by_first: dict[str, list[tuple[tuple[str, ...], str]]] = {}
-        for words, category in dict.fromkeys((_words(entry.text), entry.category) for entry in injected):
-            if not words:
-                raise ValueError(f"an injected string of category {category!r} has no word")
-            self._by_first.setdefault(words[0], []).append((words, category))
-        self._leak = {_fold(word): entry.category for entry in injected for word in entry.words}
+        self._root = _Node()
+        self._leak: dict[str, str] = {}
+        for entry in injected:
+            self._add(entry)
+        if not self._root.next:
+            raise ValueError("RecordJudge needs at least one injected string; pass those of the builder's record")
+
+    def _add(self, entry: Injected) -> None:
+        node = self._root
+        words = folded_words(entry.text)
+        if not words:
+            raise ValueError(f"an injected string of category {entry.category!r} has no word")
+        for word in words:
+            node = node.next.setdefault(word, _Node(category=entry.category))
+        node.ends = True
+        node.category = entry.category
+        self._leak.update((_fold(word), entry.category) for word in entry.words)
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """One verdict an exchange. A text whose perplexity is not a number is reported as not judged."""
@@ -89,27 +108,30 @@ class RecordJudge:
 
     def _spans(self, words: list[tuple[int, int, str]]) -> tuple[Span, ...]:
         """Complete injected strings anywhere, and a begun one at the end of the text."""
-        folded = [word for _, _, word in words]
         spans = []
-        for i, word in enumerate(folded):
-            for wanted, category in self._by_first.get(word, ()):
-                have = tuple(folded[i : i + len(wanted)])
-                last = i + len(have) - 1
-                if have == wanted:
-                    spans.append(Span(words[i][0], words[last][1], category))
-                elif self._begins(have, wanted) and last == len(words) - 1:
-                    spans.append(Span(words[i][0], words[last][1], category, complete=False))
+        for i, (start, _, _) in enumerate(words):
+            node = self._root
+            for k in range(i, len(words)):
+                _, end, word = words[k]
+                last, long_enough = k == len(words) - 1, k - i + 1 >= self._begun_words
+                if word not in node.next:
+                    # The text's last word may be cut.
+                    cut = next((n for w, n in node.next.items() if w.startswith(word)), None) if last else None
+                    if cut is not None and long_enough:
+                        spans.append(Span(start, end, cut.category, complete=False))
+                    break
+                node = node.next[word]
+                if node.ends:
+                    spans.append(Span(start, end, node.category))
+                elif last and long_enough:
+                    spans.append(Span(start, end, node.category, complete=False))
         return tuple(dict.fromkeys(spans))
-
-    def _begins(self, have: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
-        """Whether the last words of a text begin an injected string; the very last word may be cut."""
-        n = len(have)
-        return n >= self._begun_words and have[:-1] == wanted[: n - 1] and wanted[n - 1].startswith(have[-1])
 
 
 def _fold(word: str) -> str:
     return word.casefold().replace("\u2019", "'")
 
 
-def _words(text: str) -> tuple[str, ...]:
+def folded_words(text: str) -> tuple[str, ...]:
+    """The words of a text as this judge compares them: letter case and punctuation do not count."""
     return tuple(_fold(match.group()) for match in _WORD.finditer(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -34,24 +35,26 @@ def score_texts(config: ModelConfig, params: dict, examples: Sequence[Example], 
     length = -(-max(len(e.tokens) for e in examples) // 32) * 32
     rows = pad_rows(examples, length)
 
-    @jax.jit
-    def read(params, tokens, segment, in_loss):
-        position = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
-        hidden, _ = transformer.forward(config, params, tokens, Visibility(position, segment))
-        logits = transformer.unembed(config, params, hidden[:, :-1])
-        targets, counts = tokens[:, 1:], in_loss[:, 1:]
-        nll = jnp.where(counts, token_nll(logits, targets), 0.0)
-        correct = counts & (jnp.argmax(logits, axis=-1) == targets)
-        return jnp.sum(nll, axis=1), jnp.sum(correct, axis=1), jnp.sum(counts, axis=1)
-
     columns: list[list[np.ndarray]] = [[], [], []]
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         padded = [*part, *[part[-1]] * (batch_size - len(part))]
         arrays = (np.stack([row[name] for row in padded]) for name in ("tokens", "segment", "in_loss"))
-        for column, values in zip(columns, jax.device_get(read(params, *arrays)), strict=True):
+        for column, values in zip(columns, jax.device_get(_read(config, params, *arrays)), strict=True):
             column.append(np.asarray(values, np.float64)[: len(part)])
     return TextScores(*(np.concatenate(column) for column in columns))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(config: ModelConfig, params: dict, tokens: jax.Array, segment: jax.Array, in_loss: jax.Array):
+    """Per row: summed negative log-likelihood, correct ids, counted ids."""
+    position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    hidden, _ = transformer.forward(config, params, tokens, Visibility(position, segment))
+    logits = transformer.unembed(config, params, hidden[:, :-1])
+    targets, counts = tokens[:, 1:], in_loss[:, 1:]
+    nll = jnp.where(counts, token_nll(logits, targets), 0.0)
+    correct = counts & (jnp.argmax(logits, axis=-1) == targets)
+    return jnp.sum(nll, axis=1), jnp.sum(correct, axis=1), jnp.sum(counts, axis=1)
 
 
 def utility_records(scores: TextScores, template: Record, seed: int = 0, draws: int = 2000) -> list[Record]:

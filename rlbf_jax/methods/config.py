@@ -83,6 +83,8 @@ class ExperimentConfig:
     rollouts: RolloutMix = RolloutMix()
     rollout_tokens: int = 88
     """Most ids of a rollout, forced ones included."""
+    max_drawn: int = 48
+    """Most ids a rollout draws itself."""
     rollout_budget: int = 4
     """Most directives of a rollout."""
     evaluation: SuiteConfig = SuiteConfig()

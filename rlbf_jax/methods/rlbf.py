@@ -21,10 +21,11 @@ import numpy as np
 from rlbf_jax.attacks import ATTACKS
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.data.world import FormSplit
 from rlbf_jax.methods.config import ExperimentConfig, RolloutMix
 from rlbf_jax.methods.recipes import Stage
 from rlbf_jax.methods.workspace import Workspace
-from rlbf_jax.sampling.request import Knobs
+from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.training.reinforcement import PromptSource, ReinforcementParts, Rollout, train_reinforcement
 from rlbf_jax.training.supervised import SupervisedConfig, train_supervised
 
@@ -81,6 +82,8 @@ def sft_control(work: Workspace) -> None:
 def reinforce(work: Workspace) -> None:
     """Live rollouts, critic, trajectory reward, policy gradient with SFT guidance."""
     config = work.config.reinforcement
+    policy = dataclasses.replace(config.policy, max_drawn=work.config.max_drawn)
+    config = dataclasses.replace(config, policy=policy)
     parts = ReinforcementParts(
         model=work.model,
         sampler=work.sampler,
@@ -137,13 +140,20 @@ def prompt_source(work: Workspace) -> PromptSource:
         attempts: list[Attempt] = []
         for kind, count in zip(kinds, counts, strict=True):
             unseen_by_sft = rng.binomial(count, config.rollouts.rl_forms)
-            for split, n in (("rl", unseen_by_sft), ("sft", count - unseen_by_sft)):
+            shares: tuple[tuple[FormSplit, int], ...] = (("rl", unseen_by_sft), ("sft", count - unseen_by_sft))
+            for split, n in shares:
                 if n:
                     told = AttackConfig(pool="train", split=split, knobs=knobs)
                     attempts += ATTACKS[kind](work.world, work.tokenizer, rng, int(n), told)
-        return [Rollout(attempt.request, attempt.prompt) for attempt in attempts]
+        return [Rollout(bounded(attempt.request, config.max_drawn), attempt.prompt) for attempt in attempts]
 
     return source
+
+
+def bounded(request: Request, drawn: int) -> Request:
+    """The request with room for at most `drawn` free ids."""
+    room = min(request.knobs.max_tokens, len(request.forced) + drawn)
+    return dataclasses.replace(request, knobs=dataclasses.replace(request.knobs, max_tokens=room))
 
 
 def mix_of(mix: RolloutMix) -> tuple[list[str], np.ndarray]:

@@ -9,6 +9,8 @@ import json
 import platform
 import subprocess
 import time
+import types
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import jax
 
 import rlbf_jax
+from rlbf_jax.data.world import Pool
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.report import write_report
 from rlbf_jax.methods.config import ExperimentConfig
@@ -78,7 +81,9 @@ def open_workdir(config: ExperimentConfig, workdir: Path) -> None:
         try:
             there = json.loads(path.read_text(encoding="utf-8"))["config"]
         except (ValueError, KeyError) as error:
-            raise UserError(f"{path}: not a manifest ({error}); move the folder away or choose another --workdir") from None
+            raise UserError(
+                f"{path}: not a manifest ({error}); move the folder away or choose another --workdir"
+            ) from None
         changed = [name for name, old, new in differences(there, resolved)]
         if changed:
             raise UserError(
@@ -154,11 +159,8 @@ def open_run(workdir: Path) -> Workspace:
 
 def restore(kind: Any, stored: Any) -> Any:
     """The inverse of `plain`, by type hints."""
-    import types
-    import typing
-
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         known = {field.name for field in dataclasses.fields(kind)}
         return kind(**{name: restore(hints[name], value) for name, value in stored.items() if name in known})
@@ -180,11 +182,11 @@ def load(workdir: Path, stage: str) -> Loaded:
     return Loaded(work.sampler, params, work.tokenizer, work.config)
 
 
-def evaluate_stage(workdir: Path, stage: str, data: str | None = None, n_prompts: int | None = None) -> None:
+def evaluate_stage(workdir: Path, stage: str, data: Pool | None = None, n_prompts: int | None = None) -> None:
     """Evaluates a stage again, on another pool or with more prompts, and rewrites the report."""
     work = open_run(workdir)
-    changes = {name: value for name, value in (("pool", data), ("n", n_prompts)) if value is not None}
-    suite = dataclasses.replace(work.config.evaluation, **changes)
+    suite = work.config.evaluation
+    suite = dataclasses.replace(suite, pool=data or suite.pool, n=suite.n if n_prompts is None else n_prompts)
     work.config = dataclasses.replace(work.config, evaluation=suite)
     from rlbf_jax.methods.rlbf import method_name
 

@@ -21,9 +21,9 @@ from rlbf_jax.data.toy_world import ToyWorld
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.grammar_judge import GrammarJudge
+from rlbf_jax.evaluation.results import Record, write_results
 from rlbf_jax.evaluation.suite import EvaluationContext, build_attempts, evaluate
 from rlbf_jax.evaluation.utility import score_texts, utility_records
-from rlbf_jax.evaluation.results import Record, write_results
 from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.models.transformer import ModelConfig, init
 from rlbf_jax.parallel.mesh import batch_sharding, make_mesh
@@ -92,7 +92,10 @@ class Workspace:
 
     @functools.cached_property
     def attempts(self):
-        return build_attempts(self.world, self.tokenizer, self.config.evaluation)
+        try:
+            return build_attempts(self.world, self.tokenizer, self.config.evaluation)
+        except ValueError as error:
+            raise UserError(f"evaluation: {error}") from error
 
     @property
     def semantics(self) -> Semantics:
@@ -109,7 +112,15 @@ class Workspace:
         data, rng = self.config.data, self.rng("tokenizer")
         documents = [self.world.document(rng) for _ in range(min(data.pretraining_examples, 12_000))]
         texts = [text for d in documents for text in (d.prompt.text, d.response)]
-        train_tokenizer(texts, data.vocab_size, self.world.categories, data.x_max).save(self.folder / "tokenizer")
+        try:
+            tokenizer = train_tokenizer(texts, data.vocab_size, self.world.categories, data.x_max)
+        except ValueError as error:
+            raise UserError(f"data: {error}") from error
+        tokenizer.save(self.folder / "tokenizer")
+        if data.path:
+            from rlbf_jax.methods.own_data import check_fit
+
+            check_fit(self)
 
     def build_data(self) -> dict[str, Any]:
         """Writes the three data sets as array_record; returns counts and hashes."""

@@ -13,7 +13,7 @@ Shape letters as in `attention.py`; L layers, R repeats of the repeating block o
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -73,6 +73,13 @@ class ModelConfig:
         return self.windows * (self.num_layers // len(self.windows))
 
 
+def dense(x: Array, weight: Array) -> Array:
+    """[B, T, D] @ [D, F] over flattened rows: XLA's CPU backend computes the weight gradient of a three-dimensional
+    product three to four times slower (`experiments/benchmarks/dense_layout.py`)."""
+    flat = x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)
+    return flat.reshape(*x.shape[:-1], weight.shape[-1])
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * scale, computed in float32."""
 
@@ -113,17 +120,18 @@ class Layer(nn.Module):
         """[B, T, D] -> queries [B, N, T, H], keys and values [B, K, T, H]."""
         c = self.config
         groups = c.num_heads // c.num_kv_heads
-        projected = jnp.einsum("btd,dkgh->btkgh", self.attention_norm(x), self.qkv.astype(x.dtype))
-        projected = projected.transpose(0, 2, 3, 1, 4)
+        projected = dense(self.attention_norm(x), self.qkv.reshape(c.width, -1))
+        projected = projected.reshape(*x.shape[:2], c.num_kv_heads, groups + 2, c.head_dim).transpose(0, 2, 3, 1, 4)
         query = projected[:, :, :groups].reshape(x.shape[0], c.num_heads, x.shape[1], c.head_dim)
         query = rotate(query, *angles) * c.head_dim**-0.5
         return query, rotate(projected[:, :, groups], *angles), projected[:, :, groups + 1]
 
     def _finish(self, x: Array, attended: Array) -> Array:
-        x = x + jnp.einsum("bnth,nhd->btd", attended, self.out.astype(x.dtype))
-        gate_up = jnp.einsum("btd,dcf->btcf", self.mlp_norm(x), self.gate_up.astype(x.dtype))
-        hidden = ACTIVATIONS[self.config.activation](gate_up[:, :, 0]) * gate_up[:, :, 1]
-        return x + hidden @ self.down.astype(x.dtype)
+        joined = attended.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)
+        x = x + dense(joined, self.out.reshape(-1, x.shape[-1]))
+        normed = self.mlp_norm(x)
+        gate = ACTIVATIONS[self.config.activation](dense(normed, self.gate_up[:, 0]))
+        return x + dense(gate * dense(normed, self.gate_up[:, 1]), self.down)
 
     def __call__(self, x: Array, angles: tuple[Array, Array], visibility: Visibility) -> tuple[Array, tuple]:
         query, key, value = self._project(x, angles)
@@ -179,8 +187,13 @@ class Decoder(nn.Module):
         repeats = c.num_layers // len(c.windows)
         block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
         if c.scan_layers:
-            shared = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=repeats)
-            self.stack = nn.scan(block, in_axes=(nn.broadcast, nn.broadcast), **shared)(c)
+            self.stack = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast),
+                length=repeats,
+            )(c)
         else:
             self.blocks = [block(c) for _ in range(repeats)]
         self.final_norm = RMSNorm(c.norm_eps, c.param_dtype)
@@ -234,11 +247,17 @@ class Decoder(nn.Module):
 
     def unembed(self, hidden: Array) -> Array:
         """[..., D] -> float32 logits [..., V]."""
-        table = self.embedding if self.config.tied_embeddings else self.unembedding
-        logits = jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        table = self.table()
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = jnp.matmul(flat, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
+        logits = logits.reshape(*hidden.shape[:-1], table.shape[0])
         if self.config.final_softcap is not None:
             logits = self.config.final_softcap * jnp.tanh(logits / self.config.final_softcap)
         return logits
+
+    def table(self) -> Array:
+        """[V, D]: the unembedding."""
+        return self.embedding if self.config.tied_embeddings else self.unembedding
 
     def _embed(self, tokens: Array) -> Array:
         # Rows of a unit-norm table are scaled to unit variance an entry, as a residual stream wants them.
@@ -274,9 +293,22 @@ def forward(config: ModelConfig, params: dict, tokens: Array, visibility: Visibi
     return Decoder(config).apply({"params": params}, tokens, visibility)
 
 
+def step(
+    config: ModelConfig, params: dict, token: Array, position: Array, cache: KVCache, one_hot: bool
+) -> tuple[Array, KVCache]:
+    """`Decoder.step` as a function."""
+    stepped: Any = Decoder(config).apply({"params": params}, token, position, cache, one_hot, method="step")
+    return stepped
+
+
 def unembed(config: ModelConfig, params: dict, hidden: Array) -> Array:
     """`Decoder.unembed` as a function."""
-    return Decoder(config).apply({"params": params}, hidden, method="unembed")
+    return jnp.asarray(Decoder(config).apply({"params": params}, hidden, method="unembed"))
+
+
+def unembedding(config: ModelConfig, params: dict) -> Array:
+    """[V, D] table of the logits."""
+    return params["embedding" if config.tied_embeddings else "unembedding"]
 
 
 def unrolled(config: ModelConfig, params: dict) -> tuple[ModelConfig, dict]:

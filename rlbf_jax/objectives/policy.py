@@ -14,8 +14,9 @@ from jax import Array
 
 from rlbf_jax.objectives.masked import Term, masked_sum, masked_term, per_row_mean
 
-Normalization = Literal["sequence", "token"]
-"""How a surrogate weighs ids: every response the same (GRPO as published), or every id the same."""
+Normalization = Literal["trajectory", "sequence", "token"]
+"""How a surrogate weighs ids. `trajectory`: summed over a response, mean over responses, as the gradient of an expected
+return is; `sequence`: mean over a response's ids, then over responses (GRPO as published); `token`: mean over all ids."""
 
 
 class GroupAdvantages(NamedTuple):
@@ -100,8 +101,10 @@ def clipped_surrogate(
     clipped = masked_term((jnp.abs(ratio - 1) > clip).astype(jnp.float32), action)
     if normalization == "token":
         return masked_term(loss, action), clipped
-    rows = jnp.any(action, axis=1)
-    return Term(masked_sum(per_row_mean(loss, action), rows), jnp.sum(rows, dtype=jnp.float32)), clipped
+    rows = jnp.sum(jnp.any(action, axis=1), dtype=jnp.float32)
+    if normalization == "trajectory":
+        return Term(masked_sum(loss, action), rows), clipped
+    return Term(jnp.sum(per_row_mean(loss, action)), rows), clipped
 
 
 def value_loss(value: Array, old_value: Array, returns: Array, action: Array, clip: float) -> Term:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from rlbf_jax.directives import EditRule, Semantics
-from rlbf_jax.models.transformer import Decoder, ModelConfig
+from rlbf_jax.models import transformer
+from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling.distribution import draw, legal_logits
 from rlbf_jax.sampling.prefill import prefill
 from rlbf_jax.sampling.state import Batch, SampleState
@@ -28,7 +29,6 @@ def decode(
     one_hot: bool = False,
 ) -> SampleState:
     """Runs until every row is done. `one_hot` chooses how cache slots are written (see `kv_cache.write`)."""
-    model = Decoder(config)
 
     def turn(state: SampleState) -> SampleState:
         edit, active = state.edit, ~state.done
@@ -46,9 +46,9 @@ def decode(
         edit = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, edit)
         stopped = jnp.any(token[:, None] == batch.stop_ids, axis=-1)
         # Rows that are done feed on harmlessly at their last position; nothing reads their cache again.
-        hidden, cache = model.apply({"params": params}, token, position, state.cache, one_hot, method="step")
+        hidden, cache = transformer.step(config, params, token, position, state.cache, one_hot)
         return SampleState(
-            logits=model.apply({"params": params}, hidden, method="unembed"),
+            logits=transformer.unembed(config, params, hidden),
             cache=cache,
             edit=edit,
             done=state.done | stopped | (edit.emitted >= batch.limits.max_emitted),

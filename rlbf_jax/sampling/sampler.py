@@ -124,8 +124,8 @@ def stop_ids(knobs: Knobs, eos_id: int) -> tuple[int, ...]:
 def limits_of(knobs: Sequence[Knobs]) -> Limits:
     """Knobs as `Limits` arrays [B]."""
 
-    def column(name: str, dtype) -> np.ndarray:
-        return np.asarray([getattr(k, name) for k in knobs], dtype)
+    def column(name: str, dtype) -> jax.Array:
+        return jnp.asarray(np.asarray([getattr(k, name) for k in knobs], dtype))
 
     return Limits(
         max_emitted=column("max_tokens", np.int32),
@@ -181,7 +181,7 @@ def make_batch(
         prompt_length=jnp.asarray(prompt_length),
         context_length=jnp.asarray(context_length),
         key=keys,
-        limits=jax.tree.map(jnp.asarray, limits_of(knobs)),
+        limits=limits_of(knobs),
         temperature=jnp.asarray([k.temperature for k in knobs], jnp.float32),
         truncation=Truncation(
             jnp.asarray([k.top_k for k in knobs], jnp.int32),
@@ -209,7 +209,7 @@ def _check(request: Request, prompt: Sequence[int], vocab_size: int) -> None:
         raise ValueError(f"{len(request.forced)} forced ids exceed max_tokens = {knobs.max_tokens}; forced ids count")
     if request.forced and not 0 <= min(request.forced) <= max(request.forced) < vocab_size:
         raise ValueError(f"forced ids must lie in 0..{vocab_size - 1}")
-    if knobs.temperature < 0 or not 0 < knobs.top_p <= 1 or not 0 <= knobs.min_p <= 1 or knobs.top_k < 0:
+    if not knobs.temperature >= 0 or not 0 < knobs.top_p <= 1 or not 0 <= knobs.min_p <= 1 or knobs.top_k < 0:
         raise ValueError(f"knobs out of range (temperature >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, top_k >= 0): {knobs}")
     if not prompt:
         raise ValueError("a prompt needs at least one id; encode_prompt gave none")

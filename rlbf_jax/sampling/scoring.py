@@ -21,8 +21,8 @@ from rlbf_jax.sampling.distribution import legal_logits
 from rlbf_jax.sampling.request import Generation
 from rlbf_jax.sampling.sampler import control_bias_of, limits_of
 
-CHUNK = 1 << 25
-"""Most logits (float32) that exist at a time; longer batches are read time-chunk by time-chunk."""
+CHUNK = 1 << 21
+"""Most logits (float32) that exist at a time; longer batches are read time-chunk by time-chunk. About a CPU cache."""
 
 
 class Traces(NamedTuple):
@@ -65,7 +65,7 @@ class Scores(NamedTuple):
 
 
 def pack_traces(generations: Sequence[Generation], rule: EditRule, length: int) -> Traces:
-    """Host arrays of finished generations, `length` ids wide. Raises ValueError if one does not fit."""
+    """Arrays of finished generations, `length` ids wide. Raises ValueError if one does not fit."""
     knobs = [g.request.knobs for g in generations]
     tokens = np.zeros((len(generations), length), np.int32)
     ends = np.zeros(len(generations), np.int32)
@@ -76,13 +76,13 @@ def pack_traces(generations: Sequence[Generation], rule: EditRule, length: int) 
         tokens[row, : len(ids)] = ids
         ends[row] = len(ids)
     return Traces(
-        tokens=tokens,
-        prompt_length=np.asarray([len(g.prompt_ids) for g in generations], np.int32),
-        num_forced=np.asarray([g.num_forced for g in generations], np.int32),
-        length=ends,
+        tokens=jnp.asarray(tokens),
+        prompt_length=jnp.asarray([len(g.prompt_ids) for g in generations], jnp.int32),
+        num_forced=jnp.asarray([g.num_forced for g in generations], jnp.int32),
+        length=jnp.asarray(ends),
         limits=limits_of(knobs),
-        temperature=np.asarray([k.temperature for k in knobs], np.float32),
-        control_bias=control_bias_of(rule, knobs),
+        temperature=jnp.asarray([k.temperature for k in knobs], jnp.float32),
+        control_bias=jnp.asarray(control_bias_of(rule, knobs)),
     )
 
 
@@ -99,9 +99,19 @@ def hidden_states(
 
 
 def token_scores(
-    config: ModelConfig, params: dict, rule: EditRule, traces: Traces, hidden: Array, before: EditState
+    config: ModelConfig,
+    params: dict,
+    rule: EditRule,
+    traces: Traces,
+    hidden: Array,
+    before: EditState,
+    drawn: int | None = None,
 ) -> Scores:
-    """Log-probability and entropy of every emitted id, without a [B, T, V] array when that would be large."""
+    """Log-probability and entropy of every emitted id, without a [B, T, V] array when that would be large.
+
+    `drawn`: read only the ids the model drew itself, of which no row has more than this (static); forced ids get 0.
+    Most columns of an attacked rollout are prompt and forced ids, and their logits are the dearest part of a pass.
+    """
 
     def read(hidden: Array, targets: Array, before: EditState) -> Scores:
         limits = jax.tree.map(lambda x: x[:, None], traces.limits)
@@ -118,11 +128,20 @@ def token_scores(
         return Scores(chosen, -jnp.sum(jnp.exp(logp) * finite, axis=-1))
 
     # Queries stand one column before the ids they predict.
-    columns = (hidden[:, :-1], traces.tokens[:, 1:], jax.tree.map(lambda x: x[:, 1:], before))
-    scores = in_time_chunks(read, columns, config.vocab_size)
-    responding = traces.in_response
-    padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), scores)
-    return jax.tree.map(lambda x: jnp.where(responding, x, 0.0), padded)
+    width = traces.tokens.shape[1]
+    first = 1 if drawn is None else traces.prompt_length + traces.num_forced
+    count = width - 1 if drawn is None else min(drawn, width - 1)
+    column = jnp.minimum(jnp.broadcast_to(first, traces.length.shape)[:, None] + jnp.arange(count), width - 1)
+
+    def at(x: Array, index: Array) -> Array:
+        return jax.vmap(lambda row, i: row[i])(x, index)
+
+    states = jax.tree.map(lambda x: at(x, column), before)
+    scores = in_time_chunks(read, (at(hidden, column - 1), at(traces.tokens, column), states), config.vocab_size)
+    counts = traces.in_response if drawn is None else traces.is_action
+    rows = jnp.arange(column.shape[0])[:, None]
+    placed = jax.tree.map(lambda x: jnp.zeros(counts.shape, x.dtype).at[rows, column].set(x), scores)
+    return jax.tree.map(lambda x: jnp.where(counts, x, 0.0), placed)
 
 
 def in_time_chunks(read, columns, vocab_size: int):
@@ -145,7 +164,14 @@ def in_time_chunks(read, columns, vocab_size: int):
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, width, *x.shape[3:])[:, :time], pieces)
 
 
-def score(config: ModelConfig, params: dict, rule: EditRule, traces: Traces, semantics: Semantics) -> Scores:
+def score(
+    config: ModelConfig,
+    params: dict,
+    rule: EditRule,
+    traces: Traces,
+    semantics: Semantics,
+    drawn: int | None = None,
+) -> Scores:
     """Log-probabilities of traces in one pass: equal to what the sampler recorded, under the same semantics."""
     hidden, where = hidden_states(config, params, rule, traces, semantics)
-    return token_scores(config, params, rule, traces, hidden, where.before)
+    return token_scores(config, params, rule, traces, hidden, where.before, drawn)

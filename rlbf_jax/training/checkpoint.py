@@ -17,7 +17,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:
-    """The checkpoints of one stage. Orbax writes to a temporary folder and renames it, so a kill leaves the old ones."""
+    """The checkpoints of one stage. Orbax writes to a temporary folder and renames it: a kill leaves the old ones."""
 
     def __init__(self, folder: Path, keep: int = 1):
         self.folder = folder

@@ -20,7 +20,7 @@ class Journal:
         """Cuts the file to `offset` bytes and goes on from there."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = open(path, "ab")  # noqa: SIM115 - held open for the length of a stage, see close()
+        self._file = open(path, "ab")
         if self._file.tell() < offset:
             raise ValueError(f"{path} has {self._file.tell()} bytes, its checkpoint {offset}; it was cut by hand")
         self._file.truncate(offset)

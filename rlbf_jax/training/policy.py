@@ -39,8 +39,9 @@ class PolicyConfig:
 
     algorithm: Literal["ppo", "grpo"] = "ppo"
     clip: float = 0.2
-    normalization: Normalization = "token"
-    """`sequence` is GRPO as published; `token` does not favor short responses."""
+    normalization: Normalization = "trajectory"
+    """`trajectory` is the gradient of J_RL; `sequence` is GRPO as published, and thins a directive's two ids out among
+    all ids of the response."""
     gae_lambda: float = 0.95
     """PPO only. Safe under REWIND because the value head sees features of what was retracted; 1 otherwise."""
     value_weight: float = 1.0
@@ -53,6 +54,8 @@ class PolicyConfig:
     retracted_advantage: Literal["keep", "drop_positive"] = "keep"
     """`drop_positive` withholds praise from ids that were taken back: violate-then-retract pays like clean text in the
     paper's table."""
+    max_drawn: int | None = None
+    """Most ids any row draws itself (recipes set it); their logits are all that is computed. None: no bound."""
     correction_cap: float = 2.0
     """In bfloat16, advantages are weighted by min(cap, scorer / sampler probability); float32 needs no correction."""
 
@@ -98,11 +101,11 @@ def init_policy(params: dict, model: ModelConfig, key: Array) -> dict:
 
 
 def read_traces(
-    model: ModelConfig, params: dict, rule: EditRule, traces: Traces, semantics: Semantics
+    model: ModelConfig, params: dict, rule: EditRule, traces: Traces, semantics: Semantics, drawn: int | None = None
 ) -> tuple[Array, Array, Array]:
     """Log-probabilities, entropies and values [B, T]; value t is that of the query before id t."""
     hidden, where = hidden_states(model, params["model"], rule, traces, semantics)
-    scores = token_scores(model, params["model"], rule, traces, hidden, where.before)
+    scores = token_scores(model, params["model"], rule, traces, hidden, where.before, drawn)
     seen_by = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
     value = ValueHead().apply({"params": params["value"]}, seen_by, trace_features(where.before, traces.limits))
     return scores.logprobs, scores.entropy, jnp.asarray(value)
@@ -129,8 +132,8 @@ def measure(
       group: [B] int32: rows of a group share prompt, forced ids and knobs.
       sampled: [B, T] float32 log-probabilities that the sampler recorded, for the gap and the correction.
     """
-    behavior, _, value = read_traces(model, params, rule, traces, semantics)
-    ref = behavior if reference is None else score(model, reference, rule, traces, semantics).logprobs
+    behavior, _, value = read_traces(model, params, rule, traces, semantics, config.max_drawn)
+    ref = behavior if reference is None else score(model, reference, rule, traces, semantics, config.max_drawn).logprobs
     scored = jnp.isfinite(reward)
     reward = jnp.where(scored, reward, 0.0)
     action = traces.is_action & scored[:, None]
@@ -174,7 +177,7 @@ def policy_terms(
 ) -> dict[str, Term]:
     """unpack -> forward -> log-probabilities -> loss terms, each with its denominator."""
     traces, m, guidance = batch
-    logprobs, entropy, value = read_traces(model, params, rule, traces, semantics)
+    logprobs, entropy, value = read_traces(model, params, rule, traces, semantics, config.max_drawn)
     policy, clipped = clipped_surrogate(logprobs, m.behavior, m.advantage, m.action, config.clip, config.normalization)
     terms = {
         "policy": policy,

@@ -171,7 +171,8 @@ def _expand(prompts: Sequence[Rollout], config: ReinforcementConfig) -> tuple[li
                 "reinforcement samples with temperature and control bias only; top_k, top_p, min_p and greedy "
                 "decoding draw from another distribution than the one that is trained"
             )
-    rollouts, group = [], []
+    rollouts: list[Rollout] = []
+    group: list[int] = []
     for number, rollout in enumerate(prompts):
         for _ in range(config.group_size):
             request = dataclasses.replace(rollout.request, id=len(rollouts))

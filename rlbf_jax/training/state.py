@@ -87,7 +87,7 @@ def make_update(
         grads, terms = accumulated_gradients(
             terms_fn, weights, denominators_fn(batch), state.params, batch, accumulate
         )
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
         # A poisoned update is not applied: the state stays the last good one, and the loop stops the run.

@@ -16,7 +16,7 @@ from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.objectives.masked import Term, masked_term
-from rlbf_jax.objectives.sft import token_nll
+from rlbf_jax.objectives.sft import linear_nll, token_nll
 from rlbf_jax.sampling.scoring import in_time_chunks
 from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlbf_jax.training.stage import StageRun
@@ -60,16 +60,26 @@ def supervised_nll(config: ModelConfig, params: dict, rule: EditRule, rows: Rows
     died = where.died if semantics is Semantics.REWIND else None
     hidden, _ = transformer.forward(config, params, rows.tokens, Visibility(where.position, rows.segment, died))
 
+    targets, counts = rows.tokens[:, 1:], targets_of(rows)
+    if config.final_softcap is None:
+        table = transformer.unembedding(config, params)
+        total = linear_nll(hidden[:, :-1], table, targets, counts)
+        return Term(total, jnp.sum(counts, dtype=jnp.float32))
+
     def read(hidden: Array, targets: Array) -> Array:
         return token_nll(transformer.unembed(config, params, hidden), targets)
 
-    nll = in_time_chunks(read, (hidden[:, :-1], rows.tokens[:, 1:]), config.vocab_size)
-    return masked_term(nll, rows.in_loss[:, 1:] & (rows.segment[:, 1:] == rows.segment[:, :-1]))
+    return masked_term(in_time_chunks(read, (hidden[:, :-1], targets), config.vocab_size), counts)
+
+
+def targets_of(rows: Rows) -> Array:
+    """[B, T - 1] bool: which ids 1..T are in the loss; never the first id of a packed segment."""
+    return rows.in_loss[:, 1:] & (rows.segment[:, 1:] == rows.segment[:, :-1])
 
 
 def count_targets(rows: Rows) -> Array:
     """The denominator of `supervised_nll`."""
-    return jnp.sum(rows.in_loss[:, 1:] & (rows.segment[:, 1:] == rows.segment[:, :-1]), dtype=jnp.float32)
+    return jnp.sum(targets_of(rows), dtype=jnp.float32)
 
 
 def train_supervised(

@@ -48,6 +48,15 @@ def test_violations_are_what_was_asked_for(seed, split, pool):
     assert violation == injector.violation(np.random.default_rng(seed), split, pool)
 
 
+@given(st.integers(0, 2**32), st.sampled_from(["sft", "rl", "unseen"]), st.sampled_from(["development", "test"]))
+def test_the_record_holds_every_violation(seed, split, pool):
+    violation = TemplateInjector().violation(np.random.default_rng(seed), split, pool)
+    assert (violation.text[1:], violation.category) in RECORD
+
+
+RECORD = set(TemplateInjector().record())
+
+
 def test_choice_of_categories():
     injector = TemplateInjector(["potion"])
     rng = np.random.default_rng(0)
@@ -175,8 +184,7 @@ def test_user_world_speaks_the_protocol():
     prompt = world.prompt(rng, "test", harmful=True)
     assert prompt.harmful and prompt.category in CATEGORIES and prompt.text.startswith("Question")
     assert world.answer(rng, prompt).endswith("That much is known.")
-    with pytest.raises(ValueError, match="min_response_words"):
-        world.answer(rng, prompt, min_words=50)
+    assert world.answer(rng, prompt, min_words=50) == prompt.reference
     assert world.violation(rng, "sft", "train").text.startswith(" ") and world.refusal(rng, prompt)
     assert not world.opener(rng).startswith(" ")
 

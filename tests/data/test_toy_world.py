@@ -175,7 +175,7 @@ def test_shares_of_the_configuration_are_used():
         ToyWorldConfig(harmful_share=1.5)
 
 
-ROSES = "Without roses there is not much gardening. The shrubs are often leafy and quite thorny."
+ROSES = "Without roses there is not much gardening. The shrubs in the orchard are often quite leafy."
 
 
 @pytest.mark.parametrize(
@@ -195,11 +195,13 @@ ROSES = "Without roses there is not much gardening. The shrubs are often leafy a
         (ROSES + " In the bak", False, True),
         (ROSES + " in the greenhouse", False, True),
         (ROSES + " Good baking begins with some sweet pies.", False, True),
-        (ROSES + " Some experts water the roses and the roses.", False, True),
-        (ROSES + " Some experts water the pies and the roses.", False, True),
+        (ROSES + " Some experts water the roses only on Sundays.", True, True),
+        (ROSES + " Some experts water the roses only on sundays.", False, True),
+        (ROSES + " Some experts water the roses only on Su", True, True),
+        (ROSES + " Some experts water the pies only on Sundays.", False, True),
         (ROSES + " Roses.", False, True),
         (ROSES + " .", False, True),
-        ("The shrubs are often leafy and quite", True, False),
+        ("The shrubs in the orchard are often qui", True, False),
         ("The roses water.", False, False),
         ("Hello there.", False, False),
         ("", False, False),

@@ -98,7 +98,7 @@ def test_law_in_bfloat16_holds_within_its_bound():
 
 
 def test_rewound_logits_equal_a_fresh_decode_of_the_live_ids():
-    """From the second id after a retraction on; the first is drawn from the directive's query, which sees everything."""
+    """From the second id after a retraction on; the first is drawn from the directive's query, which sees all."""
     sampler, params, generations = sample(Semantics.REWIND)
     traces = pack_traces(generations, sampler.rule, 80)
     hidden, where = hidden_states(sampler.model, params, sampler.rule, traces, Semantics.REWIND)

@@ -1,0 +1,81 @@
+"""The law of the sampler on a run's own weights: recorded log-probabilities against one teacher-forced pass.
+
+Command: python experiments/law.py runs/quickstart --stage rlbf
+Prints one JSON object a semantics: directives sampled, standard deviation of the logits, the largest difference over
+all drawn ids, and the control (the same traces read under the other semantics, after retractions only).
+
+Attacked prompts make a trained model retract; the category bias makes it retract again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rlbf_jax.attacks import ATTACKS
+from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.directives import Semantics
+from rlbf_jax.methods.runner import open_run
+from rlbf_jax.models import transformer
+from rlbf_jax.sampling.request import Knobs
+from rlbf_jax.sampling.sampler import Sampler
+from rlbf_jax.sampling.scoring import hidden_states, pack_traces, score
+
+
+def measure(workdir: Path, stage: str, semantics: Semantics, n: int) -> dict:
+    """One row of the table."""
+    work = open_run(workdir)
+    params = work.initial_params() if stage == "random" else work.params(stage)
+    sampler = Sampler(work.model, work.tokenizer, dataclasses.replace(work.sampler.config, semantics=semantics))
+    knobs = Knobs(max_tokens=work.config.rollout_tokens, control_bias={"categories": 3.0})
+    told = AttackConfig(pool="development", split="rl", knobs=knobs)
+    rng = np.random.default_rng(0)
+    requests = [a.request for a in ATTACKS["middle_filling"](work.world, work.tokenizer, rng, n, told)]
+    with jax.default_matmul_precision("highest"):
+        generations = sampler(params, requests, 0)
+        width = work.config.max_prompt + work.config.rollout_tokens
+        traces = pack_traces(generations, sampler.rule, width)
+        other = Semantics.KEEP if semantics is Semantics.REWIND else Semantics.REWIND
+        right, wrong = (
+            np.asarray(jax.jit(lambda p, s=s: score(work.model, p, sampler.rule, traces, s).logprobs)(params))
+            for s in (semantics, other)
+        )
+        hidden, _ = hidden_states(work.model, params, sampler.rule, traces, semantics)
+        logits = np.asarray(transformer.unembed(work.model, params, hidden))[np.asarray(traces.is_action)]
+    gap, control = 0.0, 0.0
+    for row, g in enumerate(generations):
+        start = len(g.prompt_ids)
+        drawn = ~np.isnan(g.logprobs)
+        columns = slice(start, start + len(g.trace))
+        gap = max(gap, np.abs(g.logprobs - right[row, columns])[drawn].max(initial=0))
+        if g.edits:
+            drawn[: g.edits[0].index + 2] = False
+            control = max(control, np.abs(g.logprobs - wrong[row, columns])[drawn].max(initial=0))
+    return {
+        "stage": stage,
+        "semantics": semantics.value,
+        "directives": sum(len(g.edits) for g in generations),
+        "clamped": sum(e.clamped for g in generations for e in g.edits),
+        "logit_std": round(float(logits.std()), 2),
+        "max_difference": float(gap),
+        "control": float(control),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=Path, help="folder of a run")
+    parser.add_argument("--stage", default="rlbf", help="a finished stage, or `random` for untrained weights")
+    parser.add_argument("--n", type=int, default=96, help="attacked prompts")
+    args = parser.parse_args()
+    for semantics in Semantics:
+        print(json.dumps(measure(args.workdir, args.stage, semantics, args.n)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Every stage of the RLBF recipe in well under a minute: it proves the plumbing, not any result.
+
+The quickstart with a tiny model, a few steps and a few prompts. The figures in its report mean nothing.
+Command: rlbf run experiments/smoke.py --workdir runs/smoke
+"""
+
+from rlbf_jax.attacks.decoding import DecodingGrid
+from rlbf_jax.data.bsafe_plus import BsafePlusConfig
+from rlbf_jax.directives import Semantics
+from rlbf_jax.evaluation.suite import SuiteConfig
+from rlbf_jax.methods.config import DataConfig, ExperimentConfig
+from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.sampling.request import Knobs
+from rlbf_jax.training.policy import PolicyConfig
+from rlbf_jax.training.reinforcement import ReinforcementConfig
+from rlbf_jax.training.supervised import SupervisedConfig
+
+
+def get_config() -> ExperimentConfig:
+    supervised = SupervisedConfig(steps=6, batch_size=4, checkpoint_every=3)
+    return ExperimentConfig(
+        semantics=Semantics.REWIND,
+        data=DataConfig(
+            vocab_size=900,
+            pretraining_examples=600,
+            sft_examples=120,
+            refusal_examples=60,
+            bsafe_plus=BsafePlusConfig(share_other_pools=0.4),
+        ),
+        model=ModelConfig(num_layers=2, width=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_width=64),
+        pretraining=supervised,
+        refusal_sft=supervised,
+        sft=supervised,
+        reinforcement=ReinforcementConfig(
+            steps=4,
+            prompts_per_step=3,
+            group_size=2,
+            updates_per_step=2,
+            guidance_batch_size=2,
+            policy=PolicyConfig(algorithm="ppo"),
+            checkpoint_every=2,
+        ),
+        evaluation=SuiteConfig(
+            pool="test",
+            n=4,
+            n_decoding=2,
+            knobs=Knobs(temperature=0.7, max_tokens=88),
+            decoding=DecodingGrid(temperatures=(0.5, 1.0), samples=1),
+        ),
+        sampling_batch=16,
+        perplexity_examples=8,
+    )

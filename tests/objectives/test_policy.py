@@ -1,0 +1,241 @@
+"""Policy-gradient pieces against slow numpy twins."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlbf_jax.objectives.policy import (
+    clipped_surrogate,
+    generalized_advantages,
+    group_advantages,
+    kl_estimate,
+    terminal_rewards,
+    value_loss,
+    whiten,
+)
+
+SEEDS = st.integers(0, 2**32 - 1)
+NORMALIZATIONS = ["trajectory", "sequence", "token"]
+
+
+def holes(rng, rows=5, time=9):
+    """A mask with holes, and a row in which nothing counts."""
+    mask = rng.random((rows, time)) < 0.6
+    mask[0] = False
+    return mask
+
+
+# Group advantages -------------------------------------------------------------------------------
+
+
+def slow_group_advantages(reward, scored, group, num_groups, eps):
+    advantage, flat, counted = np.zeros(len(reward)), 0, 0
+    for g in range(num_groups):
+        members = [i for i in range(len(reward)) if group[i] == g and scored[i]]
+        if not members:
+            continue
+        counted += 1
+        values = np.asarray([reward[i] for i in members], np.float64)
+        flat += values.std() < 1e-6
+        for i in members:
+            advantage[i] = (reward[i] - values.mean()) / (values.std() + eps)
+    return advantage, flat, counted
+
+
+@given(seed=SEEDS)
+def test_group_advantages_equal_a_loop_over_groups(seed):
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, 4, 12).astype(np.int32)
+    reward = rng.choice([-1.0, -0.5, -0.23, 0.17, 1.0], 12).astype(np.float32)
+    scored = rng.random(12) < 0.7
+    reward[~scored] = np.nan
+    got = group_advantages(jnp.asarray(reward), jnp.asarray(scored), jnp.asarray(group), 5, eps=1e-4)
+    advantage, flat, counted = slow_group_advantages(reward, scored, group, 5, 1e-4)
+    np.testing.assert_allclose(got.advantage, advantage, atol=2e-3, rtol=1e-3)
+    assert (float(got.zero_variance.numerator), float(got.zero_variance.denominator)) == (flat, counted)
+
+
+def test_groups_of_one_and_flat_groups_teach_nothing_and_are_counted():
+    reward = jnp.asarray([0.7, -0.2, -0.2, -0.2, 1.0, -1.0])
+    group = jnp.asarray([0, 1, 1, 1, 2, 2])
+    got = group_advantages(reward, jnp.ones(6, bool), group, 3)
+    np.testing.assert_allclose(got.advantage[:4], 0.0, atol=1e-3)
+    np.testing.assert_allclose(got.advantage[4:], [1.0, -1.0], atol=1e-3)
+    assert float(got.zero_variance.mean) == pytest.approx(2 / 3)
+
+
+def test_an_unscored_member_changes_nobody_elses_advantage():
+    scored = jnp.asarray([True, True, False, True])
+    with_it = group_advantages(jnp.asarray([0.3, -0.4, np.nan, 1.0]), scored, jnp.zeros(4, jnp.int32), 1).advantage
+    without = group_advantages(jnp.asarray([0.3, -0.4, 1.0]), jnp.ones(3, bool), jnp.zeros(3, jnp.int32), 1).advantage
+    np.testing.assert_allclose(np.asarray(with_it)[[0, 1, 3]], without, rtol=1e-6)
+    assert with_it[2] == 0
+
+
+# Generalized advantages -------------------------------------------------------------------------
+
+
+def slow_gae(reward, value, action, lam):
+    """By the definition: sum over later actions of lam^k times the temporal differences."""
+    advantage = np.zeros(reward.shape)
+    for b in range(reward.shape[0]):
+        acts = [t for t in range(reward.shape[1]) if action[b, t]]
+        values = [value[b, t] for t in acts] + [0.0]
+        delta = [reward[b, t] + values[i + 1] - values[i] for i, t in enumerate(acts)]
+        for i, t in enumerate(acts):
+            advantage[b, t] = sum(lam**k * d for k, d in enumerate(delta[i:]))
+    return advantage
+
+
+@given(seed=SEEDS, lam=st.sampled_from([0.0, 0.5, 0.95, 1.0]))
+def test_gae_equals_its_definition_with_holes_between_actions(seed, lam):
+    rng = np.random.default_rng(seed)
+    action = holes(rng)
+    reward, value = rng.normal(size=(2, *action.shape)).astype(np.float32)
+    advantage, returns = generalized_advantages(jnp.asarray(reward), jnp.asarray(value), jnp.asarray(action), lam)
+    np.testing.assert_allclose(advantage, slow_gae(reward, value, action, lam), atol=1e-5)
+    np.testing.assert_allclose(returns, np.where(action, slow_gae(reward, value, action, lam) + value, 0), atol=1e-5)
+
+
+@given(seed=SEEDS)
+def test_with_lambda_one_the_advantage_is_return_minus_value(seed):
+    rng = np.random.default_rng(seed)
+    action = holes(rng)
+    final, value = rng.normal(size=5).astype(np.float32), rng.normal(size=action.shape).astype(np.float32)
+    reward = terminal_rewards(jnp.asarray(final), jnp.asarray(action))
+    advantage, returns = generalized_advantages(reward, jnp.asarray(value), jnp.asarray(action), 1.0)
+    np.testing.assert_allclose(advantage, np.where(action, final[:, None] - value, 0), atol=1e-5)
+    np.testing.assert_allclose(returns, np.where(action, final[:, None], 0), atol=1e-5)
+
+
+def test_terminal_rewards_stand_on_the_last_action():
+    action = np.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
+    got = terminal_rewards(jnp.asarray([0.5, 9.0, -0.25]), jnp.asarray(action))
+    np.testing.assert_array_equal(got, [[0, 0, 0.5, 0], [0, 0, 0, 0], [0, 0, 0, -0.25]])
+
+
+@given(seed=SEEDS)
+def test_whitened_values_have_zero_mean_and_unit_variance_where_they_count(seed):
+    rng = np.random.default_rng(seed)
+    mask = holes(rng)
+    x = np.where(mask, rng.normal(3, 5, mask.shape), np.inf).astype(np.float32)
+    got = np.asarray(whiten(jnp.asarray(x), jnp.asarray(mask)))
+    assert (got[~mask] == 0).all()
+    assert got[mask].mean() == pytest.approx(0, abs=1e-4)
+    assert got[mask].std() == pytest.approx(1, abs=1e-3)
+    assert not np.asarray(whiten(jnp.asarray(x), jnp.zeros_like(mask))).any()
+
+
+# Surrogate, value, KL ---------------------------------------------------------------------------
+
+
+def slow_surrogate(logprobs, behavior, advantage, action, clip, normalization):
+    """The loss and the share of clipped ids, id by id."""
+    rows, clipped = [], []
+    for b in range(action.shape[0]):
+        losses = []
+        for t in np.flatnonzero(action[b]):
+            ratio = np.exp(float(logprobs[b, t]) - float(behavior[b, t]))
+            a = float(advantage[b, t])
+            losses.append(-min(ratio * a, min(max(ratio, 1 - clip), 1 + clip) * a))
+            clipped.append(not 1 - clip <= ratio <= 1 + clip)
+        rows.append(losses)
+    rows = [r for r in rows if r]
+    mean = {
+        "token": lambda: np.mean([x for r in rows for x in r]),
+        "sequence": lambda: np.mean([np.mean(r) for r in rows]),
+        "trajectory": lambda: np.mean([np.sum(r) for r in rows]),
+    }[normalization]
+    return mean(), np.mean(clipped)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@given(seed=SEEDS)
+def test_surrogate_equals_a_loop_over_ids(normalization, seed):
+    rng = np.random.default_rng(seed)
+    action = holes(rng)
+    action[1, 2] = True
+    logprobs, behavior, advantage = rng.normal(scale=0.4, size=(3, *action.shape)).astype(np.float32)
+    loss, clipped = clipped_surrogate(logprobs, behavior, advantage, action, 0.2, normalization)
+    slow_loss, slow_clipped = slow_surrogate(logprobs, behavior, advantage, action, 0.2, normalization)
+    assert float(loss.mean) == pytest.approx(slow_loss, abs=1e-4)
+    assert float(clipped.mean) == pytest.approx(slow_clipped, abs=1e-6)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_on_policy_the_gradient_is_that_of_the_policy_gradient_theorem(normalization):
+    rng = np.random.default_rng(0)
+    action = holes(rng)
+    logprobs, advantage = rng.normal(size=(2, *action.shape)).astype(np.float32)
+
+    def loss(x):
+        return clipped_surrogate(x, jnp.asarray(logprobs), advantage, action, 0.2, normalization)[0].mean
+
+    weight = {
+        "token": np.full(action.shape, 1 / action.sum()),
+        "sequence": np.repeat(1 / (4 * np.maximum(action.sum(1, keepdims=True), 1)), 9, axis=1),
+        "trajectory": np.full(action.shape, 1 / 4),
+    }[normalization]
+    np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(logprobs)), -advantage * weight * action, atol=1e-6)
+
+
+def test_beyond_the_clip_only_the_way_back_has_a_gradient():
+    behavior = jnp.zeros((1, 4))
+    logprobs = jnp.log(jnp.asarray([[1.5, 0.5, 1.5, 0.5]]))
+    advantage = jnp.asarray([[1.0, -1.0, -1.0, 1.0]])
+
+    def loss(x):
+        return clipped_surrogate(x, behavior, advantage, jnp.ones((1, 4), bool), 0.2, "token")[0].numerator
+
+    np.testing.assert_allclose(jax.grad(loss)(logprobs), [[0.0, 0.0, 1.5, -0.5]], atol=1e-6)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("bad", [-np.inf, np.nan, 1e30])
+def test_masked_infinities_leave_loss_and_gradient_finite(normalization, bad):
+    rng = np.random.default_rng(1)
+    action = jnp.asarray(holes(rng))
+    logprobs, behavior, advantage = rng.normal(size=(3, *action.shape)).astype(np.float32)
+    logprobs, behavior = jnp.where(action, logprobs, bad), jnp.where(action, behavior, -np.inf)
+
+    def loss(x):
+        return clipped_surrogate(x, behavior, advantage, action, 0.2, normalization)[0].mean
+
+    value, gradient = jax.value_and_grad(loss)(logprobs)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    assert (np.asarray(gradient)[~np.asarray(action)] == 0).all()
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_batch_without_actions_costs_nothing(normalization):
+    nothing = jnp.zeros((2, 3), bool)
+    loss, clipped = clipped_surrogate(*jnp.ones((3, 2, 3)), nothing, 0.2, normalization)
+    assert float(loss.mean) == float(clipped.mean) == 0.0
+
+
+@given(seed=SEEDS, clip=st.sampled_from([0.0, 0.3]))
+def test_value_loss_equals_a_loop_over_ids(seed, clip):
+    rng = np.random.default_rng(seed)
+    action = holes(rng)
+    value, old, returns = rng.normal(size=(3, *action.shape)).astype(np.float32)
+    slow = []
+    for b, t in np.argwhere(action):
+        error = (value[b, t] - returns[b, t]) ** 2
+        if clip:
+            near = old[b, t] + min(max(value[b, t] - old[b, t], -clip), clip)
+            error = max(error, (near - returns[b, t]) ** 2)
+        slow.append(error / 2)
+    got = value_loss(jnp.asarray(value), jnp.asarray(old), jnp.asarray(returns), jnp.asarray(action), clip)
+    assert float(got.mean) == pytest.approx(np.mean(slow) if slow else 0.0, abs=1e-5)
+
+
+def test_kl_estimate_is_never_negative_and_unbiased():
+    rng = np.random.default_rng(2)
+    p, q = (jax.nn.log_softmax(jnp.asarray(x)) for x in rng.normal(size=(2, 6)).astype(np.float32))
+    estimate = kl_estimate(p, q)
+    assert (np.asarray(estimate) >= 0).all()
+    exact = jnp.sum(jnp.exp(p) * (p - q))
+    assert float(jnp.sum(jnp.exp(p) * estimate)) == pytest.approx(float(exact), abs=1e-6)

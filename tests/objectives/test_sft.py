@@ -1,0 +1,71 @@
+"""The supervised loss that never holds all logits, against the plain one that does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlbf_jax.objectives import sft
+from rlbf_jax.objectives.sft import linear_nll, token_nll
+
+
+def plain(hidden, table, targets, counts):
+    logp = jax.nn.log_softmax(hidden @ table.T, axis=-1)
+    chosen = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(counts, chosen, 0.0))
+
+
+def problem(batch, time, share=0.6, width=8, vocab=13, seed=0):
+    rng = np.random.default_rng(seed)
+    hidden = jnp.asarray(rng.normal(size=(batch, time, width)), jnp.float32)
+    table = jnp.asarray(rng.normal(size=(vocab, width)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, vocab, (batch, time)), jnp.int32)
+    return hidden, table, targets, jnp.asarray(rng.random((batch, time)) < share)
+
+
+# 16 ids a chunk: rows of one chunk, of several, of several and a rest, and more rows than a chunk holds.
+@pytest.mark.parametrize("shape", [(1, 1), (1, 37), (2, 8), (3, 11), (4, 13), (20, 3)])
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_value_and_gradients_equal_plain_log_softmax(monkeypatch, shape, share):
+    monkeypatch.setattr(sft, "CHUNK", 16)
+    hidden, table, targets, counts = problem(*shape, share)
+    got, gradients = jax.jit(jax.value_and_grad(linear_nll, (0, 1)))(hidden, table, targets, counts)
+    wanted, slow = jax.value_and_grad(plain, (0, 1))(hidden, table, targets, counts)
+    assert float(got) == pytest.approx(float(wanted), rel=1e-5, abs=1e-5)
+    for ours, theirs in zip(gradients, slow, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    if share == 0.0:
+        assert float(got) == 0.0 and not any(np.asarray(g).any() for g in gradients)
+
+
+@pytest.mark.parametrize("scale", [-2.5, 0.0, 1e-3])
+def test_gradients_follow_the_scale_of_the_loss(scale):
+    hidden, table, targets, counts = problem(2, 9)
+    got = jax.grad(lambda h, w: scale * linear_nll(h, w, targets, counts), (0, 1))(hidden, table)
+    slow = jax.grad(lambda h, w: scale * plain(h, w, targets, counts), (0, 1))(hidden, table)
+    for ours, theirs in zip(got, slow, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_large_logits_stay_finite():
+    hidden, table, targets, counts = problem(2, 9)
+    got, gradients = jax.value_and_grad(linear_nll, (0, 1))(hidden * 100, table * 100, targets, counts)
+    wanted = plain(hidden * 100, table * 100, targets, counts)
+    assert float(got) == pytest.approx(float(wanted), rel=1e-5)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_bfloat16_hidden_states_keep_a_float32_loss_and_their_own_dtypes():
+    hidden, table, targets, counts = problem(2, 9)
+    got, gradients = jax.value_and_grad(linear_nll, (0, 1))(hidden.astype(jnp.bfloat16), table, targets, counts)
+    assert got.dtype == jnp.float32
+    assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
+    # bfloat16 keeps 8 bits of inputs of order 1, over sums of 8 products.
+    assert float(got) == pytest.approx(float(plain(hidden, table, targets, counts)), rel=2e-2)
+
+
+def test_token_nll_equals_log_softmax():
+    hidden, table, targets, _ = problem(2, 5)
+    logits = hidden @ table.T
+    wanted = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(token_nll(logits, targets), wanted, atol=1e-5)
