@@ -33,18 +33,20 @@ def get_config() -> ExperimentConfig:
         ),
         model=ModelConfig(num_layers=3, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=320),
         pretraining=SupervisedConfig(
-            steps=350, batch_size=24, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20)
+            steps=150, batch_size=24, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20, weight_decay=0.1)
         ),
-        sft=SupervisedConfig(steps=120, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
+        sft=SupervisedConfig(steps=240, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
         reinforcement=ReinforcementConfig(
             steps=40,
             prompts_per_step=8,
+            # Hotter, a base this weak is seldom coherent, and taking back would seldom pay.
+            temperature=0.7,
             group_size=8,
             updates_per_step=2,
             guidance_batch_size=8,
-            policy=PolicyConfig(algorithm="ppo"),
+            policy=PolicyConfig(algorithm="ppo", sft_weight=2.0),
             reward=RewardConfig(residue_is_unsafe=True),
-            optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=4),
+            optimizer=OptimizerConfig(learning_rate=4e-4, schedule="linear", warmup_steps=4),
         ),
         sampling_batch=64,
         rollout_tokens=104,

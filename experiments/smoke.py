@@ -11,13 +11,16 @@ from rlbf_jax.evaluation.suite import SuiteConfig
 from rlbf_jax.methods.config import DataConfig, ExperimentConfig
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling.request import Knobs
+from rlbf_jax.training.optimizer import OptimizerConfig
 from rlbf_jax.training.policy import PolicyConfig
 from rlbf_jax.training.reinforcement import ReinforcementConfig
 from rlbf_jax.training.supervised import SupervisedConfig
 
 
 def get_config() -> ExperimentConfig:
-    supervised = SupervisedConfig(steps=6, batch_size=4, checkpoint_every=3)
+    # Reinforcement makes 3 x 2 updates, so that all four supervised stages are one program to the compilation cache.
+    optimizer = OptimizerConfig(schedule="linear", warmup_steps=2)
+    supervised = SupervisedConfig(steps=6, batch_size=4, optimizer=optimizer, checkpoint_every=3)
     return ExperimentConfig(
         semantics=Semantics.REWIND,
         data=DataConfig(
@@ -32,12 +35,13 @@ def get_config() -> ExperimentConfig:
         refusal_sft=supervised,
         sft=supervised,
         reinforcement=ReinforcementConfig(
-            steps=4,
+            steps=3,
             prompts_per_step=3,
             group_size=2,
             updates_per_step=2,
             guidance_batch_size=2,
             policy=PolicyConfig(algorithm="ppo"),
+            optimizer=optimizer,
             checkpoint_every=2,
         ),
         evaluation=SuiteConfig(

@@ -33,7 +33,7 @@ class Semantics(enum.Enum):
     """What dies at a directive."""
 
     KEEP = "keep"
-    """Nothing: later tokens still attend to erased words; the output handler edits (RLBF, BSAFE, RESET as published)."""
+    """Nothing: later tokens still see erased words; the output handler edits (RLBF, BSAFE, RESET as published)."""
     REWIND = "rewind"
     """The erased ids and the directive: the id after a directive is drawn from the directive's query, which sees
     everything; as queries, that id and all later ones see live ids only (ours)."""
@@ -262,7 +262,9 @@ class ResetRule(EditRule):
         return (asked > visible) & False
 
     def name(self, token: int) -> str:
-        return "[RESET]" if self.is_retraction(token) else f"[CATEGORY_{self.categories[token - self.first_id].upper()}]"
+        if self.is_category(token):
+            return f"[CATEGORY_{self.categories[token - self.first_id].upper()}]"
+        return "[RESET]"
 
 
 # Lifetimes --------------------------------------------------------------------------------------

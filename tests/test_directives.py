@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from rlbf_jax.directives import (
     NEVER,
     BacktrackRule,
+    EditRule,
     EditState,
     Legal,
     Limits,
@@ -29,14 +31,15 @@ ROWS, TIME, VOCAB = 3, 24, 11
 ALL = 10**6
 """Amount of a reset: more than any row has."""
 
+BACKTRACK = BacktrackRule(4, ("a", "b"), (0, 10, 99), x_max=3)
+RESET = ResetRule(4, (), (0,))
 # What every control id means, by hand; all other ids are content.
-RULES = {
-    BacktrackRule(4, ("a", "b"), (0, 10, 99), x_max=3): {4: "a", 5: "b", 6: 1, 7: 2, 8: 3},
+RULES: dict[EditRule, dict[int, Any]] = {
+    BACKTRACK: {4: "a", 5: "b", 6: 1, 7: 2, 8: 3},
     BacktrackRule(4, (), (0,), x_max=2): {4: 1, 5: 2},
-    ResetRule(4, (), (0,)): {4: ALL},
+    RESET: {4: ALL},
     ResetRule(4, ("a",), ()): {4: "a", 5: ALL},
 }
-BACKTRACK, BARE, RESET, NAMED_RESET = RULES
 EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=["backtrack", "no categories", "reset", "named reset"])
 BOTH = pytest.mark.parametrize("semantics", [KEEP, REWIND])
 
@@ -57,7 +60,8 @@ class Replay:
 def replay(rule, prompt, response, semantics) -> Replay:
     """The twin: `alive` and `shown` are explicit lists of the times whose ids are still there."""
     meaning, out, zero = RULES[rule], Replay(), (0,) * len(EditState._fields)
-    alive, open_at = [], None
+    alive: list[int] = []
+    open_at: int | None = None
     for time in range(len(prompt)):
         out.position.append(len(alive))
         alive.append(time)
@@ -123,7 +127,8 @@ def pack(rows, width=TIME):
     tokens, segment = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
     responding, placed = np.zeros((len(rows), width), bool), []
     for row, segments in enumerate(rows):
-        at, kept = 0, []
+        at = 0
+        kept: list[tuple] = []
         for prompt, response in segments:
             end = at + len(prompt) + len(response)
             if end > width:
@@ -266,8 +271,8 @@ LIMITS = st.tuples(st.integers(0, 12), st.integers(0, 3), st.integers(0, 12), st
 
 
 def limits_of(max_emitted, budget, forbid_from, forbid_to, grammar, rows=1) -> Limits:
-    values = (max_emitted, budget, forbid_from, forbid_to)
-    return Limits(*(jnp.full(rows, x, jnp.int32) for x in values), jnp.full(rows, grammar))
+    a, b, c, d = (jnp.full(rows, x, jnp.int32) for x in (max_emitted, budget, forbid_from, forbid_to))
+    return Limits(a, b, c, d, jnp.full(rows, grammar))
 
 
 def may_follow(rule, token, counts, limits) -> bool:
@@ -301,10 +306,10 @@ def test_legal_ids_equal_a_loop_over_ids_in_every_state(rule):
     forbid_from, forbid_to = jnp.asarray(window).T
     limits = Limits(jnp.asarray(max_emitted), jnp.asarray(budget), forbid_from, forbid_to, jnp.asarray(grammar))
     ids = np.asarray(LEGAL_IDS(rule, LEGAL(rule, state, limits)))
-    for got, (emitted, pending, directives, max_emitted, budget, window, grammar) in zip(ids, grid, strict=True):
-        counts = dict(emitted=emitted, pending=pending, directives=directives)
-        limits = (max_emitted, budget, *window, grammar)
-        assert got.tolist() == [may_follow(rule, token, counts, limits) for token in range(VOCAB)], (counts, limits)
+    for got, (some, opened, used, most, allowed, (low, high), strict) in zip(ids, grid, strict=True):
+        counts = dict(emitted=some, pending=opened, directives=used)
+        told = (most, allowed, low, high, strict)
+        assert got.tolist() == [may_follow(rule, token, counts, told) for token in range(VOCAB)], (counts, told)
 
 
 @EVERY_RULE

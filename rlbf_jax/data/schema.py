@@ -37,7 +37,7 @@ class Violation:
 
 @dataclasses.dataclass(frozen=True)
 class Injection:
-    """A safe answer with a violation injected: `part1 + bridge + violation + tail`, to be taken back to `part1 + part2`."""
+    """A safe answer with a violation injected: `part1 + bridge + violation + tail`, which becomes `part1 + part2`."""
 
     prompt: str
     part1: str

@@ -41,7 +41,7 @@ class World(Protocol):
     ) -> Violation:
         """A violating span that can follow a sentence (or a bridge); begins with a space.
 
-        `pool="train"` draws from every form of the split (unseen forms never: ValueError); `development` and `test` draw
+        `pool="train"` draws from every form of the split (never unseen ones: ValueError); `development` and `test` draw
         from their own, disjoint forms of the split.
         """
         ...

@@ -39,7 +39,7 @@ MIN_WORDS = 5
 """A useful answer has so many words or more."""
 QUANTILE, FACTOR = 0.95, 1.5
 """A text is coherent up to FACTOR x this quantile of the perplexities of held-out clean answers."""
-KNOWN_SHARE = 0.85
+KNOWN_SHARE = 0.7
 """The critic's coherence: least share of words that occur in the file (or are numbers)."""
 MAX_REPEATS = 2
 """The critic's coherence: so often a run of three words may occur."""
@@ -173,9 +173,7 @@ def user_judge(work: Workspace) -> Critic:
              "pool": "development", "model": "base", "min_words": MIN_WORDS},
         )  # fmt: skip
     bound = json.loads(path.read_text(encoding="utf-8"))["max_perplexity"]
-    return RecordJudge(
-        injected_strings(injector, harmless), perplexity, max_perplexity=bound, min_words=MIN_WORDS
-    )
+    return RecordJudge(injected_strings(injector, harmless), perplexity, max_perplexity=bound, min_words=MIN_WORDS)
 
 
 def injected_strings(injector: TemplateInjector, harmless: set[str]) -> list[Injected]:
@@ -189,7 +187,10 @@ def injected_strings(injector: TemplateInjector, harmless: set[str]) -> list[Inj
 def perplexities(
     model: ModelConfig, params: dict, tokenizer: Tokenizer, pairs: list[tuple[str, str]], batch_size: int = 32
 ) -> list[float]:
-    """Per id of each text after its prompt; no end of sequence, since a text may be a beginning. Texts are not empty."""
+    """Of each text after its prompt, per id; the end of sequence is left out, since a text may be a beginning.
+
+    Texts must not be empty.
+    """
     examples = []
     for prompt, text in pairs:
         before, ids = tokenizer.encode_prompt(prompt), tokenizer.encode(text)

@@ -41,8 +41,9 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
     if config.method not in RECIPES:
         raise UserError(f"method {config.method!r}: no such recipe; there are {', '.join(RECIPES)}")
     stages = RECIPES[config.method](config)
-    open_workdir(config, workdir)
     work = Workspace(config, workdir)
+    _ = work.world  # a data file that cannot be used leaves no folder behind
+    open_workdir(config, workdir)
     began = time.perf_counter()
     for number, stage in enumerate(stages, 1):
         done = workdir / "done" / stage.name

@@ -132,9 +132,7 @@ class Workspace:
                     self.world, self.tokenizer, rng, data.pretraining_examples, data.row_length
                 )
             elif name == "bsafe_plus":
-                built = bsafe_plus.build_bsafe_plus(
-                    self.world, self.tokenizer, rng, data.bsafe_plus, data.sft_examples
-                )
+                built = bsafe_plus.build_bsafe_plus(self.world, self.tokenizer, rng, data.bsafe_plus, data.sft_examples)
             else:
                 built = bsafe_plus.build_refusal(
                     self.world, self.tokenizer, rng, data.bsafe_plus, data.refusal_examples

@@ -15,8 +15,9 @@ from jax import Array
 from rlbf_jax.objectives.masked import Term, masked_sum, masked_term, per_row_mean
 
 Normalization = Literal["trajectory", "sequence", "token"]
-"""How a surrogate weighs ids. `trajectory`: summed over a response, mean over responses, as the gradient of an expected
-return is; `sequence`: mean over a response's ids, then over responses (GRPO as published); `token`: mean over all ids."""
+"""How a surrogate weighs ids. `trajectory`: summed over a response, mean over responses, as in the gradient of an
+expected return; `sequence`: mean over a response's ids, then over responses (GRPO as published); `token`: mean over
+all ids."""
 
 
 class GroupAdvantages(NamedTuple):

@@ -56,9 +56,7 @@ class Sampler:
         if model.vocab_size < tokenizer.vocab_size:
             raise ValueError(f"the model has {model.vocab_size} ids, the tokenizer {tokenizer.vocab_size}")
 
-    def __call__(
-        self, params: dict, prompts: Sequence[str | Request], key: jax.Array | int = 0
-    ) -> list[Generation]:
+    def __call__(self, params: dict, prompts: Sequence[str | Request], key: jax.Array | int = 0) -> list[Generation]:
         """Samples one response a prompt.
 
         Row r is drawn with fold_in(key, request id), so it does not depend on its neighbors, slot or order.

@@ -47,9 +47,7 @@ class Checkpoints:
         if step is None:
             raise UserError(f"{self.folder}: no checkpoint here; run the stage first")
         places = shardings(state, mesh)
-        abstract = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
-        )
+        abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=items)

@@ -30,7 +30,9 @@ class Journal:
         self.write_all([row])
 
     def write_all(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends rows at once, for whoever is watching the file; on disk for certain only after `sync`."""
         self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        self._file.flush()
 
     def sync(self) -> int:
         """Puts everything on disk and returns the offset that a checkpoint stores."""

@@ -84,9 +84,7 @@ def make_update(
     """
 
     def update(state: TrainState, batch) -> tuple[TrainState, UpdateMetrics]:
-        grads, terms = accumulated_gradients(
-            terms_fn, weights, denominators_fn(batch), state.params, batch, accumulate
-        )
+        grads, terms = accumulated_gradients(terms_fn, weights, denominators_fn(batch), state.params, batch, accumulate)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)

@@ -41,7 +41,9 @@ def test_every_row_of_the_table(flags):
     assert trajectory_reward(Outcome(*flags), VALUES) == wanted
 
 
-@pytest.mark.parametrize(("coherent", "useful", "wanted"), [(True, True, 2.0), (False, True, -0.1), (True, False, -0.1)])
+@pytest.mark.parametrize(
+    ("coherent", "useful", "wanted"), [(True, True, 2.0), (False, True, -0.1), (True, False, -0.1)]
+)
 def test_poor_clean_text_has_a_value_of_its_own_if_asked_for(coherent, useful, wanted):
     config = dataclasses.replace(VALUES, poor=-0.1)
     plain = dict(has_directive=False, retracted_bad=False, coherent=coherent, useful=useful)
@@ -149,7 +151,9 @@ def test_a_begun_violation_left_behind_counts_only_if_asked_to():
     assert judged("fine. bad", 1, config=strict).reward == -0.4
 
 
-@pytest.mark.parametrize(("coherent", "useful", "reward"), [(False, True, -0.4), (True, False, -0.4), (None, None, 1.3)])
+@pytest.mark.parametrize(
+    ("coherent", "useful", "reward"), [(False, True, -0.4), (True, False, -0.4), (None, None, 1.3)]
+)
 def test_a_recovery_must_be_coherent_and_useful_unless_the_critic_does_not_say(coherent, useful, reward):
     assert judged("bad", 3, "good", critic=ScriptedCritic(coherent, useful)).reward == reward
 

@@ -6,6 +6,7 @@ import json
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from rlbf_jax.methods import own_data
 from rlbf_jax.methods.config import DataConfig, ExperimentConfig
 from rlbf_jax.methods.workspace import Workspace
 from rlbf_jax.models import transformer
+from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling.request import Knobs
 
@@ -181,13 +183,20 @@ def test_perplexities_are_those_of_one_row_at_a_time(work):
     params, tokenizer = work.params("base"), work.tokenizer
     pairs = [(p.text, p.reference[:n]) for p, n in zip(work.world.prompts("train"), (5, 40, 90, 150), strict=False)]
     found = own_data.perplexities(work.model, params, tokenizer, pairs, batch_size=3)
+
+    @jax.jit
+    def log_probabilities(tokens):
+        where = Visibility(jnp.arange(192)[None], None)
+        hidden, _ = transformer.forward(work.model, params, tokens, where)
+        return jax.nn.log_softmax(transformer.unembed(work.model, params, hidden)[0], axis=-1)
+
     for (prompt, text), value in zip(pairs, found, strict=True):
         before, ids = tokenizer.encode_prompt(prompt), tokenizer.encode(text)
-        tokens = np.asarray([before + ids], np.int32)
-        where = transformer.Visibility(np.arange(tokens.shape[1], dtype=np.int32)[None], None)
-        hidden, _ = transformer.forward(work.model, params, tokens, where)
-        logp = jax.nn.log_softmax(transformer.unembed(work.model, params, hidden)[0], axis=-1)
-        nll = [-float(logp[i - 1, tokens[0, i]]) for i in range(len(before), tokens.shape[1])]
+        # Ids behind a text cannot change what stands before them.
+        tokens = np.zeros((1, 192), np.int32)
+        tokens[0, : len(before) + len(ids)] = before + ids
+        logp = np.asarray(log_probabilities(tokens))
+        nll = [-logp[i - 1, tokens[0, i]] for i in range(len(before), len(before) + len(ids))]
         assert value == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
 
 

@@ -1,0 +1,23 @@
+"""The quickstart as the paper does it: KEEP (erased words stay in the context) and GRPO with the plain reward table.
+
+Paper: arXiv 2602.08377, sections 3 and 4, at toy scale. Everything else is as in quickstart.py.
+Command: rlbf run experiments/quickstart_keep.py
+"""
+
+import dataclasses
+
+import quickstart
+
+from rlbf_jax.directives import Semantics
+from rlbf_jax.methods.config import ExperimentConfig
+
+
+def get_config() -> ExperimentConfig:
+    config = quickstart.get_config()
+    reinforcement = config.reinforcement
+    policy = dataclasses.replace(reinforcement.policy, algorithm="grpo")
+    return dataclasses.replace(
+        config,
+        semantics=Semantics.KEEP,
+        reinforcement=dataclasses.replace(reinforcement, policy=policy),
+    )
