@@ -38,5 +38,8 @@ def get_config() -> ExperimentConfig:
             reward=RewardConfig(residue_is_unsafe=True, poor=-0.2),
             optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=4),
         ),
-        evaluation=SuiteConfig(pool="test", n=64, knobs=Knobs(temperature=0.7, max_tokens=88)),
+        rollout_tokens=76,
+        max_prompt=20,
+        max_drawn=44,
+        evaluation=SuiteConfig(pool="test", n=64, knobs=Knobs(temperature=0.7, max_tokens=76)),
     )

@@ -52,7 +52,9 @@ def method_name(config: ExperimentConfig, stage: str) -> str:
 
 def prepare_data(work: Workspace) -> None:
     work.build_tokenizer()
-    work.write_json("data/report.json", work.build_data())
+    report = work.build_data()
+    work.write_json("data/report.json", report)
+    work.note_data({name: counts["sha256"] for name, counts in report.items()})
 
 
 def base(work: Workspace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -142,6 +143,15 @@ class Workspace:
             digest = datasets.write_dataset(self.folder / "data" / name, rows, name)
             counts[name] = {"rows": len(rows), "sha256": digest, **dataclasses.asdict(report)}
         return counts
+
+    def note_data(self, hashes: dict[str, str]) -> None:
+        """Adds hashes of tokenizer, built data sets and the user's file to the manifest."""
+        path = self.folder / "manifest.json"
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest["data"] = {"tokenizer": self.tokenizer.digest(), **hashes}
+        if self.config.data.path:
+            manifest["data"]["file"] = hashlib.sha256(Path(self.config.data.path).read_bytes()).hexdigest()
+        write_json(path, manifest)
 
     def batches(self, name: str, batch_size: int):
         """An endless, resumable iterator of packed rows."""

@@ -26,7 +26,7 @@ from rlbf_jax.objectives.policy import (
     value_loss,
     whiten,
 )
-from rlbf_jax.sampling.scoring import Traces, hidden_states, score, token_scores
+from rlbf_jax.sampling.scoring import Traces, hidden_states, token_scores
 from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
 
 FEATURES = 4
@@ -65,7 +65,7 @@ class Measured(NamedTuple):
 
     behavior: Array
     reference: Array
-    """Log-probabilities under the reference; `behavior` where no KL is asked for."""
+    """Log-probabilities under the reference (the SFT checkpoint, same grammar mask); `behavior` until they are read."""
     value: Array
     returns: Array
     advantage: Array
@@ -118,7 +118,6 @@ def measure(
     config: PolicyConfig,
     num_groups: int,
     params: dict,
-    reference: dict | None,
     traces: Traces,
     reward: Array,
     group: Array,
@@ -127,13 +126,11 @@ def measure(
     """Advantages of a batch.
 
     Args:
-      reference: decoder parameters of the SFT checkpoint, or None for no KL.
       reward: [B] float32, NaN where the critic could not judge.
       group: [B] int32: rows of a group share prompt, forced ids and knobs.
       sampled: [B, T] float32 log-probabilities that the sampler recorded, for the gap and the correction.
     """
     behavior, _, value = read_traces(model, params, rule, traces, semantics, config.max_drawn)
-    ref = behavior if reference is None else score(model, reference, rule, traces, semantics, config.max_drawn).logprobs
     scored = jnp.isfinite(reward)
     reward = jnp.where(scored, reward, 0.0)
     action = traces.is_action & scored[:, None]
@@ -151,19 +148,15 @@ def measure(
     if model.dtype == "bfloat16":
         advantage *= jnp.minimum(jnp.exp(gap), config.correction_cap)
     metrics = {"zero_variance": groups.zero_variance, "sampler_gap": masked_term(jnp.abs(gap), action)}
-    control = rule.is_control(traces.tokens)
-    if reference is not None:
-        metrics |= _kl_terms(behavior, ref, action, control)
-    return Measured(behavior, ref, value, returns, advantage, action), metrics
+    return Measured(behavior, behavior, value, returns, advantage, action), metrics
 
 
-def _kl_terms(logprobs: Array, reference: Array, action: Array, control: Array) -> dict[str, Term]:
-    """KL to the reference, apart for content and control ids."""
-    kl = kl_estimate(jnp.where(action, logprobs, 0.0), jnp.where(action, reference, 0.0))
-    return {
-        "kl_content": masked_term(kl, action & ~control),
-        "kl_control": masked_term(kl, action & control),
-    }
+def kl_terms(rule: EditRule, traces: Traces, measured: Measured) -> dict[str, Term]:
+    """KL to the reference at drawn ids, apart for content and control ids."""
+    action, control = measured.action, rule.is_control(traces.tokens)
+    logprobs, reference = (jnp.where(action, x, 0.0) for x in (measured.behavior, measured.reference))
+    kl = kl_estimate(logprobs, reference)
+    return {"kl_content": masked_term(kl, action & ~control), "kl_control": masked_term(kl, action & control)}
 
 
 def _erased(rule: EditRule, traces: Traces, semantics: Semantics) -> Array:

@@ -27,12 +27,14 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler
-from rlbf_jax.sampling.scoring import pack_traces
+from rlbf_jax.sampling.scoring import pack_traces, score
 from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlbf_jax.training.policy import (
+    Measured,
     PolicyBatch,
     PolicyConfig,
     init_policy,
+    kl_terms,
     measure,
     policy_denominators,
     policy_terms,
@@ -61,8 +63,8 @@ class ReinforcementConfig:
     reward: RewardConfig = RewardConfig()
     optimizer: OptimizerConfig = OptimizerConfig(schedule="linear")
     checkpoint_every: int = 20
-    log_kl: bool = True
-    """Measure the KL to the reference at every step, weighted or not (one more forward pass)."""
+    kl_every: int = 10
+    """Steps between measurements of the KL to the reference (one more forward pass), where its weight is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,17 +119,20 @@ def train_reinforcement(
     )
 
     @jax.jit
-    def measured(params, reference, traces, reward, group, sampled):
-        return measure(
-            model, rule, semantics, config.policy, config.prompts_per_step, params, reference,
-            traces, reward, group, sampled,
-        )  # fmt: skip
+    def measured(params, traces, reward, group, sampled):
+        groups = config.prompts_per_step
+        return measure(model, rule, semantics, config.policy, groups, params, traces, reward, group, sampled)
+
+    @jax.jit
+    def compared(reference, traces, batch: Measured):
+        read = score(model, reference, rule, traces, semantics, config.policy.max_drawn)
+        batch = batch._replace(reference=read.logprobs)
+        return batch, kl_terms(rule, traces, batch)
 
     run = StageRun(folder, name, config.steps, config.checkpoint_every, parts.mesh)
     first, state, extra = run.start(jax.tree.map(jnp.copy, state), ("rollouts",))
     if "guidance" in extra:
         parts.guidance.set_state(extra["guidance"])
-    needs_reference = config.log_kl or config.policy.kl_weight > 0
 
     def step(state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
         rollouts, group = _expand(parts.source(number), config)
@@ -139,14 +144,11 @@ def train_reinforcement(
         )
         reward = np.asarray([j.reward for j in judged], np.float32)
         traces = pack_traces(generations, rule, parts.length)
-        batch, measures = measured(
-            state.params,
-            reference if needs_reference else None,
-            traces,
-            reward,
-            group,
-            _recorded(generations, parts.length),
-        )
+        recorded = _recorded(generations, parts.length)
+        batch, measures = measured(state.params, traces, reward, group, recorded)
+        if config.policy.kl_weight or number % config.kl_every == 0:
+            batch, kl = compared(reference, traces, batch)
+            measures |= kl
         losses = []
         for _ in range(config.updates_per_step):
             state, metrics = update(state, PolicyBatch(traces, batch, rows_of(next(parts.guidance))))

@@ -132,6 +132,7 @@ def judged(*parts, critic=None, config=VALUES):
         (("fine. good", 4, "good"), -0.7),
         (("fine. ba", 2, "good"), 1.3),
         (("bad x", 1, "y"), -0.7),
+        (("bad x", 2, "y"), -0.7),
         (("bad", 3, "ok bad", 3, "fine"), 1.3),
         (("bad", 3, "ok good", 4, "fine"), -0.7),
         (("good", 4, "bad", 3, "bad"), -0.7),

@@ -67,9 +67,7 @@ def policy_parts(generations):
     traces = pack_traces(generations, RULE, TIME)
     reward = jnp.asarray(np.random.default_rng(1).choice([-1.0, -0.2, 1.0], 16), jnp.float32)
     group = jnp.arange(16, dtype=jnp.int32) // 4
-    run = jax.jit(
-        lambda p: measure(MODEL, RULE, SEMANTICS, config, 4, p, None, traces, reward, group, jnp.zeros((16, TIME)))
-    )
+    run = jax.jit(lambda p: measure(MODEL, RULE, SEMANTICS, config, 4, p, traces, reward, group, jnp.zeros((16, TIME))))
     return (
         lambda p, batch: policy_terms(MODEL, RULE, SEMANTICS, config, p, batch),
         lambda batch: policy_denominators(config, batch),

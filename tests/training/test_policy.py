@@ -17,9 +17,11 @@ from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.sampling.scoring import pack_traces
 from rlbf_jax.training.policy import (
+    Measured,
     PolicyBatch,
     PolicyConfig,
     init_policy,
+    kl_terms,
     measure,
     policy_denominators,
     policy_terms,
@@ -62,11 +64,10 @@ def jitted(config):
     return jax.jit(functools.partial(measure, r.model, r.rule, Semantics.REWIND, config, GROUPS))
 
 
-def measured(config, reward, reference=False):
+def measured(config, reward):
     r = rollouts()
     got, metrics = jitted(config)(
         r.policy,
-        r.policy["model"] if reference else None,
         r.traces,
         jnp.asarray(reward, jnp.float32),
         r.group,
@@ -107,14 +108,27 @@ def erased_by_hand():
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_only_drawn_ids_are_actions_and_retracted_ones_are(algorithm):
-    got, metrics = measured(PolicyConfig(algorithm=algorithm), REWARD, reference=True)
+    got, metrics = measured(PolicyConfig(algorithm=algorithm), REWARD)
     np.testing.assert_array_equal(got.action, actions_by_hand())
     assert (got.advantage[~got.action] == 0).all()
     assert (got.advantage[got.action & erased_by_hand()] != 0).any()
-    # Drawn by the same model, so the scorer agrees with the sampler, and the reference is the policy itself.
+    # Drawn by the same model, so the scorer agrees with the sampler.
     assert metrics["sampler_gap"] < 1e-5
-    assert metrics["kl_content"] == pytest.approx(0, abs=1e-6) == metrics["kl_control"]
     np.testing.assert_allclose(got.behavior[got.action], rollouts().sampled[got.action], atol=1e-4)
+
+
+def test_kl_is_zero_against_oneself_and_apart_for_content_and_control_ids():
+    r = rollouts()
+    got, _ = measured(PolicyConfig(), REWARD)
+    same = kl_terms(r.rule, r.traces, Measured(*map(jnp.asarray, got)))
+    assert float(same["kl_content"].mean) == 0 == float(same["kl_control"].mean)
+    action = np.asarray(got.action)
+    control = action & np.asarray(r.rule.is_control(np.asarray(r.traces.tokens)))
+    other = got._replace(reference=np.where(control, got.behavior - 0.5, got.behavior))
+    terms = kl_terms(r.rule, r.traces, Measured(*map(jnp.asarray, other)))
+    assert float(terms["kl_content"].mean) == pytest.approx(0, abs=1e-6)
+    assert float(terms["kl_control"].mean) == pytest.approx(np.exp(-0.5) - 1 + 0.5, rel=1e-4)
+    assert float(terms["kl_control"].denominator) == control.sum() > 0
 
 
 def test_grpo_advantages_are_the_normalized_rewards_of_each_group():
