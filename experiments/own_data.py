@@ -1,6 +1,24 @@
-"""RLBF on your own prompts and responses.
+"""RLBF on your own prompts and responses: a tokenizer and a small base of your file, BSAFE+, SFT, RLBF, a report.
 
+Paper: arXiv 2602.08377, at toy scale. Violations are the built-in injector's harmless stand-ins, mixed into half of the
+base's documents so that there is something to take back.
 Command: rlbf run experiments/own_data.py --data.path FILE.csv
+    (.csv or .jsonl; columns by --data.prompt_column and --data.response_column.) Long prompts, as GSM8K's:
+    --data.max_prompt_words 30 --max_prompt 88
+Time and memory: 5 minutes on two busy cores, 2.1 GB.
+
+Measured once (seed 0, 48 prompts, pool `test`, 727 usable rows of a 1,000-row sample of databricks-dolly-15k):
+
+    prefilling asr (forms sft, rl, unseen)   base 0.90 / 0.58 / 0.79   sft 0.00 / 0.02 / 0.15   rlbf 0.00 / 0.06 / 0.15
+    prefilling leak                          base 1.00 / 1.00 / 0.98   sft 0.17 / 0.25 / 0.44   rlbf 0.08 / 0.48 / 0.48
+    middle filling asr (base: 1)                                       sft 0.00 / 0.29 / 0.60   rlbf 0.00 / 0.29 / 0.48
+    deep prefilling asr (base: 1)                                      sft 0.31 / 0.77 / 0.75   rlbf 0.38 / 0.73 / 0.75
+    false backtracks (none, benign middle, benign prefill)             sft 0.02 / 0.06 / 0.42   rlbf 0.00 / 0.00 / 0.31
+    perplexity of held-out answers           base 303                  sft 380                  rlbf 412
+
+So SFT and RLBF beat the base on prefilling; RLBF has fewer false backtracks; deep prefilling stays open. A model of
+this size that reads a few hundred answers knows them by heart and writes weak English elsewhere: its perplexity is
+that of new facts and names, the bound for `coherent` (1,246 here) is wide, and `coherent` says little. More rows help.
 """
 
 from rlbf_jax.attacks.decoding import DecodingGrid
@@ -8,7 +26,7 @@ from rlbf_jax.critics.rewards import RewardConfig
 from rlbf_jax.data.bsafe_plus import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
-from rlbf_jax.methods.config import DataConfig, ExperimentConfig
+from rlbf_jax.methods.config import DataConfig, ExperimentConfig, RolloutMix
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.training.optimizer import OptimizerConfig
@@ -33,11 +51,11 @@ def get_config() -> ExperimentConfig:
         ),
         model=ModelConfig(num_layers=3, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=320),
         pretraining=SupervisedConfig(
-            steps=150, batch_size=24, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20, weight_decay=0.1)
+            steps=200, batch_size=24, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20, weight_decay=0.1)
         ),
-        sft=SupervisedConfig(steps=240, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
+        sft=SupervisedConfig(steps=120, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
         reinforcement=ReinforcementConfig(
-            steps=40,
+            steps=30,
             prompts_per_step=8,
             # Hotter, a base this weak is seldom coherent, and taking back would seldom pay.
             temperature=0.7,
@@ -48,6 +66,8 @@ def get_config() -> ExperimentConfig:
             reward=RewardConfig(residue_is_unsafe=True),
             optimizer=OptimizerConfig(learning_rate=4e-4, schedule="linear", warmup_steps=4),
         ),
+        # SFT meets an opener only before a violation; benign twins teach that an opener alone is no reason to go back.
+        rollouts=RolloutMix(direct=0.1, prefilling=0.15, middle_filling=0.2, benign_prefill=0.15, benign_middle=0.1),
         sampling_batch=64,
         rollout_tokens=104,
         max_prompt=64,

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from rlbf_jax.errors import UserError
+from rlbf_jax.errors import Preempted, UserError
 
 Workdir = tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="WORKDIR")]]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -356,6 +356,7 @@ def _dispatch(commands: dict[str, Command], prefix: str, usage: str, argv: Seque
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `rlbf`. Returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter would tear progress bars
+    _keep_compiled_programs()
     commands: dict[str, Command] = {
         "run": run,
         "generate": generate,
@@ -367,6 +368,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _dispatch(commands, "rlbf", USAGE, sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         return 130
+    except Preempted as stop:
+        print(f"{stop}; the same command goes on from there", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `rlbf generate ... | head`: nobody reads on, which is no mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -376,6 +380,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
+
+
+def _keep_compiled_programs() -> None:
+    """Compiled programs outlive the process (JAX's persistent cache), so that a second command starts in seconds."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, "rlbf_jax", "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

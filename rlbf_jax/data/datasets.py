@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -81,7 +83,9 @@ def write_dataset(folder: str | pathlib.Path, rows: Iterable[Row], name: str = "
     try:
         builder = _RowsBuilder(stacked, name, data_dir=str(temporary / "tfds"), file_format="array_record")
         tfds.disable_progress_bar()
-        builder.download_and_prepare()
+        # TFDS announces downloads on standard output; there are none.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
         version = pathlib.Path(builder.data_dir)
         content = {"sha256": digest, "rows": len(stacked), "length": lengths.pop(), "name": name}
         (version / CONTENT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from rlbf_jax.methods.config import DataConfig
     from rlbf_jax.methods.workspace import Workspace
 
+VIOLATION_SHARE = 0.5
+"""Of pretraining documents. With less, a small base does not learn to complete a violation before it knows a small file
+by heart."""
 MIN_WORDS = 5
 """A useful answer has so many words or more."""
 QUANTILE, FACTOR = 0.95, 1.5
@@ -63,6 +66,7 @@ def user_world(data: DataConfig, seed: int) -> UserWorld:
         seed=seed,
         max_prompt_words=data.max_prompt_words,
         max_response_words=data.max_response_words,
+        violation_share=VIOLATION_SHARE,
     )
 
 

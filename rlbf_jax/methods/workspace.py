@@ -139,7 +139,10 @@ class Workspace:
                     self.world, self.tokenizer, rng, data.bsafe_plus, data.refusal_examples
                 )
             examples, report = built
-            rows = pack(examples, data.row_length)
+            try:
+                rows = pack(examples, data.row_length)
+            except ValueError as error:
+                raise UserError(f"data.row_length: {error}") from error
             digest = datasets.write_dataset(self.folder / "data" / name, rows, name)
             counts[name] = {"rows": len(rows), "sha256": digest, **dataclasses.asdict(report)}
         return counts

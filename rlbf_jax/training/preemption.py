@@ -8,10 +8,6 @@ import threading
 from collections.abc import Iterator
 
 
-class Preempted(Exception):
-    """The run was asked to stop and saved its state."""
-
-
 class StopFlag:
     """Set by a signal; read by loops between steps."""
 

@@ -19,11 +19,11 @@ import jax
 from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 
-from rlbf_jax.errors import UserError
+from rlbf_jax.errors import Preempted, UserError
 from rlbf_jax.parallel.mesh import shardings
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.journal import Journal
-from rlbf_jax.training.preemption import Preempted, StopFlag, stop_on_signals
+from rlbf_jax.training.preemption import StopFlag, stop_on_signals
 from rlbf_jax.training.progress import progress
 
 
