@@ -26,7 +26,7 @@ def get_config() -> ExperimentConfig:
             steps=320, batch_size=32, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20)
         ),
         refusal_sft=SupervisedConfig(steps=40, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
-        sft=SupervisedConfig(steps=240, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
+        sft=SupervisedConfig(steps=280, batch_size=16, optimizer=OptimizerConfig(learning_rate=2e-3)),
         reinforcement=ReinforcementConfig(
             steps=60,
             prompts_per_step=12,
@@ -36,7 +36,7 @@ def get_config() -> ExperimentConfig:
             temperature=0.8,
             policy=PolicyConfig(algorithm="ppo", sft_weight=5.0),
             reward=RewardConfig(residue_is_unsafe=True, poor=-0.2),
-            optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=4),
+            optimizer=OptimizerConfig(learning_rate=5e-4, schedule="linear", warmup_steps=20),
         ),
         rollout_tokens=76,
         max_prompt=20,

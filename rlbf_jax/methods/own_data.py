@@ -15,7 +15,6 @@ import collections
 import functools
 import json
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,12 +27,10 @@ from rlbf_jax.data.user_world import UserWorld
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.record_judge import Injected, RecordJudge, folded_words
 from rlbf_jax.evaluation.utility import score_texts
+from rlbf_jax.methods.config import DataConfig
+from rlbf_jax.methods.workspace import Setting, Workspace
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.tokenizers import Tokenizer
-
-if TYPE_CHECKING:
-    from rlbf_jax.methods.config import DataConfig
-    from rlbf_jax.methods.workspace import Workspace
 
 VIOLATION_SHARE = 0.5
 """Of pretraining documents. With less, a small base does not learn to complete a violation before it knows a small file
@@ -209,3 +206,12 @@ def perplexities(
         scores = score_texts(model, params, [examples[i] for i in indices], batch_size)
         result[indices] = np.exp(scores.nll / scores.count)
     return result.tolist()
+
+
+OWN_DATA = Setting(
+    world=lambda config: user_world(config.data, config.seed),
+    critic=user_critic,
+    judge=user_judge,
+    check=check_fit,
+)
+"""A user's prompts and responses, with template violations."""

@@ -22,8 +22,10 @@ from rlbf_jax.data.world import Pool
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.report import write_report
 from rlbf_jax.methods.config import ExperimentConfig
+from rlbf_jax.methods.own_data import OWN_DATA
 from rlbf_jax.methods.recipes import Recipe
 from rlbf_jax.methods.rlbf import rlbf
+from rlbf_jax.methods.toy import TOY
 from rlbf_jax.methods.workspace import Workspace, write_json
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler
@@ -41,7 +43,7 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
     if config.method not in RECIPES:
         raise UserError(f"method {config.method!r}: no such recipe; there are {', '.join(RECIPES)}")
     stages = RECIPES[config.method](config)
-    work = Workspace(config, workdir)
+    work = open_workspace(config, workdir)
     _ = work.world  # a data file that cannot be used leaves no folder behind
     open_workdir(config, workdir)
     began = time.perf_counter()
@@ -56,6 +58,11 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
             say(f"[{number}/{len(stages)}] {stage.name}: {time.perf_counter() - started:.1f} s")
     write_report(workdir)
     say(f"finished in {time.perf_counter() - began:.0f} s; open {workdir / 'report.html'}")
+
+
+def open_workspace(config: ExperimentConfig, workdir: Path) -> Workspace:
+    """The run's parts: of the user's own data where the configuration names a file, of the toy world otherwise."""
+    return Workspace(config, workdir, OWN_DATA if config.data.path else TOY)
 
 
 def plain(value: Any) -> Any:
@@ -155,7 +162,7 @@ def open_run(workdir: Path) -> Workspace:
     if not path.exists():
         raise UserError(f"{workdir}: no run here (manifest.json is missing); make one with `rlbf run`")
     stored = json.loads(path.read_text(encoding="utf-8"))["config"]
-    return Workspace(restore(ExperimentConfig, stored), workdir)
+    return open_workspace(restore(ExperimentConfig, stored), workdir)
 
 
 def restore(kind: Any, stored: Any) -> Any:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,11 @@ import jax
 import numpy as np
 
 from rlbf_jax.critics.base import Critic
-from rlbf_jax.critics.toy_lexicon import toy_critic
 from rlbf_jax.data import bsafe_plus, datasets
 from rlbf_jax.data.packing import pack
 from rlbf_jax.data.schema import Example
-from rlbf_jax.data.toy_world import ToyWorld
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
-from rlbf_jax.evaluation.grammar_judge import GrammarJudge
 from rlbf_jax.evaluation.results import Record, write_results
 from rlbf_jax.evaluation.suite import EvaluationContext, build_attempts, evaluate
 from rlbf_jax.evaluation.utility import score_texts, utility_records
@@ -34,23 +32,34 @@ from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.progress import say
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where a run's text comes from and who judges it: the toy world, or a user's own data."""
+
+    world: Callable[[ExperimentConfig], Any]
+    """A `World` with `document`."""
+    critic: Callable[[Workspace], Critic]
+    """Of training."""
+    judge: Callable[[Workspace], Critic]
+    """Of evaluations: another object than the critic."""
+    check: Callable[[Workspace], None]
+    """Raises UserError where configuration and text do not fit; called once the tokenizer is there."""
+
+
 class Workspace:
     """Paths and parts of one run. Parts are made when first asked for, from the configuration and what is on disk."""
 
-    def __init__(self, config: ExperimentConfig, folder: Path):
+    def __init__(self, config: ExperimentConfig, folder: Path, setting: Setting):
         self.config = config
         self.folder = folder
+        self.setting = setting
         self.mesh = make_mesh(config.mesh)
 
     # Parts --------------------------------------------------------------------------------------
 
     @functools.cached_property
     def world(self) -> Any:
-        if self.config.data.path:
-            from rlbf_jax.methods.own_data import user_world
-
-            return user_world(self.config.data, self.config.seed)
-        return ToyWorld(self.config.data.world)
+        return self.setting.world(self.config)
 
     @functools.cached_property
     def tokenizer(self) -> SentencePieceTokenizer:
@@ -76,20 +85,12 @@ class Workspace:
     @functools.cached_property
     def critic(self) -> Critic:
         """Of training."""
-        if self.config.data.path:
-            from rlbf_jax.methods.own_data import user_critic
-
-            return user_critic(self)
-        return toy_critic(self.world)
+        return self.setting.critic(self)
 
     @functools.cached_property
     def judge(self) -> Critic:
         """Of evaluations: another object than the critic."""
-        if self.config.data.path:
-            from rlbf_jax.methods.own_data import user_judge
-
-            return user_judge(self)
-        return GrammarJudge(self.world)
+        return self.setting.judge(self)
 
     @functools.cached_property
     def attempts(self):
@@ -118,10 +119,7 @@ class Workspace:
         except ValueError as error:
             raise UserError(f"data: {error}") from error
         tokenizer.save(self.folder / "tokenizer")
-        if data.path:
-            from rlbf_jax.methods.own_data import check_fit
-
-            check_fit(self)
+        self.setting.check(self)
 
     def build_data(self) -> dict[str, Any]:
         """Writes the three data sets as array_record; returns counts and hashes."""

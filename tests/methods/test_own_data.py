@@ -20,7 +20,7 @@ from rlbf_jax.evaluation.record_judge import RecordJudge
 from rlbf_jax.evaluation.suite import SuiteConfig, build_attempts
 from rlbf_jax.methods import own_data
 from rlbf_jax.methods.config import DataConfig, ExperimentConfig
-from rlbf_jax.methods.workspace import Workspace
+from rlbf_jax.methods.runner import open_workspace
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
@@ -56,7 +56,7 @@ def workspace(folder, **data):
         rollout_tokens=200,
         evaluation=SuiteConfig(pool="test", n=4, n_decoding=2, knobs=Knobs(max_tokens=200)),
     )
-    return Workspace(config, folder / "run")
+    return open_workspace(config, folder / "run")
 
 
 @pytest.fixture(scope="module")

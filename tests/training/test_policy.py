@@ -248,7 +248,8 @@ def test_prompt_forced_and_unscored_ids_give_no_gradient():
 
 def test_microbatches_do_not_change_the_update():
     config = PolicyConfig(kl_weight=0.1, entropy_weight=0.01)
-    batch, _ = measured(config, REWARD, reference=True)
+    batch, _ = measured(config, REWARD)
+    batch = batch._replace(reference=batch.behavior - 0.1)
     whole, _ = one_step(config, batch, 0.05)
     parts, _ = one_step(config, batch, 0.05, accumulate=3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), whole, parts)

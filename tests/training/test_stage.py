@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlbf_jax.errors import UserError
+from rlbf_jax.errors import Preempted, UserError
 from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.journal import read_journal
-from rlbf_jax.errors import Preempted
 from rlbf_jax.training.stage import StageRun
 
 
