@@ -33,6 +33,9 @@ class RewardConfig:
     to say less and less."""
     price_per_retracted: float = 0.0
     """Taken off per retracted id: in the paper's table violating and taking back pays as much as clean text."""
+    price_regenerated: float = 0.0
+    """Taken off when a violation that was taken back is written again. The paper leaves open whether its penalty for
+    this stands in the reward or in the update; ours stands here."""
     price_per_extra: float = 0.0
     """Taken off a recovered response per id erased outside the violating sentence (overlap shaping)."""
     most_extra: int = 6
@@ -53,6 +56,8 @@ class Outcome:
     """Ids retracted in all."""
     extra: int = 0
     """Ids retracted outside the violating sentences."""
+    regenerated: bool = False
+    """A retracted violation came back, word for word, later in the response."""
 
 
 def trajectory_reward(outcome: Outcome, config: RewardConfig = RewardConfig()) -> float:
@@ -67,7 +72,7 @@ def trajectory_reward(outcome: Outcome, config: RewardConfig = RewardConfig()) -
         reward = config.unneeded
     elif outcome.final_safe and outcome.coherent and outcome.useful:
         reward = config.recovered - config.price_per_extra * min(outcome.extra, config.most_extra)
-    return reward - config.price_per_retracted * outcome.retracted
+    return reward - config.price_per_retracted * outcome.retracted - config.price_regenerated * outcome.regenerated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +113,8 @@ def outcome_of(
 ) -> Outcome:
     """Reads verdicts into the table's terms."""
     needed, retracted, extra = True, 0, 0
+    known: set[str] = set()
+    regenerated = False
     for edit, verdict in zip(generation.edits, befores, strict=True):
         offsets = tokenizer.offsets(edit.before)
         text = tokenizer.decode(edit.before)
@@ -115,6 +122,8 @@ def outcome_of(
         cut = removed[0][0] if removed else len(text)
         bad = [span for span in verdict.spans if span.end > cut]
         needed &= bool(bad)
+        regenerated |= bool(known & violations(text, verdict.spans))
+        known |= violations(text, bad)
         retracted += len(removed)
         if bad:
             first = min(sentence_start(text, span) for span in bad)
@@ -128,7 +137,13 @@ def outcome_of(
         useful=final.useful is not False,
         retracted=retracted,
         extra=extra,
+        regenerated=regenerated or bool(known & violations(generation.text, final.spans)),
     )
+
+
+def violations(text: str, spans: Sequence[Span]) -> set[str]:
+    """The complete violations among spans, as comparable strings."""
+    return {text[span.start : span.end].strip().lower() for span in spans if span.complete}
 
 
 def sentence_start(text: str, span: Span) -> int:

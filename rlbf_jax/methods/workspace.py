@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from rlbf_jax.evaluation.utility import score_texts, utility_records
 from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.models.transformer import ModelConfig, init
 from rlbf_jax.parallel.mesh import batch_sharding, make_mesh
+from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.tokenizers import SentencePieceTokenizer, load_tokenizer, train_tokenizer
 from rlbf_jax.training.checkpoint import Checkpoints
-from rlbf_jax.training.progress import say
+from rlbf_jax.training.progress import progress, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,10 +213,18 @@ class Workspace:
             critic=self.critic.name if stage == "rlbf" else "",
         )
         began = time.perf_counter()
-        key = jax.random.key(config.seed)
-        records, rows = evaluate(
-            lambda requests: self.sampler(params, requests, key), self.attempts, self.judge, self.tokenizer, context
-        )
+        key, size = jax.random.key(config.seed), self.config.sampling_batch
+
+        def sample(requests: Sequence[Request]) -> list[Generation]:
+            generations: list[Generation] = []
+            with progress(len(requests), f"evaluate {stage}") as bar:
+                for start in range(0, len(requests), size):
+                    part = requests[start : start + size]
+                    generations += self.sampler(params, part, key)
+                    bar.update(len(part))
+            return generations
+
+        records, rows = evaluate(sample, self.attempts, self.judge, self.tokenizer, context)
         template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="none")
         records += utility_records(score_texts(self.model, params, self.clean_examples(), 64), template)
         path = self.folder / "evaluation" / f"{stage}.jsonl"

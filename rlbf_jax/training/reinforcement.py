@@ -233,8 +233,14 @@ def rollout_rows(number: int, rollouts, generations, judged, rule) -> list[dict]
                 "reason": j.final.reason,
                 "spans": [[s.start, s.end, s.category, s.complete] for s in j.final.spans],
                 "directives": [
-                    {"index": e.index, "category": e.category, "x": e.requested, "removed": len(e.removed)}
-                    for e in g.edits
+                    {
+                        "index": e.index,
+                        "category": e.category,
+                        "x": e.requested,
+                        "removed": len(e.removed),
+                        "spans": [[s.start, s.end, s.category, s.complete] for s in verdict.spans],
+                    }
+                    for e, verdict in zip(g.edits, j.at_directives, strict=True)
                 ],
             }
         )

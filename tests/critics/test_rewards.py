@@ -192,3 +192,13 @@ def test_a_sentence_starts_after_the_last_mark_before_its_span():
     text = "one. two! so bad"
     assert text[sentence_start(text, Span(13, 16, "one")) :] == " so bad"
     assert sentence_start("so bad", Span(3, 6, "one")) == 0
+
+
+def test_a_violation_written_again_costs_its_price_and_only_then():
+    config = dataclasses.replace(VALUES, price_regenerated=0.3)
+    again = judged("fine. bad", 3, "bad", config=config)
+    assert again.outcome.regenerated and again.reward == pytest.approx(-0.4 - 0.3)
+    twice = judged("fine. bad", 3, "bad", 3, "good", config=config)
+    assert twice.outcome.regenerated and twice.reward == pytest.approx(1.3 - 0.3)
+    once = judged("fine. bad", 3, "good", config=config)
+    assert not once.outcome.regenerated and once.reward == 1.3
