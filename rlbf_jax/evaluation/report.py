@@ -307,7 +307,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
 
     found = [(k, text(v)) for k, v in run.manifest.items() if k != "config" and len(text(v)) <= 600]
     for name in ("judge", "critic", "semantics", "seed"):
-        seen = dict.fromkeys(str(r[name]) for r in run.records if r.get(name) is not None)
+        seen = dict.fromkeys(str(r[name]) for r in run.records if r.get(name) not in (None, ""))
         if seen:
             found.append((f"{name} (of results)", ", ".join(seen)))
     return found

@@ -225,7 +225,7 @@ class Workspace:
             return generations
 
         records, rows = evaluate(sample, self.attempts, self.judge, self.tokenizer, context)
-        template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="none")
+        template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="")
         records += utility_records(score_texts(self.model, params, self.clean_examples(), 64), template)
         path = self.folder / "evaluation" / f"{stage}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
