@@ -55,14 +55,14 @@ def get_config() -> ExperimentConfig:
         ),
         sft=SupervisedConfig(steps=120, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
         reinforcement=ReinforcementConfig(
-            steps=30,
+            steps=40,
             prompts_per_step=8,
             # Hotter, a base this weak is seldom coherent, and taking back would seldom pay.
             temperature=0.7,
             group_size=8,
             updates_per_step=2,
             guidance_batch_size=8,
-            policy=PolicyConfig(algorithm="ppo", sft_weight=2.0),
+            policy=PolicyConfig(algorithm="ppo", sft_weight=5.0),
             reward=RewardConfig(residue_is_unsafe=True),
             optimizer=OptimizerConfig(learning_rate=4e-4, schedule="linear", warmup_steps=4),
         ),
