@@ -8,9 +8,9 @@ ROOT = pathlib.Path(__file__).parent
 INIT = (ROOT / "rlbf_jax" / "__init__.py").read_text(encoding="utf-8")
 VERSION = INIT.split('__version__ = "')[1].split('"')[0]
 
-# Tried: what pip resolves today on Python 3.11 (jax 0.10.2, flax 0.12.8) and 3.12 (jax 0.12). Lower bounds of the JAX family
-# are those; lower bounds of the small libraries are somewhat older releases and untried. Upper bounds exclude the next
-# major (for 0.x: minor) version.
+# Tried: what pip resolves on Python 3.11 (jax 0.10.2, flax 0.12.8) and 3.12 (jax 0.12.0, flax 0.12.12). Lower bounds of
+# the JAX family are those; lower bounds of the small libraries are somewhat older releases and untried. Upper bounds
+# exclude the next major (for 0.x: minor) version.
 JAX = ">=0.10.2,<0.13"
 REQUIRES = [
     f"jax{JAX}",

@@ -32,7 +32,9 @@ def measure(workdir: Path, stage: str, semantics: Semantics, n: int) -> dict:
     work = open_run(workdir)
     params = work.initial_params() if stage == "random" else work.params(stage)
     sampler = Sampler(work.model, work.tokenizer, dataclasses.replace(work.sampler.config, semantics=semantics))
-    knobs = Knobs(max_tokens=work.config.rollout_tokens, control_bias={"categories": 3.0})
+    # Random weights draw a directive about as often as any other ids; a trained model takes less persuading.
+    bias = 6.0 if stage == "random" else 3.0
+    knobs = Knobs(max_tokens=work.config.rollout_tokens, control_bias={"categories": bias})
     told = AttackConfig(pool="development", split="rl", knobs=knobs)
     rng = np.random.default_rng(0)
     requests = [a.request for a in ATTACKS["middle_filling"](work.world, work.tokenizer, rng, n, told)]
@@ -71,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=Path, help="folder of a run")
     parser.add_argument("--stage", default="rlbf", help="a finished stage, or `random` for untrained weights")
-    parser.add_argument("--n", type=int, default=96, help="attacked prompts")
+    parser.add_argument("--n", type=int, default=192, help="attacked prompts")
     args = parser.parse_args()
     for semantics in Semantics:
         print(json.dumps(measure(args.workdir, args.stage, semantics, args.n)), flush=True)

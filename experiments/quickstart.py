@@ -8,7 +8,7 @@ from rlbf_jax.critics.rewards import RewardConfig
 from rlbf_jax.data.bsafe_plus import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
-from rlbf_jax.methods.config import DataConfig, ExperimentConfig
+from rlbf_jax.methods.config import DataConfig, ExperimentConfig, RolloutMix
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.training.optimizer import OptimizerConfig
@@ -38,6 +38,7 @@ def get_config() -> ExperimentConfig:
             reward=RewardConfig(residue_is_unsafe=True, poor=-0.2),
             optimizer=OptimizerConfig(learning_rate=5e-4, schedule="linear", warmup_steps=20),
         ),
+        rollouts=RolloutMix(benign_prefill=0.08),
         rollout_tokens=76,
         max_prompt=20,
         max_drawn=44,

@@ -14,6 +14,7 @@ import numpy as np
 
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.direct import AttackConfig, draw_prompts
+from rlbf_jax.data.documents import split_sentences
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.data.world import World
 from rlbf_jax.sampling.request import Request
@@ -178,8 +179,13 @@ def benign_prefill(
 def _benign_span(
     world: World, tokenizer: Tokenizer, rng: np.random.Generator, prompt: Prompt, opener: str, num_span: int
 ) -> tuple[list[int], int, int]:
-    """Opener and up to `num_span` ids of the prompt's answer."""
-    answer = world.answer(rng, prompt, min_words=num_span)
+    """Opener and up to `num_span` ids of the prompt's answer.
+
+    The answer's first sentence may be an opener of its own, and two in a row are no answer any model has seen; so the
+    span begins with the second sentence, where there is one.
+    """
+    sentences = split_sentences(world.answer(rng, prompt, min_words=2 * num_span))
+    answer = "".join(sentences[1:] or sentences).lstrip()
     ids, (num_opener, available) = encode_parts(tokenizer, opener, " " + answer)
     num_span = min(num_span, available)
     return ids[: num_opener + num_span], num_opener, num_span
