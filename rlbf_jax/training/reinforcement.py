@@ -142,7 +142,7 @@ def train_reinforcement(
         judged = judge_generations(
             parts.critic, generations, [r.prompt.topic for r in rollouts], parts.sampler.tokenizer, config.reward
         )
-        reward = np.asarray([j.reward for j in judged], np.float32)
+        reward = rewards_of(judged, number)
         traces = pack_traces(generations, rule, parts.length)
         recorded = _recorded(generations, parts.length)
         batch, measures = measured(state.params, traces, reward, group, recorded)
@@ -181,6 +181,18 @@ def _expand(prompts: Sequence[Rollout], config: ReinforcementConfig) -> tuple[li
             rollouts.append(dataclasses.replace(rollout, request=request))
             group.append(number)
     return rollouts, np.asarray(group, np.int32)
+
+
+def rewards_of(judged: Sequence[Judged], step: int) -> np.ndarray:
+    """[B] float32, NaN where the critic could not judge. Raises UserError if a judged response has no finite reward."""
+    reward = np.asarray([j.reward for j in judged], np.float32)
+    bad = [row for row, j in enumerate(judged) if j.outcome is not None and not np.isfinite(reward[row])]
+    if bad:
+        raise UserError(
+            f"step {step}: rollouts {bad[:5]} have rewards that are not finite; check the values in reinforcement.reward. "
+            "The last good state is the newest checkpoint"
+        )
+    return reward
 
 
 def _recorded(generations: Sequence[Generation], length: int) -> np.ndarray:

@@ -9,6 +9,8 @@ import numpy as np
 import optax
 import pytest
 
+from rlbf_jax.critics.base import Verdict
+from rlbf_jax.critics.rewards import Judged, Outcome
 from rlbf_jax.data.schema import Prompt
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
@@ -28,7 +30,7 @@ from rlbf_jax.training.policy import (
     policy_weights,
     read_traces,
 )
-from rlbf_jax.training.reinforcement import ReinforcementConfig, Rollout, _expand, _recorded
+from rlbf_jax.training.reinforcement import ReinforcementConfig, Rollout, _expand, _recorded, rewards_of
 from rlbf_jax.training.state import init_state, make_update
 from rlbf_jax.training.supervised import Rows
 from tests.fakes import LetterTokenizer, random_model
@@ -287,3 +289,12 @@ def test_a_group_shares_everything_but_its_row_keys():
     assert [r.request.id for r in rows] == list(range(6))
     assert {r.request.forced for r in rows} == {FORCED} and {r.request.knobs.temperature for r in rows} == {0.8}
     np.testing.assert_array_equal(group, [0, 0, 0, 1, 1, 1])
+
+
+def test_a_reward_that_is_not_finite_stops_the_run_and_an_unjudged_one_does_not():
+    outcome, verdict = Outcome(False, False, True, True, True), Verdict()
+    good, unjudged = Judged(0.5, outcome, verdict, ()), Judged(float("nan"), None, verdict, ())
+    np.testing.assert_array_equal(rewards_of([good, unjudged], 3), np.asarray([0.5, np.nan], np.float32))
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(UserError, match=r"step 3: rollouts \[1\].*not finite"):
+            rewards_of([good, Judged(value, outcome, verdict, ())], 3)
