@@ -189,8 +189,8 @@ def rewards_of(judged: Sequence[Judged], step: int) -> np.ndarray:
     bad = [row for row, j in enumerate(judged) if j.outcome is not None and not np.isfinite(reward[row])]
     if bad:
         raise UserError(
-            f"step {step}: rollouts {bad[:5]} have rewards that are not finite; check the values in reinforcement.reward. "
-            "The last good state is the newest checkpoint"
+            f"step {step}: rollouts {bad[:5]} have rewards that are not finite; check the values in "
+            "reinforcement.reward. The last good state is the newest checkpoint"
         )
     return reward
 
