@@ -22,6 +22,7 @@ that of new facts and names, the bound for `coherent` (1,246 here) is wide, and 
 """
 
 from rlbf_jax.attacks.decoding import DecodingGrid
+from rlbf_jax.attacks.middle_filling import MiddleFillingOptions
 from rlbf_jax.critics.rewards import RewardConfig
 from rlbf_jax.data.bsafe_plus import BsafePlusConfig
 from rlbf_jax.directives import Semantics
@@ -76,6 +77,8 @@ def get_config() -> ExperimentConfig:
             pool="test",
             n=48,
             knobs=Knobs(temperature=0.7, max_tokens=104),
+            # A small file's test pool has few long answers.
+            middle=MiddleFillingOptions(long_words=12),
             decoding=DecodingGrid(samples=1),
             n_decoding=16,
         ),

@@ -60,7 +60,7 @@ class SuiteConfig:
     """Prompts for `decoding`, which takes settings x samples answers of each; None: n."""
 
 
-def _attack(name: str, config: SuiteConfig) -> Attack:
+def configured_attack(name: str, config: SuiteConfig) -> Attack:
     """An attack with its options filled in."""
     if name not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}; this build has {', '.join(ATTACKS)}")
@@ -91,7 +91,7 @@ def build_attempts(world: World, tokenizer: Tokenizer, config: SuiteConfig) -> l
     attempts: list[Attempt] = []
     used: set[int] = set()
     for name in config.attacks:
-        attack = _attack(name, config)
+        attack = configured_attack(name, config)
         n = config.n_decoding if name == "decoding" and config.n_decoding is not None else config.n
         for split in config.splits if name in HAS_FORMS else config.splits[-1:]:
             told = AttackConfig(config.pool, split, config.knobs, config.room)

@@ -22,6 +22,7 @@ from rlbf_jax.attacks import ATTACKS
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.data.world import FormSplit
+from rlbf_jax.evaluation.suite import configured_attack
 from rlbf_jax.methods.config import ExperimentConfig, RolloutMix
 from rlbf_jax.methods.recipes import Stage
 from rlbf_jax.methods.workspace import Workspace
@@ -127,7 +128,10 @@ def supervised(work: Workspace, name: str, config: SupervisedConfig, data: str, 
 
 
 def prompt_source(work: Workspace) -> PromptSource:
-    """Plain and attacked prompts of the `train` pool in the configured shares, a pure function of (seed, step)."""
+    """Plain and attacked prompts of the `train` pool in the configured shares, a pure function of (seed, step).
+
+    Attacks have the geometry (options) that the evaluation's have, on other prompts and forms.
+    """
     config = work.config
     knobs = Knobs(
         temperature=config.reinforcement.temperature,
@@ -146,7 +150,8 @@ def prompt_source(work: Workspace) -> PromptSource:
             for split, n in shares:
                 if n:
                     told = AttackConfig(pool="train", split=split, knobs=knobs)
-                    attempts += ATTACKS[kind](work.world, work.tokenizer, rng, int(n), told)
+                    attack = configured_attack(kind, config.evaluation)
+                    attempts += attack(work.world, work.tokenizer, rng, int(n), told)
         return [Rollout(bounded(attempt.request, config.max_drawn), attempt.prompt) for attempt in attempts]
 
     return source
