@@ -1,7 +1,7 @@
 """The quickstart as the paper does it: KEEP (erased words stay in the context) and GRPO.
 
 Paper: arXiv 2602.08377, sections 3 and 4, at toy scale. Everything else is as in quickstart.py: the paper's reward
-table with our two additions there (a begun violation left in the text is unsafe, poor clean text has a value of its own).
+table with our two additions there (a begun violation left in the text is unsafe, poor clean text has its own value).
 Command: rlbf run experiments/quickstart_keep.py
 """
 
