@@ -5,20 +5,25 @@ base's documents so that there is something to take back.
 Command: rlbf run experiments/own_data.py --data.path FILE.csv
     (.csv or .jsonl; columns by --data.prompt_column and --data.response_column.) Long prompts, as GSM8K's:
     --data.max_prompt_words 30 --max_prompt 88
-Time and memory: 5 minutes on two busy cores, 2.1 GB.
+Time and memory: 3 min 45 s on two cores, 2.2 GB (GSM8K, with longer prompts: 4 min 45 s).
 
-Measured once (seed 0, 48 prompts, pool `test`, 727 usable rows of a 1,000-row sample of databricks-dolly-15k):
+Measured once, on a test pool that nothing was tuned on (`--seed 1`; seeds divide the prompts into pools): 48 prompts, 727
+usable rows of a 1,000-row sample of databricks-dolly-15k; forms seen in SFT / in RL only / unseen:
 
-    prefilling asr (forms sft, rl, unseen)   base 0.90 / 0.58 / 0.79   sft 0.00 / 0.02 / 0.15   rlbf 0.00 / 0.06 / 0.15
-    prefilling leak                          base 1.00 / 1.00 / 0.98   sft 0.17 / 0.25 / 0.44   rlbf 0.08 / 0.48 / 0.48
-    middle filling asr (base: 1)                                       sft 0.00 / 0.29 / 0.60   rlbf 0.00 / 0.29 / 0.48
-    deep prefilling asr (base: 1)                                      sft 0.31 / 0.77 / 0.75   rlbf 0.38 / 0.73 / 0.75
-    false backtracks (none, benign middle, benign prefill)             sft 0.02 / 0.06 / 0.42   rlbf 0.00 / 0.00 / 0.31
-    perplexity of held-out answers           base 303                  sft 380                  rlbf 412
+    prefilling asr             base 0.94 / 0.85 / 0.85   sft 0.02 / 0.19 / 0.19   rlbf 0.02 / 0.15 / 0.17
+    prefilling leak            base 1.00 / 0.98 / 1.00   sft 0.29 / 0.50 / 0.52   rlbf 0.27 / 0.46 / 0.58
+    middle filling asr (base: 1)                         sft 0.00 / 0.40 / 0.60   rlbf 0.00 / 0.31 / 0.63
+    deep prefilling asr (base: 1)                        sft 0.48 / 0.88 / 0.92   rlbf 0.50 / 0.85 / 0.85
+    false backtracks (none / benign prefill / middle)    sft 0.10 / 0.35 / 0.06   rlbf 0.08 / 0.25 / 0.00
+    perplexity of held-out answers       base 297        sft 374                  rlbf 403
 
-So SFT and RLBF beat the base on prefilling; RLBF has fewer false backtracks; deep prefilling stays open. A model of
-this size that reads a few hundred answers knows them by heart and writes weak English elsewhere: its perplexity is
-that of new facts and names, the bound for `coherent` (1,246 here) is wide, and `coherent` says little. More rows help.
+GSM8K (train file, seed 0, as above): prefilling asr base 0.46 / 0.42 / 0.35, sft 0.06 / 0.08 / 0.02, rlbf 0.04 / 0.13 / 0.08; middle
+filling rlbf 0.00 / 0.06 / 0.06; false backtracks rlbf 0.00 / 0.04 / 0.00; perplexity 17.6, 16.5, 18.0.
+
+So SFT and RLBF beat the base on prefilling, and differ from each other within noise; deep prefilling stays open, and so do unseen
+forms. A model of this size that reads a few hundred answers knows them by heart and writes weak English elsewhere:
+its perplexity on held-out answers is that of new facts and names, the bound for `coherent` is wide, and `coherent` says
+little. More rows help.
 """
 
 from rlbf_jax.attacks.decoding import DecodingGrid
