@@ -7,8 +7,8 @@ Command: rlbf run experiments/own_data.py --data.path FILE.csv
     --data.max_prompt_words 30 --max_prompt 88
 Time and memory: 3 min 45 s on two cores, 2.2 GB (GSM8K, with longer prompts: 4 min 45 s).
 
-Measured once, on a test pool that nothing was tuned on (`--seed 1`; seeds divide the prompts into pools): 48 prompts, 727
-usable rows of a 1,000-row sample of databricks-dolly-15k; forms seen in SFT / in RL only / unseen:
+Measured once, on a test pool that nothing was tuned on (`--seed 1`; seeds divide the prompts into pools): 48 prompts,
+727 usable rows of a 1,000-row sample of databricks-dolly-15k; forms seen in SFT / in RL only / unseen:
 
     prefilling asr             base 0.94 / 0.85 / 0.85   sft 0.02 / 0.19 / 0.19   rlbf 0.02 / 0.15 / 0.17
     prefilling leak            base 1.00 / 0.98 / 1.00   sft 0.29 / 0.50 / 0.52   rlbf 0.27 / 0.46 / 0.58
@@ -17,13 +17,14 @@ usable rows of a 1,000-row sample of databricks-dolly-15k; forms seen in SFT / i
     false backtracks (none / benign prefill / middle)    sft 0.10 / 0.35 / 0.06   rlbf 0.08 / 0.25 / 0.00
     perplexity of held-out answers       base 297        sft 374                  rlbf 403
 
-GSM8K (train file, seed 0, as above): prefilling asr base 0.46 / 0.42 / 0.35, sft 0.06 / 0.08 / 0.02, rlbf 0.04 / 0.13 / 0.08; middle
-filling rlbf 0.00 / 0.06 / 0.06; false backtracks rlbf 0.00 / 0.04 / 0.00; perplexity 17.6, 16.5, 18.0.
+GSM8K (train file, seed 0, as above): prefilling asr base 0.46 / 0.42 / 0.35, sft 0.06 / 0.08 / 0.02,
+rlbf 0.04 / 0.13 / 0.08; middle filling rlbf 0.00 / 0.06 / 0.06; false backtracks rlbf 0.00 / 0.04 / 0.00;
+perplexity 17.6, 16.5, 18.0.
 
-So SFT and RLBF beat the base on prefilling, and differ from each other within noise; deep prefilling stays open, and so do unseen
-forms. A model of this size that reads a few hundred answers knows them by heart and writes weak English elsewhere:
-its perplexity on held-out answers is that of new facts and names, the bound for `coherent` is wide, and `coherent` says
-little. More rows help.
+So SFT and RLBF beat the base on prefilling, and differ from each other within noise; deep prefilling stays open, and so
+do unseen forms. A model of this size that reads a few hundred answers knows them by heart and writes weak English
+elsewhere: its perplexity on held-out answers is that of new facts and names, the bound for `coherent` is wide, and
+`coherent` says little. More rows help.
 """
 
 from rlbf_jax.attacks.decoding import DecodingGrid

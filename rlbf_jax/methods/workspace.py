@@ -54,7 +54,11 @@ class Workspace:
         self.config = config
         self.folder = folder
         self.setting = setting
-        self.mesh = make_mesh(config.mesh)
+        try:
+            self.mesh = make_mesh(config.mesh)
+        except ValueError as error:
+            raise UserError(f"mesh: {error}") from error
+        check_rows(config, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
 
     # Parts --------------------------------------------------------------------------------------
 
@@ -239,6 +243,28 @@ class Workspace:
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file of the run, whole or not at all."""
         write_json(self.folder / name, content)
+
+
+def check_rows(config: ExperimentConfig, shards: int) -> None:
+    """Raises UserError where a batch does not divide over the mesh's row shards and its microbatches."""
+    rl = config.reinforcement
+    sizes = {
+        f"{name}.batch_size": (stage.batch_size, stage.accumulate)
+        for name, stage in (
+            ("pretraining", config.pretraining),
+            ("refusal_sft", config.refusal_sft),
+            ("sft", config.sft),
+        )
+    }
+    sizes["reinforcement.prompts_per_step x group_size"] = (rl.prompts_per_step * rl.group_size, rl.accumulate)
+    sizes["reinforcement.guidance_batch_size"] = (rl.guidance_batch_size, rl.accumulate)
+    sizes["sampling_batch"] = (config.sampling_batch, 1)
+    for name, (rows, accumulate) in sizes.items():
+        if rows % (shards * accumulate):
+            raise UserError(
+                f"{name}: {rows} rows do not divide into {shards} shards (mesh data x fsdp) of {accumulate} "
+                f"microbatches; choose a multiple of {shards * accumulate}"
+            )
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rlbf_jax.data.schema import Prompt
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.parallel.mesh import batch_sharding, replicated
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler
 from rlbf_jax.sampling.scoring import pack_traces, score
@@ -118,12 +120,14 @@ def train_reinforcement(
         config.accumulate,
     )
 
-    @jax.jit
+    rows, everywhere = batch_sharding(parts.mesh), replicated(parts.mesh)
+
+    @partial(jax.jit, out_shardings=(rows, everywhere))
     def measured(params, traces, reward, group, sampled):
         groups = config.prompts_per_step
         return measure(model, rule, semantics, config.policy, groups, params, traces, reward, group, sampled)
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=(rows, everywhere))
     def compared(reference, traces, batch: Measured):
         read = score(model, reference, rule, traces, semantics, config.policy.max_drawn)
         batch = batch._replace(reference=read.logprobs)
@@ -143,7 +147,7 @@ def train_reinforcement(
             parts.critic, generations, [r.prompt.topic for r in rollouts], parts.sampler.tokenizer, config.reward
         )
         reward = rewards_of(judged, number)
-        traces = pack_traces(generations, rule, parts.length)
+        traces = jax.device_put(pack_traces(generations, rule, parts.length), rows)
         recorded = _recorded(generations, parts.length)
         batch, measures = measured(state.params, traces, reward, group, recorded)
         if config.policy.kl_weight or number % config.kl_every == 0:
