@@ -177,6 +177,9 @@ def _expand(prompts: Sequence[Rollout], config: ReinforcementConfig) -> tuple[li
                 "reinforcement samples with temperature and control bias only; top_k, top_p, min_p and greedy "
                 "decoding draw from another distribution than the one that is trained"
             )
+        most, free = config.policy.max_drawn, knobs.max_tokens - len(rollout.request.forced)
+        if most is not None and free > most:
+            raise ValueError(f"a prompt may draw {free} ids, policy.max_drawn is {most}: the rest would go unscored")
     rollouts: list[Rollout] = []
     group: list[int] = []
     for number, rollout in enumerate(prompts):

@@ -1,5 +1,6 @@
 """The reinforcement update on a tiny random model: who is an action, who is praised, and where probabilities go."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -298,3 +299,11 @@ def test_a_reward_that_is_not_finite_stops_the_run_and_an_unjudged_one_does_not(
     for value in (float("inf"), float("nan")):
         with pytest.raises(UserError, match=r"step 3: rollouts \[1\].*not finite"):
             rewards_of([good, Judged(value, outcome, verdict, ())], 3)
+
+
+def test_a_prompt_that_may_draw_more_ids_than_are_scored_is_refused():
+    config = ReinforcementConfig(prompts_per_step=1, group_size=2, policy=PolicyConfig(max_drawn=4))
+    forced = Rollout(Request("a", forced=(5, 6), knobs=Knobs(max_tokens=6)), Prompt("1", "a"))
+    assert len(_expand([forced], config)[0]) == 2
+    with pytest.raises(ValueError, match="may draw 6 ids, policy.max_drawn is 4"):
+        _expand([dataclasses.replace(forced, request=Request("a", knobs=Knobs(max_tokens=6)))], config)
