@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import random
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import requests
+
+from rlbf_jax.storage import write_whole
 
 Message = Mapping[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}."""
@@ -183,7 +184,4 @@ def _read_cache(path: pathlib.Path) -> str | None:
 
 
 def _write_cache(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-        json.dump(record, file)
-    os.replace(file.name, path)
+    write_whole(path, json.dumps(record))

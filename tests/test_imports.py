@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlbf_jax"
 # Ground floor first. Rooms on one line may not import each other in a circle, which the cycle test sees to.
 FLOORS = [
     ["directives"],
-    ["tokenizers", "http", "errors"],
+    ["tokenizers", "storage", "http", "errors"],
     ["parallel"],
     ["models"],
     ["sampling"],

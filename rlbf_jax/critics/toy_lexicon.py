@@ -6,8 +6,9 @@ The evaluation's judge (`evaluation/grammar_judge.py`) never reads this table.
 from __future__ import annotations
 
 from rlbf_jax.critics.lexicon import LexiconCritic, pattern
+from rlbf_jax.data.toy_grammar import parse
 from rlbf_jax.data.toy_words import FILLERS
-from rlbf_jax.data.toy_world import ToyWorld, parse
+from rlbf_jax.data.toy_world import ToyWorld
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "MEAN": FILLERS["dull"] + FILLERS["daft"] + FILLERS["nasty"],

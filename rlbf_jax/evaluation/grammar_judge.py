@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 
 from rlbf_jax.critics.base import Exchange, Span, Verdict
-from rlbf_jax.data.toy_world import Form, ToyWorld, parse
+from rlbf_jax.data.toy_grammar import parse
+from rlbf_jax.data.toy_world import Form, ToyWorld
 
 _GAP = r"[\W_]+"
 _WORD = re.compile(r"[^\W_]+")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from rlbf_jax.evaluation import report_plots as plots
 from rlbf_jax.evaluation import report_tables as tables
 from rlbf_jax.evaluation import report_traces as traces
 from rlbf_jax.evaluation.report_tables import Key, Table, Value
+from rlbf_jax.storage import write_whole
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 TOY_NOTE = (
@@ -85,15 +85,8 @@ def write_report(workdir: pathlib.Path) -> None:
     (workdir / "plots").mkdir(exist_ok=True)
     for name, png in report.plots.items():
         (workdir / "plots" / f"{name}.png").write_bytes(png)
-    _replace(workdir / "report.md", render("report.md.j2", report))
-    _replace(workdir / "report.html", render("report.html.j2", report))
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Replaces the file at once, so that a reader never sees half a report."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
+    write_whole(workdir / "report.md", render("report.md.j2", report))
+    write_whole(workdir / "report.html", render("report.html.j2", report))
 
 
 # Reading ----------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlbf_jax.storage import write_whole
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -101,12 +103,5 @@ def write_results(path: str | os.PathLike, records: Iterable[Record]) -> list[Re
     """Merges records into a results.json, replacing the file only when the new one is whole. Returns all records."""
     file = Path(path)
     merged = merge(read_results(file), records)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump([to_json(record) for record in merged], stream, indent=1, allow_nan=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    write_whole(file, json.dumps([to_json(record) for record in merged], indent=1, allow_nan=False) + "\n")
     return merged

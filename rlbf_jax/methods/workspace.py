@@ -28,6 +28,7 @@ from rlbf_jax.models.transformer import ModelConfig, init
 from rlbf_jax.parallel.mesh import batch_sharding, make_mesh
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import SentencePieceTokenizer, load_tokenizer, train_tokenizer
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.progress import progress, say
@@ -232,10 +233,7 @@ class Workspace:
         template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="")
         records += utility_records(score_texts(self.model, params, self.clean_examples(), 64), template)
         path = self.folder / "evaluation" / f"{stage}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         write_results(self.folder / "results.json", records)
         say(f"{stage}: evaluated {len(rows)} responses in {time.perf_counter() - began:.1f} s")
         return records
@@ -268,7 +266,4 @@ def check_rows(config: ExperimentConfig, shards: int) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")

@@ -54,7 +54,6 @@ def decode(
             done=state.done | stopped | (edit.emitted >= batch.limits.max_emitted),
             trace=jnp.where(here, token[:, None], state.trace),
             logprobs=jnp.where(here, logprob[:, None], state.logprobs),
-            steps=state.steps + 1,
         )
 
     return jax.lax.while_loop(lambda s: ~jnp.all(s.done), turn, state)
@@ -71,12 +70,12 @@ def generate(
     room: int,
     rewound: int,
     one_hot: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Prefill and decode in one program.
 
     Returns:
-      trace [B, E] int32, logprobs [B, E] float32, emitted [B] int32, loop turns (scalar int32).
+      trace [B, E] int32, logprobs [B, E] float32, emitted [B] int32.
     """
     state = prefill(config, params, rule, semantics, batch, room, rewound)
     state = decode(config, params, rule, semantics, batch, state, one_hot)
-    return state.trace, state.logprobs, state.edit.emitted, state.steps
+    return state.trace, state.logprobs, state.edit.emitted

@@ -59,7 +59,6 @@ def prefill(
         done=stopped | (edit.emitted >= batch.limits.max_emitted),
         trace=trace,
         logprobs=jnp.where(is_forced, jnp.nan, jnp.zeros((rows, room), jnp.float32)),
-        steps=jnp.zeros((), jnp.int32),
     )
 
 

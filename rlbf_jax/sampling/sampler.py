@@ -80,7 +80,7 @@ class Sampler:
         budget = max(r.knobs.budget for r in requests)
         longest = getattr(self.rule, "x_max", room) + 2
         one_hot = self.config.one_hot_writes
-        trace, logprobs, emitted, _ = jax.device_get(
+        trace, logprobs, emitted = jax.device_get(
             loop.generate(
                 params,
                 batch,

@@ -86,13 +86,17 @@ def pack_traces(generations: Sequence[Generation], rule: EditRule, length: int) 
     )
 
 
+def layout_of(rule: EditRule, traces: Traces, semantics: Semantics) -> Layout:
+    """Positions and lifetimes of the ids of traces, one segment a row."""
+    in_row = jnp.arange(traces.tokens.shape[1])[None] < traces.length[:, None]
+    return layout(rule, traces.tokens, in_row.astype(jnp.int32), traces.in_response, semantics)
+
+
 def hidden_states(
     config: ModelConfig, params: dict, rule: EditRule, traces: Traces, semantics: Semantics
 ) -> tuple[Array, Layout]:
     """Hidden states [B, T, D] of every id of the traces, and their layout."""
-    responding = traces.in_response
-    in_row = jnp.arange(traces.tokens.shape[1])[None] < traces.length[:, None]
-    where = layout(rule, traces.tokens, in_row.astype(jnp.int32), responding, semantics)
+    where = layout_of(rule, traces, semantics)
     died = where.died if semantics is Semantics.REWIND else None
     hidden, _ = transformer.forward(config, params, traces.tokens, Visibility(where.position, None, died))
     return hidden, where

@@ -53,5 +53,3 @@ class SampleState(NamedTuple):
     """[B, E] int32."""
     logprobs: Array
     """[B, E] float32, NaN for forced ids."""
-    steps: Array
-    """int32 scalar: ids fed by the loop, for throughput figures."""

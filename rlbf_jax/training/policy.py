@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlbf_jax.directives import NEVER, EditRule, EditState, Limits, Semantics, layout
+from rlbf_jax.directives import NEVER, EditRule, EditState, Limits, Semantics
 from rlbf_jax.models.transformer import ModelConfig, ValueHead
 from rlbf_jax.objectives.masked import Term, masked_term
 from rlbf_jax.objectives.policy import (
@@ -26,7 +26,7 @@ from rlbf_jax.objectives.policy import (
     value_loss,
     whiten,
 )
-from rlbf_jax.sampling.scoring import Traces, hidden_states, token_scores
+from rlbf_jax.sampling.scoring import Traces, hidden_states, layout_of, token_scores
 from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
 
 FEATURES = 4
@@ -142,7 +142,7 @@ def measure(
         advantage = jnp.where(action, groups.advantage[:, None], 0.0)
         returns = jnp.zeros_like(advantage)
     if config.retracted_advantage == "drop_positive":
-        erased = _erased(rule, traces, semantics)
+        erased = layout_of(rule, traces, semantics).erased < NEVER
         advantage = jnp.where(erased, jnp.minimum(advantage, 0.0), advantage)
     gap = jnp.where(action, behavior - sampled, 0.0)
     if model.dtype == "bfloat16":
@@ -157,12 +157,6 @@ def kl_terms(rule: EditRule, traces: Traces, measured: Measured) -> dict[str, Te
     logprobs, reference = (jnp.where(action, x, 0.0) for x in (measured.behavior, measured.reference))
     kl = kl_estimate(logprobs, reference)
     return {"kl_content": masked_term(kl, action & ~control), "kl_control": masked_term(kl, action & control)}
-
-
-def _erased(rule: EditRule, traces: Traces, semantics: Semantics) -> Array:
-    in_row = jnp.arange(traces.tokens.shape[1])[None] < traces.length[:, None]
-    where = layout(rule, traces.tokens, in_row.astype(jnp.int32), traces.in_response, semantics)
-    return where.erased < NEVER
 
 
 def policy_terms(

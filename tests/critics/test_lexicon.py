@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from rlbf_jax.critics.base import Exchange, Span
 from rlbf_jax.critics.lexicon import LexiconCritic, covering_ids, pattern
 from rlbf_jax.critics.toy_lexicon import TABLE, toy_critic
-from rlbf_jax.data.toy_world import ToyWorld, parse
+from rlbf_jax.data.toy_grammar import parse
+from rlbf_jax.data.toy_world import ToyWorld
 
 WORLD = ToyWorld()
 TOY = toy_critic(WORLD)

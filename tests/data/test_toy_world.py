@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rlbf_jax.data import toy_words
-from rlbf_jax.data.toy_world import TOPICS, ToyWorld, ToyWorldConfig, parse
+from rlbf_jax.data.toy_grammar import parse
+from rlbf_jax.data.toy_world import TOPICS, ToyWorld, ToyWorldConfig
 from rlbf_jax.data.world import SPLITS
 
 WORLD = ToyWorld()
