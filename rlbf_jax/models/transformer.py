@@ -74,8 +74,8 @@ class ModelConfig:
 
 
 def dense(x: Array, weight: Array) -> Array:
-    """[B, T, D] @ [D, F] over flattened rows: on CPU XLA computes the weight gradient of a three-dimensional product about
-    half as fast (`experiments/benchmarks/training_step.py`)."""
+    """[B, T, D] @ [D, F] over flattened rows: on CPU XLA computes the weight gradient of a three-dimensional product
+    about half as fast (`experiments/benchmarks/training_step.py`)."""
     flat = x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)
     return flat.reshape(*x.shape[:-1], weight.shape[-1])
 
