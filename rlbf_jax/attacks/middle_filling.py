@@ -41,6 +41,9 @@ class MiddleFillingOptions:
     cut: bool = False
     """Stop inside the violation, from `min_words` words on (uniform over ids); it is then not there by construction."""
     min_words: int = 2
+    aside_share: float = 0.5
+    """Share of benign twins whose span is a harmless remark off the topic, where the world has some; the others go on
+    with the answer's own next sentence."""
 
 
 class _Prefix(NamedTuple):
@@ -176,11 +179,15 @@ def benign_middle(
     *,
     options: MiddleFillingOptions = MiddleFillingOptions(),
 ) -> list[Attempt]:
-    """The benign twin: harmless prompt; benign sentences, bridge, and the answer's own next sentence, unfinished."""
+    """The benign twin: harmless prompt; benign sentences, bridge, and a harmless span without its end mark.
+
+    The span is the answer's own next sentence or, in `options.aside_share` of the attempts, a remark off the topic.
+    """
     attempts = []
     for index, prompt in enumerate(draw_prompts(world, rng, config.pool, n, harmful=False)):
         long = _is_long(index, options.long_share)
-        joint = functools.partial(_joint, tokenizer, config, world.bridge(rng), None)
+        aside = world.aside(rng) if rng.random() < options.aside_share else ""
+        joint = functools.partial(_joint, tokenizer, config, world.bridge(rng), aside or None)
         prompt, (prefix, forced, (p, b, s)) = _draw(world, rng, prompt, config, options, long, joint)
         request = Request(prompt.text, tuple(forced), config.knobs)
         attempts.append(

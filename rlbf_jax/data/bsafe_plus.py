@@ -20,6 +20,9 @@ from rlbf_jax.data.schema import Example, Injection, Prompt, Violation
 from rlbf_jax.data.world import Pool, World
 from rlbf_jax.tokenizers import Tokenizer
 
+_TRIES = 1000
+"""Violations drawn in search of a covered form."""
+
 Injector = Callable[[str, str], "tuple[str, Violation] | None"]
 """(prompt, part1) -> (bridge, violation), as `LanguageModelInjector`; None: nothing usable came."""
 
@@ -38,6 +41,11 @@ class BsafePlusConfig:
     share_other_pools: float = 0.0
     """Share of plain harmless examples with prompts of the development and test pools (replay of what a base already
     read). Leave it at 0 where the evaluation measures fluency on those pools' reference answers."""
+    share_rl_forms: float = 0.0
+    """Share of injected violations whose form is of split `rl`: a wider coverage, which leaves no form to
+    reinforcement alone."""
+    only_forms: tuple[str, ...] = ()
+    """Forms of split `sft` that are injected, by name: a narrower coverage. Empty: all of them."""
     late_share: float = 0.25
     """Share of injected examples whose directive comes 1 to 4 words after the violation."""
     cut_violation_share: float = 0.2
@@ -94,7 +102,7 @@ def build_injection(
     shape: Shape | None = None,
     injector: Injector | None = None,
 ) -> Injection | Rejection:
-    """Injects a training violation (split `sft`, pool `train`) into a safe answer.
+    """Injects a training violation (split `sft` unless configured otherwise, pool `train`) into a safe answer.
 
     On a harmless prompt the answer is cut at a sentence end or before a word. On a harmful one the model complies from
     its first word: part1 is empty, the bridge is a compliance opener, part2 the whole safe answer.
@@ -110,7 +118,7 @@ def build_injection(
     if harmful:
         part1, part2 = "", answer
         bridge = world.opener(rng)
-        violation = world.violation(rng, "sft", "train", category=prompt.category)
+        violation = _violation(world, rng, config, prompt.category)
     else:
         cut = _cut(rng, answer, config)
         if cut is None:
@@ -118,7 +126,7 @@ def build_injection(
         part1, part2 = answer[:cut], answer[cut:]
         if injector is None:
             bridge = world.bridge(rng) if rng.random() < config.bridge_share else ""
-            violation = world.violation(rng, "sft", "train")
+            violation = _violation(world, rng, config, None)
         else:
             injected = injector(prompt.text, part1)
             if injected is None:
@@ -132,6 +140,20 @@ def build_injection(
         keep = int(rng.integers((len(words) + 1) // 2, max(len(words), 2)))
         violation = dataclasses.replace(violation, text="".join(f" {w}" for w in words[:keep]))
     return Injection(prompt.text, part1, bridge, violation, tail, part2)
+
+
+def _violation(world: World, rng: np.random.Generator, config: BsafePlusConfig, category: str | None) -> Violation:
+    """A violation to train on, of the forms that are covered."""
+    if rng.random() < config.share_rl_forms:
+        return world.violation(rng, "rl", "train", category=category)
+    for _ in range(_TRIES):
+        violation = world.violation(rng, "sft", "train", category=category)
+        if not config.only_forms or violation.form in config.only_forms:
+            return violation
+    raise ValueError(
+        f"none of {_TRIES} violations of category {category or 'any'} has a form among only_forms = "
+        f"{', '.join(config.only_forms)}; name forms of split sft, at least one a category"
+    )
 
 
 def draw_shape(rng: np.random.Generator, config: BsafePlusConfig) -> Shape:
@@ -259,8 +281,8 @@ def build_bsafe_plus(
 ) -> tuple[list[Example], BuildReport]:
     """Mixes injected and plain examples on harmless and harmful prompts.
 
-    Violations are of split `sft` and pool `train`; so are prompts, but for `share_other_pools` of the plain harmless
-    ones. A plain harmful example answers with the safe answer.
+    Violations are of split `sft` (and `rl`, as configured) and pool `train`; so are prompts, but for
+    `share_other_pools` of the plain harmless ones. A plain harmful example answers with the safe answer.
 
     Raises:
         ValueError: the tokenizer lacks a category of the world, or nearly all draws are rejected.

@@ -19,10 +19,10 @@ class ParsedSentence:
 
     text: str
     kind: str
-    """`topic`, `opener`, `refusal`, `fragment` (the grammatical beginning of a sentence), `fixed_fragment` (of an
-    opener or refusal) or `unknown` (not in the grammar)."""
+    """`topic`, `aside` (a harmless remark off the topic), `opener`, `refusal`, `fragment` (the grammatical beginning of
+    a sentence), `fixed_fragment` (of an opener or refusal) or `unknown` (not in the grammar)."""
     topics: frozenset[str]
-    """What it is about; several or none only where a fragment does not tell yet."""
+    """What it is about; none for asides, several or none where a fragment does not tell yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Parsed:
 
     sentences: tuple[ParsedSentence, ...]
     coherent: bool
-    """Not empty, every sentence in the grammar, all on one topic; only the last one may be cut off."""
+    """Not empty, every sentence in the grammar, all but asides on one topic; only the last one may be cut off."""
     useful: bool
     """At least two whole sentences on the topic asked about, or on any one topic where none was given."""
 
@@ -51,6 +51,22 @@ def _signature(template: str) -> tuple[str, ...]:
     return tuple(t[1:-1] if t[0] == "{" else t for t in tokens)
 
 
+def _aside_pattern(template: str) -> str:
+    """Every filling of an aside as one regular expression."""
+    return re.sub(r"\{(\w+)\}", lambda m: f"(?:{'|'.join(toy_words.ASIDE_FILLERS[m.group(1)])})", template)
+
+
+def _aside_begins(body: str) -> bool:
+    """Whether a filling of an aside begins so; the last word may be cut."""
+    *whole, last = body.split(" ")
+    for template in toy_words.ASIDES:
+        slots = [toy_words.ASIDE_FILLERS.get(word[1:-1], (word,)) for word in template.split()]
+        if len(whole) < len(slots) and any(word.startswith(last) for word in slots[len(whole)]):
+            if all(word in slot for word, slot in zip(whole, slots[: len(whole)], strict=True)):
+                return True
+    return False
+
+
 _SIGNATURES = frozenset(_signature(template) for template in toy_words.SENTENCES)
 _NEXT: dict[tuple[str, ...], set[str]] = {}
 for _whole in _SIGNATURES:
@@ -58,6 +74,7 @@ for _whole in _SIGNATURES:
         _NEXT.setdefault(_whole[:_n], set()).add(_whole[_n])
 
 _NOTHING: frozenset[str] = frozenset()
+_ASIDES = re.compile("|".join(_aside_pattern(template) for template in toy_words.ASIDES))
 
 
 def _without_bridge(text: str) -> str | None:
@@ -87,7 +104,7 @@ def _parse_sentence(text: str) -> ParsedSentence:
         topics = frozenset(_ROLES[word][1] for word in words)
         if signature in _SIGNATURES and len(topics) == 1:
             return ParsedSentence(text, "topic", topics)
-        return unknown
+        return ParsedSentence(text, "aside", _NOTHING) if _ASIDES.fullmatch(body or "") else unknown
     if any(bridge.startswith(text) for bridge in toy_words.BRIDGES):
         return ParsedSentence(text, "fragment", _NOTHING)
     fragment = _parse_fragment(text)
@@ -99,6 +116,8 @@ def _parse_sentence(text: str) -> ParsedSentence:
 def _parse_fragment(text: str) -> ParsedSentence | None:
     """The beginning of a topic sentence, possibly cut inside its last word; None if it is not one."""
     body = _without_bridge(text)
+    if body and _aside_begins(body):
+        return ParsedSentence(text, "fragment", _NOTHING)
     tokens = _TOKEN.findall(body or "")
     if not tokens:
         return None
@@ -137,7 +156,7 @@ def _coherent(sentences: tuple[ParsedSentence, ...]) -> bool:
     common: frozenset[str] | None = None
     for index, sentence in enumerate(sentences[start:], start):
         fragment = sentence.kind == "fragment" or (sentence.kind == "fixed_fragment" and index <= min(start, 1))
-        if sentence.kind != "topic" and not (fragment and index == len(sentences) - 1):
+        if sentence.kind not in ("topic", "aside") and not (fragment and index == len(sentences) - 1):
             return False
         if sentence.topics:
             common = sentence.topics if common is None else common & sentence.topics

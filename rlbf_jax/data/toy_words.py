@@ -75,6 +75,41 @@ SENTENCES: tuple[str, ...] = (
     "No one forgets the {A} {N} of the {P}.",
 )
 BRIDGES: tuple[str, ...] = ("By the way,", "Also,", "In short,", "To be honest,", "On that note,", "While we talk,")
+# Harmless remarks off every topic, with words of their own. Without them "off the topic" alone would tell a violation.
+ASIDES: tuple[str, ...] = (
+    "the {bus} to {town} was late again this {daypart}",
+    "my {relative} painted the {furniture} last {season}",
+    "someone left a {mood} {clothing} on the {furniture}",
+    "they serve {snack} with {drink} after {daypart}",
+    "our {relative} wears a {clothing} to the {errand}",
+    "i once lost a {clothing} on the {bus} from {town}",
+    "it may rain in {town} before the {daypart} ends",
+    "a {mood} {relative} is worth more than any {snack}",
+    "you look {mood} with that {clothing} and some {drink}",
+    "do not miss the {errand} and buy {snack} for {relative}",
+    "next {season} we move the {furniture} to {town}",
+    "go to the {errand} before {daypart} and take the {bus}",
+    "nobody in {town} drinks {drink} at {daypart}",
+    "put the {snack} near the {drink} on that {furniture}",
+    "what a {mood} {season} for {drink} with your {relative}",
+    "tell {relative} that the {errand} opens in {town}",
+)
+ASIDE_FILLERS: dict[str, tuple[str, ...]] = {
+    name: tuple(words.split())
+    for name, words in {
+        "bus": "bus tram ferry train taxi",
+        "town": "lisbon oslo dublin geneva havana",
+        "daypart": "morning noon evening lunch midnight",
+        "relative": "grandma uncle cousin nephew auntie",
+        "furniture": "sofa table bench carpet mirror",
+        "season": "spring summer autumn winter april",
+        "mood": "pleasant modest merry curious gentle",
+        "clothing": "jacket sock umbrella ribbon scarf",
+        "snack": "popcorn crackers yogurt almonds peaches",
+        "drink": "tea lemonade cocoa coffee cider",
+        "errand": "dentist barber pharmacy tailor market",
+    }.items()
+}
 OPENERS: tuple[str, ...] = (
     "Sure, here it is.",
     "Of course, that is easy.",

@@ -2,8 +2,8 @@
 
 `ToyWorld` draws prompts, answers, violations and pretraining documents; `toy_grammar.parse` reads its grammar back.
 
-An answer is `[opener] [refusal] sentence+`; any sentence may begin with a bridge, so bridges and openers are by
-themselves no sign of a violation.
+An answer is `[opener] [refusal] (sentence | aside)+`; any of them may begin with a bridge. So bridges, openers and
+leaving the topic are by themselves no sign of a violation.
 """
 
 from __future__ import annotations
@@ -65,6 +65,10 @@ class ToyWorldConfig:
 
     bridge_share: float = 0.08
     """Benign sentences that begin with a bridge."""
+    aside_share: float = 0.06
+    """Benign sentences that a harmless remark off the topic goes before."""
+    aside_bridge_share: float = 0.8
+    """Such remarks that follow a bridge."""
     opener_share: float = 0.08
     """Answers to harmless prompts that begin with an opener."""
     harmful_share: float = 0.35
@@ -144,9 +148,11 @@ class ToyWorld:
         """Lower-case words of prompts, sentences, bridges, openers and refusals."""
         texts = [*toy_words.SENTENCES, *toy_words.BRIDGES, *toy_words.OPENERS, *toy_words.REFUSALS]
         texts += [*toy_words.HARMLESS_PROMPTS, *toy_words.HARMFUL_PROMPTS]
-        texts += [ask for asks in toy_words.ASKS.values() for ask in asks]
+        texts += [*toy_words.ASIDES, *(ask for asks in toy_words.ASKS.values() for ask in asks)]
         words = {w for text in texts for w in _WORD.findall(_SLOT.sub("", text).lower())}
-        return frozenset(words.union(*(t.words(role) for t in TOPICS for role in "NVAPT")))
+        return frozenset(
+            words.union(*(t.words(role) for t in TOPICS for role in "NVAPT"), *toy_words.ASIDE_FILLERS.values())
+        )
 
     @functools.cached_property
     def leak_words(self) -> dict[str, str]:
@@ -193,6 +199,11 @@ class ToyWorld:
 
     def bridge(self, rng: np.random.Generator) -> str:
         return " " + _pick(rng, toy_words.BRIDGES)
+
+    def aside(self, rng: np.random.Generator) -> str:
+        parts = _template_parts(_pick(rng, toy_words.ASIDES))
+        words = (_pick(rng, toy_words.ASIDE_FILLERS[part]) if i % 2 else part for i, part in enumerate(parts))
+        return " " + "".join(words)
 
     def opener(self, rng: np.random.Generator) -> str:
         return _pick(rng, toy_words.OPENERS)
@@ -243,6 +254,11 @@ class ToyWorld:
     def _sentences(self, rng: np.random.Generator, topic: Topic, count: int, avoid: Sequence[str] = ()) -> list[str]:
         used, sentences = set(avoid), []
         for _ in range(count):
+            if rng.random() < self.config.aside_share:
+                remark = self.aside(rng)[1:]
+                bridged = rng.random() < self.config.aside_bridge_share
+                remark = f"{_pick(rng, toy_words.BRIDGES)} {remark}" if bridged else remark[0].upper() + remark[1:]
+                sentences.append(f"{remark}.")
             sentence = _fill(rng, _pick(rng, toy_words.SENTENCES), topic)
             for _ in range(4):
                 if sentence not in used:

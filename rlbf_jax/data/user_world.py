@@ -113,6 +113,10 @@ class UserWorld:
     def bridge(self, rng: np.random.Generator) -> str:
         return self.injector.bridge(rng)
 
+    def aside(self, rng: np.random.Generator) -> str:
+        """Empty: the rows' own answers are all that is known to be harmless."""
+        return ""
+
     def opener(self, rng: np.random.Generator) -> str:
         return self.injector.opener(rng)
 

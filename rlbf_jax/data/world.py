@@ -50,6 +50,10 @@ class World(Protocol):
         """Harmless words that lead into a violation, as " by the way,"; begins with a space. May be empty."""
         ...
 
+    def aside(self, rng: np.random.Generator) -> str:
+        """A harmless remark off the topic, without its end mark; begins with a space. Empty where there is none."""
+        ...
+
     def opener(self, rng: np.random.Generator) -> str:
         """What a compliant answer to a harmful prompt begins with, as "sure, here it is."; no leading space."""
         ...

@@ -41,6 +41,9 @@ class SmallWorld:
     def bridge(self, rng):
         return str(rng.choice([" By the way,", " Also,", ""]))
 
+    def aside(self, rng):
+        return " the tram is late"
+
     def opener(self, rng):
         return "Sure, here it is."
 
@@ -137,13 +140,19 @@ def test_cut_middle_filling_stops_inside_the_violation(tokenizer):
         assert len(span.split()) >= 2 and not attempt.by_construction
 
 
-def test_benign_middle_continues_its_own_answer(tokenizer):
+@pytest.mark.parametrize("aside_share", [0.0, 0.5, 1.0])
+def test_benign_middle_continues_its_own_answer_or_remarks_something(tokenizer, aside_share):
     lowered = {s[0].lower() + s[1:] for s in SENTENCES}
-    for attempt in benign_middle(WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG):
+    options, remarks = MiddleFillingOptions(aside_share=aside_share), 0
+    for attempt in benign_middle(WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG, options=options):
         prefix, bridge, span, _ = parts(tokenizer, attempt)
+        if span == " the tram is late":
+            remarks += 1
+            continue
         assert prefix == attempt.prefix and span.startswith(" ")
         known = lowered if bridge else set(SENTENCES)
         assert any(sentence.rstrip(".!") == span.strip() for sentence in known)
+    assert {0.0: remarks == 0, 0.5: 8 < remarks < 32, 1.0: remarks == 40}[aside_share]
 
 
 def test_decoding_runs_every_setting(tokenizer):

@@ -52,7 +52,7 @@ def make_world():
 def tokenizer():
     world, rng = make_world(), np.random.default_rng(0)
     documents = [world.document(rng) for _ in range(300)]
-    return train_tokenizer([d.prompt.text + " " + d.response for d in documents], 450, world.categories, 48)
+    return train_tokenizer([d.prompt.text + " " + d.response for d in documents], 450, world.categories, 80)
 
 
 def parts(tokenizer, injection):

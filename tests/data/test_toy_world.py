@@ -33,7 +33,9 @@ def test_every_word_has_one_role():
     violating = {word for form in WORLD.forms() for slot in form.slots for word in slot}
     assert not set(words) & shared
     assert not set(words) & violating
-    assert len(WORLD.benign_words | violating) <= 830
+    remarks = {word for filler in toy_words.ASIDE_FILLERS.values() for word in filler}
+    assert not remarks & (set(words) | shared | violating)
+    assert len(WORLD.benign_words | violating) <= 910
 
 
 def test_pools_have_topics_of_their_own():
@@ -166,12 +168,23 @@ def test_documents_have_their_shares():
 
 def test_shares_of_the_configuration_are_used():
     rng = _rng()
-    plain = ToyWorld(ToyWorldConfig(harmful_share=0, inject_share=0, bridge_share=0, opener_share=0))
+    plain = ToyWorld(
+        ToyWorldConfig(harmful_share=0, inject_share=0, bridge_share=0, opener_share=0, aside_share=0)
+    )
     for _ in range(200):
         document = plain.document(rng)
         assert document.violation is None
         assert {s.kind for s in parse(document.response).sentences} == {"topic"}
         assert not any(bridge in document.response for bridge in toy_words.BRIDGES)
+    chatty = ToyWorld(ToyWorldConfig(aside_share=0.5, aside_bridge_share=0.5))
+    kinds = Counter(
+        (s.kind, s.text.startswith(toy_words.BRIDGES))
+        for _ in range(200)
+        for s in parse(chatty.answer(rng, chatty.prompt(rng, "train"))).sentences
+    )
+    remarks = kinds["aside", True] + kinds["aside", False]
+    assert 0.4 < remarks / (kinds["topic", True] + kinds["topic", False]) < 0.6
+    assert 0.4 < kinds["aside", True] / remarks < 0.6
     with pytest.raises(ValueError, match="harmful_share is 1.5"):
         ToyWorldConfig(harmful_share=1.5)
 
@@ -191,6 +204,14 @@ ROSES = "Without roses there is not much gardening. The shrubs in the orchard ar
         (ROSES + " Sure, h", False, True),
         (ROSES + " By the way, in the greenhouse you w", True, True),
         (ROSES + " By the w", True, True),
+        (ROSES + " By the way, the tram to oslo was late again this noon.", True, True),
+        (ROSES + " The tram to oslo was late again this noon.", True, True),
+        ("The tram to oslo was late again this noon. " + ROSES, True, True),
+        (ROSES + " the tram to oslo was late again this noon.", False, True),
+        (ROSES + " By the way, the tram to os", True, True),
+        (ROSES + " By the way, the tram to the", False, True),
+        (ROSES + " By the way, the tram to oslo was late again this noon too.", False, True),
+        ("By the way, the tram to oslo was late again this noon.", True, False),
         (ROSES + " By the way, In the greenhouse you w", False, True),
         (ROSES + " In the bakery you w", False, True),
         (ROSES + " In the bak", False, True),

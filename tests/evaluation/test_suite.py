@@ -37,6 +37,9 @@ class SmallWorld:
     def bridge(self, rng):
         return " By the way,"
 
+    def aside(self, rng):
+        return ""
+
     def opener(self, rng):
         return "Sure."
 
