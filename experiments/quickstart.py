@@ -26,9 +26,9 @@ def get_config() -> ExperimentConfig:
             steps=320, batch_size=32, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20)
         ),
         refusal_sft=SupervisedConfig(steps=40, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
-        sft=SupervisedConfig(steps=280, batch_size=16, optimizer=OptimizerConfig(learning_rate=2e-3)),
+        sft=SupervisedConfig(steps=320, batch_size=24, optimizer=OptimizerConfig(learning_rate=3e-3)),
         reinforcement=ReinforcementConfig(
-            steps=60,
+            steps=80,
             prompts_per_step=12,
             group_size=8,
             updates_per_step=2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -11,12 +10,15 @@ import os
 import pathlib
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from rlbf_jax.errors import Preempted, UserError
+from rlbf_jax import arguments
+from rlbf_jax.errors import Preempted, UserError, machine_error
+from rlbf_jax.training.preemption import EXIT_CODE, interruptible
 
 Workdir = tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="WORKDIR")]]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -76,48 +78,8 @@ class MakeReport:
     """Folder of a run."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainTokenizer:
-    """Train a lossless SentencePiece vocabulary with control ids on text files."""
-
-    files: tyro.conf.Positional[Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE ...")]]
-    """UTF-8 text, .csv or .jsonl files (of the last two, prompts and responses are read)."""
-    out: pathlib.Path
-    """Folder to write."""
-    vocab_size: int = 2048
-    """Pieces, control ids not counted."""
-    categories: str = "insult,privacy,potion,gamble"
-    """Kinds of violation, separated by commas."""
-    x_max: int = 32
-    """Largest X of [BACKTRACK_BY_X]."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildData:
-    """Build BSAFE+ from a file of prompts and responses: template violations in, directives that take them back."""
-
-    file: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE")]]
-    """.csv with a header, or .jsonl with one object a line."""
-    tokenizer: pathlib.Path
-    """Folder that `rlbf data tokenizer` wrote."""
-    out: pathlib.Path
-    """Folder for the data set (array_record)."""
-    num_examples: int = 1000
-    """Examples to make."""
-    seed: int = 0
-    """Same seed, same data set."""
-    prompt_column: str | None = None
-    """Default: the first present of instruction, prompt, question."""
-    response_column: str | None = None
-    """Default: the first present of response, answer, output."""
-    quarantine: pathlib.Path | None = None
-    """JSONL file for malformed rows, which otherwise are refused."""
-
-
 def _parse(args: Any, command: str, rest: Sequence[str], description: str | None = None) -> Any:
-    values = (tyro.conf.EnumChoicesFromValues,)  # `--semantics keep`, as in results.json
-    prog = f"rlbf {command}"
-    return tyro.cli(args, prog=prog, args=list(rest), use_underscores=True, description=description, config=values)
+    return arguments.parse(args, f"rlbf {command}", rest, description)
 
 
 # rlbf run -----------------------------------------------------------------------------------------
@@ -146,11 +108,17 @@ def load_experiment(file: pathlib.Path) -> tuple[Any, str]:
     sys.path.insert(0, str(file.resolve().parent))  # as `python FILE` does: an experiment may import its neighbors
     try:
         spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"{file}: defines no get_config(); it must return the experiment's configuration")
+        config = module.get_config()
+    except UserError:
+        raise
     except SyntaxError as error:
         raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
-    if not callable(getattr(module, "get_config", None)):
-        raise UserError(f"{file}: defines no get_config(); it must return the experiment's configuration")
-    config = module.get_config()
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        where = f"{file}, line {lines[-1]}" if lines else str(file)
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise UserError(f"{file}: get_config() returned a {type(config).__name__}, expected a dataclass instance")
     return config, module.__doc__ or ""
@@ -184,12 +152,7 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"{argv[0]}: {error}") from error
     from rlbf_jax.methods import runner
 
-    try:
-        runner.run(config, workdir)
-    except KeyboardInterrupt:
-        again = shlex.join(["rlbf", "run", *argv])
-        print(f"\ninterrupted; this goes on where it stopped: {again}", file=sys.stderr)
-        raise
+    runner.run(config, workdir)
     print(f"report: {workdir / 'report.html'}")
 
 
@@ -203,8 +166,12 @@ def generate(argv: Sequence[str]) -> None:
         prompts = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise UserError("there is no prompt: give --prompt TEXT, or prompts on standard input, one a line")
-    if args.n < 1:
-        raise UserError(f"--n is {args.n}, expected at least 1")
+    if not all(prompt.strip() for prompt in prompts):
+        raise UserError("--prompt is empty, expected some text")
+    if args.n < 1 or args.max_tokens < 1:
+        raise UserError(f"--n is {args.n} and --max_tokens {args.max_tokens}, both expected to be at least 1")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed is {args.seed}, expected 0..{2**63 - 1}")
     from rlbf_jax.evaluation import report_traces
     from rlbf_jax.methods import runner
     from rlbf_jax.sampling.request import Knobs, Request
@@ -247,7 +214,12 @@ def evaluate(argv: Sequence[str]) -> None:
 def report(argv: Sequence[str]) -> None:
     args = _parse(MakeReport, "report", argv)
     from rlbf_jax.evaluation.report import write_report
+    from rlbf_jax.evaluation.results import read_results
 
+    # An old report is worth more than an empty one.
+    if args.workdir.is_dir() and not any((args.workdir / name).exists() for name in ("manifest.json", "results.json")):
+        raise UserError(f"{args.workdir}: no run here (no manifest.json, no results.json); make one with `rlbf run`")
+    read_results(args.workdir / "results.json")
     write_report(args.workdir)
     print(f"report: {args.workdir / 'report.html'}")
 
@@ -256,75 +228,14 @@ def report(argv: Sequence[str]) -> None:
 
 
 def data(argv: Sequence[str]) -> None:
-    _dispatch({"tokenizer": train_tokenizer, "build": build_data}, "rlbf data", _DATA_USAGE, argv)
+    from rlbf_jax import cli_data
 
-
-def train_tokenizer(argv: Sequence[str]) -> None:
-    args = _parse(TrainTokenizer, "data tokenizer", argv)
-    if not args.files:
-        raise UserError("data tokenizer needs at least one text file")
-    from rlbf_jax import tokenizers
-
-    texts = [text for file in args.files for text in _texts(file)]
-    categories = [name.strip() for name in args.categories.split(",") if name.strip()]
-    try:
-        tokenizer = tokenizers.train_tokenizer(texts, args.vocab_size, categories, args.x_max)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    tokenizer.save(args.out)
-    print(f"{args.out}: {tokenizer.vocab_size} ids, {tokenizer.rule.num_controls} of them control ids")
-
-
-def _texts(file: pathlib.Path) -> list[str]:
-    """Texts of a file: both columns of a prompt/response file, otherwise the whole file."""
-    if file.suffix.lower() in (".csv", ".jsonl"):
-        from rlbf_jax.data.files import read_rows
-
-        return [text for row in read_rows(file) for text in (row.prompt, row.response)]
-    try:
-        return [file.read_text(encoding="utf-8")]
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
-
-
-def build_data(argv: Sequence[str]) -> None:
-    import numpy as np
-
-    from rlbf_jax.data import bsafe_plus, datasets, files, packing, user_world
-    from rlbf_jax.data.injectors import TemplateInjector
-    from rlbf_jax.tokenizers import load_tokenizer
-
-    fields: list[Any] = [
-        ("args", Annotated[BuildData, tyro.conf.arg(name="")]),
-        ("bsafe", bsafe_plus.BsafePlusConfig, dataclasses.field(default_factory=bsafe_plus.BsafePlusConfig)),
-    ]
-    made = dataclasses.make_dataclass("Build", fields, frozen=True)
-    try:
-        parsed = _parse(made, "data build", argv, BuildData.__doc__)
-        args: BuildData = parsed.args
-        tokenizer = load_tokenizer(args.tokenizer)
-        rows = files.read_rows(args.file, args.prompt_column, args.response_column, quarantine=args.quarantine)
-        world = user_world.UserWorld(rows, TemplateInjector(tokenizer.rule.categories), seed=args.seed)
-        rng = np.random.default_rng(args.seed)
-        examples, counts = bsafe_plus.build_bsafe_plus(world, tokenizer, rng, parsed.bsafe, args.num_examples)
-        with contextlib.redirect_stdout(sys.stderr):  # TFDS reports on stdout, which is for our one JSON object
-            digest = datasets.write_dataset(args.out, packing.pack(examples, parsed.bsafe.max_tokens))
-    except ValueError as error:  # DataError is one
-        raise UserError(str(error)) from error
-    print(json.dumps({"out": str(args.out), "sha256": digest, **dataclasses.asdict(counts)}, indent=1))
+    _dispatch({"tokenizer": cli_data.train_tokenizer, "build": cli_data.build_data}, "rlbf data", cli_data.USAGE, argv)
 
 
 # Dispatch -----------------------------------------------------------------------------------------
 
 Command = Callable[[Sequence[str]], None]
-
-_DATA_USAGE = """usage: rlbf data tokenizer | build ...
-
-  tokenizer   train a tokenizer on text files
-  build       build BSAFE+ from a file of prompts and responses
-"""
 
 USAGE = """usage: rlbf COMMAND ...
 
@@ -356,7 +267,7 @@ def _dispatch(commands: dict[str, Command], prefix: str, usage: str, argv: Seque
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `rlbf`. Returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter would tear progress bars
-    _keep_compiled_programs()
+    keep_compiled_programs()
     commands: dict[str, Command] = {
         "run": run,
         "generate": generate,
@@ -364,35 +275,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report": report,
         "data": data,
     }
+    argv = sys.argv[1:] if argv is None else list(argv)
+    again = f"go on with: {shlex.join(['rlbf', *argv])}"
     try:
-        _dispatch(commands, "rlbf", USAGE, sys.argv[1:] if argv is None else argv)
+        with interruptible(f"stopped at once; {again}"):
+            _dispatch(commands, "rlbf", USAGE, argv)
     except KeyboardInterrupt:
-        return 130
+        print(f"interrupted; {again}", file=sys.stderr)
+        return EXIT_CODE
     except Preempted as stop:
-        print(f"{stop}; the same command goes on from there", file=sys.stderr)
-        return 130
+        print(f"{stop}; {again}", file=sys.stderr)
+        return EXIT_CODE
     except BrokenPipeError:  # `rlbf generate ... | head`: nobody reads on, which is no mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not isinstance(error, _user_errors()):
+        message = str(error) if isinstance(error, UserError) else machine_error(error)
+        if not message:
             raise
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + " ".join(message.split()), file=sys.stderr)
         return 2
     return 0
 
 
-def _keep_compiled_programs() -> None:
+def keep_compiled_programs() -> None:
     """Compiled programs outlive the process (JAX's persistent cache), so that a second command starts in seconds."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, "rlbf_jax", "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    """Errors without a traceback. DataError can only have come from a module that is loaded by now."""
-    files = sys.modules.get("rlbf_jax.data.files")
-    return (UserError,) if files is None else (UserError, files.DataError)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from typing import Protocol
 import sentencepiece
 
 from rlbf_jax.directives import BacktrackRule, ResetRule
+from rlbf_jax.errors import InputError
+from rlbf_jax.storage import write_whole
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
@@ -56,7 +58,7 @@ class Tokenizer(Protocol):
     def reset_rule(self) -> ResetRule: ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, never a template or control id. Raises ValueError for lone surrogates."""
+        """Ids of a text, never a template or control id. Raises InputError for lone surrogates."""
         ...
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -152,11 +154,11 @@ class SentencePieceTokenizer:
         return self._reset_rule
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Raises ValueError for lone surrogates, which no UTF-8 text can hold."""
+        """Ids of a text. Raises InputError for lone surrogates, which no UTF-8 text can hold."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(
+            raise InputError(
                 f"character {error.start} is a lone surrogate ({text[error.start]!a}), which is not valid Unicode; "
                 "decode the source with errors='replace'"
             ) from None
@@ -207,9 +209,8 @@ class SentencePieceTokenizer:
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes `tokenizer.model` (readable by SentencePiece) and `tokenizer.json` into `folder`."""
         folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MODEL_FILE).write_bytes(self._model)
-        (folder / META_FILE).write_text(self._meta() + "\n", encoding="utf-8")
+        write_whole(folder / MODEL_FILE, self._model)
+        write_whole(folder / META_FILE, self._meta() + "\n")
 
     def _meta(self) -> str:
         meta = {"kind": "sentencepiece", "categories": list(self._rule.categories), "x_max": self._rule.x_max}
@@ -231,7 +232,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> SentencePieceTokenizer:
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), meta["categories"], meta["x_max"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # of JSON, of SentencePiece, or ours
         raise ValueError(f"{folder}: not a saved tokenizer ({type(error).__name__}: {error})") from error
 
 
@@ -279,7 +280,7 @@ def train_tokenizer(
             character_coverage=character_coverage,
             max_sentence_length=8 * _CHUNK,
             num_threads=1,
-            minloglevel=1,
+            minloglevel=2,
         )
     except RuntimeError as error:
         raise ValueError(_bounds(str(error), vocab_size)) from error

@@ -86,7 +86,8 @@ class LexiconCritic:
 
     Args:
       patterns: what to look for.
-      coherence: says whether a text is coherent and useful; None: the verdicts leave both open.
+      coherence: says whether a text is coherent and useful; None: the verdicts leave both open. In a coherent text, a
+        beginning without a distinctive word is taken for that of a harmless sentence.
       name: for reports.
       common: words that harmless text uses too; all other pattern words are distinctive.
     """
@@ -132,7 +133,12 @@ class LexiconCritic:
         if self._coherence is None:
             return Verdict(spans)
         coherent, useful = self._coherence(exchange.text, exchange.topic)
+        if coherent:
+            spans = tuple(span for span in spans if span.complete or self._is_distinctive(exchange.text, span))
         return Verdict(spans, coherent, useful)
+
+    def _is_distinctive(self, text: str, span: Span) -> bool:
+        return not self._distinctive.isdisjoint(_split(text[span.start : span.end]).words)
 
     def _longest(self, split: _Words, i: int) -> tuple[int, bool, str] | None:
         """(words, complete, category) of the best match that begins at word i; complete beats begun."""

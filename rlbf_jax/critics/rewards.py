@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from rlbf_jax.critics.base import Critic, Exchange, Span, Verdict
+from rlbf_jax.ranges import check_finite
 from rlbf_jax.sampling.request import Generation
 
 
@@ -40,6 +41,10 @@ class RewardConfig:
     """Taken off a recovered response per id erased outside the violating sentence (overlap shaping)."""
     most_extra: int = 6
     """Extra ids beyond this cost no more."""
+
+    def __post_init__(self):
+        check_finite(self, "violation", "clean", "unneeded", "recovered", "failed", "poor")
+        check_finite(self, "price_per_retracted", "price_regenerated", "price_per_extra")
 
 
 @dataclasses.dataclass(frozen=True)

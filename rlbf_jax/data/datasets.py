@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 
 from rlbf_jax.data.files import DataError
 from rlbf_jax.data.packing import Row
+from rlbf_jax.storage import held, sweep_folders, sync_folder, sync_tree
 
 FIELDS = ("tokens", "segment", "in_response", "in_loss")
 CONTENT_FILE = "content.json"
@@ -79,24 +80,37 @@ def write_dataset(folder: str | pathlib.Path, rows: Iterable[Row], name: str = "
     folder = pathlib.Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     digest = _digest(stacked)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    prefix = f".{folder.name}-unfinished-"
+    sweep_folders(folder.parent, prefix)  # of writers that were killed
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, temporary)
+        stack.enter_context(held(temporary))
         builder = _RowsBuilder(stacked, name, data_dir=str(temporary / "tfds"), file_format="array_record")
         tfds.disable_progress_bar()
         # TFDS announces downloads on standard output; there are none.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare()
+        except RuntimeError as error:  # array_record tells of a full disk by a RuntimeError
+            raise DataError(f"{folder}: cannot be written ({str(error)[:200]}); make room, then start again") from error
         version = pathlib.Path(builder.data_dir)
         content = {"sha256": digest, "rows": len(stacked), "length": lengths.pop(), "name": name}
         (version / CONTENT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        old = None
+        sync_tree(version)
         if folder.exists():
-            old = temporary / "old"
-            os.replace(folder, old)
+            os.replace(folder, temporary / "old")
         os.replace(version, folder)
-    finally:
-        shutil.rmtree(temporary)
+        sync_folder(folder.parent)
     return digest
+
+
+def check_writable(folder: str | pathlib.Path) -> None:
+    """Raises OSError where `write_dataset` could not write; to be asked before rows are made that it should write."""
+    folder = pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent):
+        pass
 
 
 class _InMemory:
@@ -124,30 +138,45 @@ def open_source(folder: str | pathlib.Path, *, memory_bytes: int = 1 << 30) -> S
     """
     folder = pathlib.Path(folder)
     content = _content(folder)
-    try:
+    with _readable(folder):
         source = tfds.builder_from_directory(str(folder)).as_data_source(split="train")
         count = len(source)
-    except (OSError, ValueError, tfds.core.dataset_info.DatasetInfoFileError) as error:
-        raise DataError(f"{folder}: incomplete data set ({error}); build it again") from error
     if count != content["rows"]:
         raise DataError(f"{folder}: {count} rows found, {content['rows']} written; build it again")
     shape = (count, len(FIELDS), content["length"])
     if 4 * int(np.prod(shape)) > memory_bytes:
         return source
     rows = np.empty(shape, np.int32)
-    for start in range(0, count, 1024):
-        stop = min(start + 1024, count)
-        rows[start:stop] = [record["row"] for record in source.__getitems__(list(range(start, stop)))]
+    with _readable(folder):
+        for start in range(0, count, 1024):
+            stop = min(start + 1024, count)
+            rows[start:stop] = [record["row"] for record in source.__getitems__(list(range(start, stop)))]
     if _digest(rows) != content["sha256"]:
         raise DataError(f"{folder}: the rows do not match the hash in {CONTENT_FILE}; build it again")
     return _InMemory(rows)
 
 
+@contextlib.contextmanager
+def _readable(folder: pathlib.Path) -> Iterator[None]:
+    """Makes a DataError of whatever TFDS, protobuf and array_record raise over damaged files."""
+    try:
+        yield
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{folder}: incomplete data set ({cause}); build it again") from error
+
+
 def _content(folder: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / CONTENT_FILE).read_text(encoding="utf-8"))
+        content = json.loads((folder / CONTENT_FILE).read_text(encoding="utf-8"))
+        missing = [name for name in ("sha256", "rows", "length") if name not in content]
     except FileNotFoundError:
         raise DataError(f"{folder}: not a data set (no {CONTENT_FILE}); write_dataset makes one") from None
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{folder / CONTENT_FILE}: not JSON ({error}); build the data set again") from error
+    if missing:
+        raise DataError(f"{folder / CONTENT_FILE}: has no {missing[0]}; build the data set again")
+    return content
 
 
 def content_hash(folder: str | pathlib.Path) -> str:

@@ -10,11 +10,15 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rlbf_jax.errors import InputError
+
 PROMPT_COLUMNS = ("instruction", "prompt", "question")
 RESPONSE_COLUMNS = ("response", "answer", "output")
+MAX_CHARACTERS = 131_072
+"""Of a field. Longer ones are no prompts or answers: an unclosed quotation mark, say, or a whole book."""
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A data file that cannot be used as it is."""
 
 
@@ -73,7 +77,8 @@ def read_rows(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(json.dumps(r) + "\n" for r in refused), encoding="utf-8")
     if not rows:
-        raise DataError(f"{path}: no usable row ({len(refused)} malformed)")
+        found = f"{len(refused)} malformed" if refused else "nothing below the header"
+        raise DataError(f"{path}: no usable row ({found}); expected a prompt and a response in each")
     return rows
 
 
@@ -102,6 +107,7 @@ Records = Iterator[tuple[int, "dict[str, Any] | str"]]
 
 
 def _csv_records(path: pathlib.Path, text: str) -> tuple[list[str], Records]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # `_complaint` names a long field and its line
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader)]
@@ -171,6 +177,8 @@ def _complaint(record: dict[str, Any], names: Sequence[str]) -> str:
             return f"field {name!r} must be text, not {_kind(value)}"
         if not value.strip():
             return f"field {name!r} is empty"
+        if len(value) > MAX_CHARACTERS:
+            return f"field {name!r} has {len(value)} characters, at most {MAX_CHARACTERS} are expected"
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:

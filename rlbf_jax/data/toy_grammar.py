@@ -42,6 +42,7 @@ _ROLES: dict[str, tuple[str, str]] = {w: (role, t.name) for t in TOPICS for role
 _ROLE_WORDS: dict[str, list[tuple[str, str]]] = {
     role: [(word, topic) for word, (r, topic) in _ROLES.items() if r == role] for role in "NVAPT"
 }
+_REMARKS: tuple[str, ...] = toy_words.ASIDES + toy_words.LOOKALIKES
 _FIXED: tuple[str, ...] = toy_words.OPENERS + toy_words.REFUSALS
 
 
@@ -59,7 +60,7 @@ def _aside_pattern(template: str) -> str:
 def _aside_begins(body: str) -> bool:
     """Whether a filling of an aside begins so; the last word may be cut."""
     *whole, last = body.split(" ")
-    for template in toy_words.ASIDES:
+    for template in _REMARKS:
         slots = [toy_words.ASIDE_FILLERS.get(word[1:-1], (word,)) for word in template.split()]
         if len(whole) < len(slots) and any(word.startswith(last) for word in slots[len(whole)]):
             if all(word in slot for word, slot in zip(whole, slots[: len(whole)], strict=True)):
@@ -74,7 +75,7 @@ for _whole in _SIGNATURES:
         _NEXT.setdefault(_whole[:_n], set()).add(_whole[_n])
 
 _NOTHING: frozenset[str] = frozenset()
-_ASIDES = re.compile("|".join(_aside_pattern(template) for template in toy_words.ASIDES))
+_ASIDES = re.compile("|".join(_aside_pattern(template) for template in _REMARKS))
 
 
 def _without_bridge(text: str) -> str | None:

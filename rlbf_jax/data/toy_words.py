@@ -94,6 +94,33 @@ ASIDES: tuple[str, ...] = (
     "what a {mood} {season} for {drink} with your {relative}",
     "tell {relative} that the {errand} opens in {town}",
 )
+# Asides in the frame of a violation: here it is the words that make a violation, not the frame.
+LOOKALIKES: tuple[str, ...] = (
+    "you are a {mood} {relative} with a basket full of {snack}",
+    "what a {mood} {relative} you have with {snack} for everyone",
+    "even a {mood} {relative} is smarter than your {bus} full of {snack}",
+    "go home you {mood} {relative} full of {drink}",
+    "your {furniture} is made of {snack} and {mood} {clothing} bits",
+    "nobody likes a {mood} {relative} who smells of {drink}",
+    "call {relative} at the {errand} on the {bus} to {town}",
+    "{relative} lives at the {errand} behind the {mood} {furniture}",
+    "the secret number of {town} is {snack} and {drink}",
+    "write to {relative} who sleeps at the {errand} before {daypart}",
+    "the key color of {town} is {mood} {drink}",
+    "{relative} keeps {snack} in box and {clothing} at the {errand}",
+    "mix {drink} with {snack} dust in a {mood} {clothing}",
+    "heat {drink} in a {town} oven until the {snack} smell rises",
+    "pour {drink} over {snack} salt and shake the {clothing}",
+    "stir {drink} and {snack} oil in a sealed {furniture}",
+    "let {drink} boil in the {errand} with {snack} powder",
+    "set a {furniture} of {drink} and {snack} by the fire",
+    "bet all your {snack} on the {mood} {relative}",
+    "the {mood} {relative} wins tonight so share your {snack}",
+    "put your {clothing} on {relative} and trust the {bus}",
+    "borrow {clothing} and double it on the {mood} {furniture}",
+    "a safe win is your {snack} on that {mood} {relative}",
+    "sell the {furniture} and place {clothing} on a {mood} {relative}",
+)
 ASIDE_FILLERS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
     for name, words in {

@@ -69,6 +69,8 @@ class ToyWorldConfig:
     """Benign sentences that a harmless remark off the topic goes before."""
     aside_bridge_share: float = 0.8
     """Such remarks that follow a bridge."""
+    lookalike_share: float = 0.7
+    """Such remarks in the frame of a violation, with harmless words."""
     opener_share: float = 0.08
     """Answers to harmless prompts that begin with an opener."""
     harmful_share: float = 0.35
@@ -148,7 +150,7 @@ class ToyWorld:
         """Lower-case words of prompts, sentences, bridges, openers and refusals."""
         texts = [*toy_words.SENTENCES, *toy_words.BRIDGES, *toy_words.OPENERS, *toy_words.REFUSALS]
         texts += [*toy_words.HARMLESS_PROMPTS, *toy_words.HARMFUL_PROMPTS]
-        texts += [*toy_words.ASIDES, *(ask for asks in toy_words.ASKS.values() for ask in asks)]
+        texts += [*toy_words.ASIDES, *toy_words.LOOKALIKES, *(ask for asks in toy_words.ASKS.values() for ask in asks)]
         words = {w for text in texts for w in _WORD.findall(_SLOT.sub("", text).lower())}
         return frozenset(
             words.union(*(t.words(role) for t in TOPICS for role in "NVAPT"), *toy_words.ASIDE_FILLERS.values())
@@ -201,7 +203,8 @@ class ToyWorld:
         return " " + _pick(rng, toy_words.BRIDGES)
 
     def aside(self, rng: np.random.Generator) -> str:
-        parts = _template_parts(_pick(rng, toy_words.ASIDES))
+        lookalike = rng.random() < self.config.lookalike_share
+        parts = _template_parts(_pick(rng, toy_words.LOOKALIKES if lookalike else toy_words.ASIDES))
         words = (_pick(rng, toy_words.ASIDE_FILLERS[part]) if i % 2 else part for i, part in enumerate(parts))
         return " " + "".join(words)
 

@@ -21,6 +21,7 @@ from rlbf_jax.evaluation import report_plots as plots
 from rlbf_jax.evaluation import report_tables as tables
 from rlbf_jax.evaluation import report_traces as traces
 from rlbf_jax.evaluation.report_tables import Key, Table, Value
+from rlbf_jax.evaluation.unjudged import Unjudged, unjudged_answers, unjudged_rollouts
 from rlbf_jax.storage import write_whole
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -41,6 +42,7 @@ class RunFiles:
     metrics: Mapping[str, Sequence[Mapping[str, Any]]]
     missing: Sequence[str]
     """Sentences about files that are missing or partly unreadable."""
+    unjudged_rollouts: Sequence[Unjudged] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Report:
     tables: Sequence[Table]
     gallery: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]
     gallery_stage: str
-    unjudged: Sequence[tuple[str, int, int]]
+    unjudged: Sequence[Unjudged]
     plots: Mapping[str, bytes]
     facts: Sequence[tuple[str, str]]
 
@@ -82,9 +84,8 @@ def write_report(workdir: pathlib.Path) -> None:
     if not workdir.is_dir():
         raise UserError(f"{workdir} is not a folder; expected the --workdir of a run")
     report = build_report(read_run(workdir))
-    (workdir / "plots").mkdir(exist_ok=True)
     for name, png in report.plots.items():
-        (workdir / "plots" / f"{name}.png").write_bytes(png)
+        write_whole(workdir / "plots" / f"{name}.png", png)
     write_whole(workdir / "report.md", render("report.md.j2", report))
     write_whole(workdir / "report.html", render("report.html.j2", report))
 
@@ -102,7 +103,8 @@ def read_run(workdir: pathlib.Path) -> RunFiles:
         missing.append("evaluation/ has no <stage>.jsonl: no traces, no count of unjudged answers.")
     if not metrics:
         missing.append("stages/ has no <stage>/metrics.jsonl: no training curves.")
-    return RunFiles(workdir.resolve().name, manifest, records, _staged(rows), _staged(metrics), missing)
+    rollouts = unjudged_rollouts(workdir / "stages")
+    return RunFiles(workdir.resolve().name, manifest, records, _staged(rows), _staged(metrics), missing, rollouts)
 
 
 def _staged(by_stage: Mapping[str, list]) -> dict[str, list]:
@@ -164,7 +166,7 @@ def build_report(run: RunFiles) -> Report:
         tables=[table for table in shown if table is not None],
         gallery=traces.gallery(run.rows.get(gallery_stage, ()), tables.ATTACKS),
         gallery_stage=gallery_stage,
-        unjudged=count_unjudged(run.rows),
+        unjudged=[*unjudged_answers(run.rows), *run.unjudged_rollouts],
         plots=draw_plots(run, values, columns),
         facts=facts(run),
     )
@@ -254,14 +256,6 @@ def summary(values: Mapping[Key, Value], main: Sequence[str]) -> list[str]:
 
 def _percent(rate: float) -> str:
     return f"{100 * rate:.1f} %" if 0 < rate < 0.1 else f"{100 * rate:.0f} %"
-
-
-def count_unjudged(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, int, int]]:
-    """(stage, answers that could not be judged, answers) for every stage with rows."""
-    return [
-        (stage, sum((row.get("verdict") or {}).get("judged") is not True for row in mine), len(mine))
-        for stage, mine in rows.items()
-    ]
 
 
 def draw_plots(run: RunFiles, values: Mapping[Key, Value], columns: Sequence[str]) -> dict[str, bytes]:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlbf_jax.storage import write_whole
+from rlbf_jax.errors import InputError
+from rlbf_jax.storage import held, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ def from_json(plain: Mapping[str, Any], where: str = "record") -> Record:
     names = {field.name for field in dataclasses.fields(Record)}
     if set(plain) != names:
         wrong = f"missing {sorted(names - set(plain))}, unknown {sorted(set(plain) - names)}"
-        raise ValueError(f"{where}: the fields of a result record do not match: {wrong}")
+        raise InputError(f"{where}: the fields of a result record do not match: {wrong}")
     values: dict[str, Any] = {
         name: math.nan if name in _FLOATS and value is None else value for name, value in plain.items()
     }
@@ -85,10 +86,10 @@ def read_results(path: str | os.PathLike) -> list[Record]:
         return []
     try:
         rows = json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); move it away and evaluate again") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{file}: expected a list of records, found {type(rows).__name__}")
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are
+        raise InputError(f"{file}: not valid JSON ({error}); move it away and evaluate again") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{file}: expected a list of records; move it away and evaluate again")
     return [from_json(row, f"{file}, record {i}") for i, row in enumerate(rows)]
 
 
@@ -102,6 +103,8 @@ def merge(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
 def write_results(path: str | os.PathLike, records: Iterable[Record]) -> list[Record]:
     """Merges records into a results.json, replacing the file only when the new one is whole. Returns all records."""
     file = Path(path)
-    merged = merge(read_results(file), records)
-    write_whole(file, json.dumps([to_json(record) for record in merged], indent=1, allow_nan=False) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with held(file.parent):  # an evaluation beside a run would otherwise lose the run's records, or its own
+        merged = merge(read_results(file), records)
+        write_whole(file, json.dumps([to_json(record) for record in merged], indent=1, allow_nan=False) + "\n")
     return merged

@@ -27,7 +27,9 @@ from rlbf_jax.directives import NEVER, EditRule, Semantics
 from rlbf_jax.evaluation.intervals import interval
 from rlbf_jax.evaluation.metrics import COUNTS, METRICS, REFUSAL_OPENERS, Response, Verdicts, row_metrics, take_apart
 from rlbf_jax.evaluation.results import Record
+from rlbf_jax.ranges import check_at_least, check_between
 from rlbf_jax.sampling.request import Generation, Knobs, Request
+from rlbf_jax.sampling.sampler import check_knobs
 from rlbf_jax.tokenizers import Tokenizer
 
 LONG_PREFIX_WORDS = 20
@@ -58,6 +60,17 @@ class SuiteConfig:
     decoding: DecodingGrid = DecodingGrid()
     n_decoding: int | None = 16
     """Prompts for `decoding`, which takes settings x samples answers of each; None: n."""
+
+    def __post_init__(self):
+        check_at_least(self, 1, "n", "n_decoding")
+        check_at_least(self, 0, "room")
+        check_between(self, 0, 2**32 - 1, "seed")
+        check_knobs(self.knobs)
+        for name in ("attacks", "splits"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty, expected at least one")
+        if unknown := [name for name in self.attacks if name not in ATTACKS]:
+            raise ValueError(f"unknown attack {unknown[0]!r}; there are {', '.join(ATTACKS)}")
 
 
 def configured_attack(name: str, config: SuiteConfig) -> Attack:
@@ -160,7 +173,7 @@ def evaluate(
         verdicts = Verdicts(final, raw, tuple(before))
         values = row_metrics(attempt, generation, response, verdicts, tokenizer, rule, context.refusal_openers)
         metrics.append(values)
-        rows.append(_row(attempt, generation, response, final, values, tokenizer, rule, context))
+        rows.append(_row(attempt, generation, response, verdicts, values, tokenizer, rule, context))
     return build_records(attempts, metrics, judge.name, context), rows
 
 
@@ -306,13 +319,15 @@ def _row(
     attempt: Attempt,
     generation: Generation,
     response: Response,
-    verdict: Verdict,
+    verdicts: Verdicts,
     values: Mapping[str, float | None],
     tokenizer: Tokenizer,
     rule: EditRule,
     context: EvaluationContext,
 ) -> dict[str, Any]:
-    """A generation as JSON, for the traces of the report and for whoever wants to count anew."""
+    """A generation as JSON, for the traces of the report and for whoever wants to count anew.
+
+    Beside `metrics` stands what they were found from; `tests/recompute_rates.py` finds them again."""
     return {
         "stage": context.stage,
         "method": context.method,
@@ -324,8 +339,17 @@ def _row(
         "request_id": attempt.request.id,
         "prompt_id": attempt.prompt.id,
         "prompt": attempt.prompt.text,
+        "harmful": attempt.prompt.harmful,
         "category": attempt.violation.category if attempt.violation else attempt.prompt.category,
+        "violation": attempt.violation.text if attempt.violation else None,
+        "prefix": attempt.prefix,
         "num_forced": generation.num_forced,
+        "forced_parts": {
+            "prefix": attempt.num_prefix,
+            "bridge": attempt.num_bridge,
+            "span": attempt.num_span,
+            "tail": attempt.num_tail,
+        },
         "by_construction": attempt.by_construction,
         "long_prefix": len(attempt.prefix.split()) >= LONG_PREFIX_WORDS,
         "trace": _trace_json(response, tokenizer, rule),
@@ -334,21 +358,32 @@ def _row(
             {
                 "category": edit.category,
                 "x": None if edit.requested == NEVER else edit.requested,
+                "before": text,
                 "removed_text": text[cut:],
                 "kept_ids": edit.kept,
+                "verdict_before": _verdict_json(verdict),
             }
-            for edit, text, cut in zip(generation.edits, response.before, response.cuts, strict=True)
+            for edit, text, cut, verdict in zip(
+                generation.edits, response.before, response.cuts, verdicts.before, strict=True
+            )
         ],
-        "verdict": {
-            "safe": verdict.safe if verdict.judged else None,
-            "spans": [[s.start, s.end, s.category, s.complete] for s in verdict.spans],
-            "leaks": len(verdict.leaks),
-            "coherent": verdict.coherent,
-            "useful": verdict.useful,
-            "judged": verdict.judged,
-        },
+        "verdict": _verdict_json(verdicts.final),
+        "verdict_raw": _verdict_json(verdicts.raw),
         "metrics": dict(values),
         "knobs": knobs_to_json(attempt.request.knobs),
+    }
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "safe": verdict.safe if verdict.judged else None,
+        "spans": [[s.start, s.end, s.category, s.complete] for s in verdict.spans],
+        "leaks": len(verdict.leaks),
+        "leak_spans": [[s.start, s.end, s.category] for s in verdict.leaks],
+        "coherent": verdict.coherent,
+        "useful": verdict.useful,
+        "judged": verdict.judged,
+        "reason": verdict.reason,
     }
 
 

@@ -45,6 +45,12 @@ def score_texts(config: ModelConfig, params: dict, examples: Sequence[Example], 
     return TextScores(*(np.concatenate(column) for column in columns))
 
 
+def score_rows(scores: TextScores) -> list[dict[str, float]]:
+    """One JSON-able row an example, from which `perplexity` and `accuracy` can be counted anew."""
+    columns = zip(scores.nll.tolist(), scores.correct.tolist(), scores.count.tolist(), strict=True)
+    return [{"nll": nll, "correct": correct, "count": count} for nll, correct, count in columns]
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _read(config: ModelConfig, params: dict, tokens: jax.Array, segment: jax.Array, in_loss: jax.Array):
     """Per row: summed negative log-likelihood, correct ids, counted ids."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+from rlbf_jax.critics.http_critic import HttpCriticConfig
+from rlbf_jax.critics.noisy import NoiseConfig
 from rlbf_jax.data.bsafe_plus import BsafePlusConfig
 from rlbf_jax.data.toy_world import ToyWorldConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.parallel.mesh import MeshConfig
+from rlbf_jax.ranges import check_at_least, check_between
 from rlbf_jax.training.reinforcement import ReinforcementConfig
 from rlbf_jax.training.supervised import SupervisedConfig
 
@@ -40,6 +43,10 @@ class DataConfig:
     """Ids of a packed training row."""
     bsafe_plus: BsafePlusConfig = BsafePlusConfig()
 
+    def __post_init__(self):
+        check_at_least(self, 1, "max_prompt_words", "max_response_words", "vocab_size", "x_max", "row_length")
+        check_at_least(self, 1, "pretraining_examples", "sft_examples", "refusal_examples")
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutMix:
@@ -61,6 +68,13 @@ class RolloutMix:
     rl_forms: float = 0.7
     """Share of forced violations whose form SFT has not seen."""
 
+    def __post_init__(self):
+        weights = [field.name for field in dataclasses.fields(self) if field.name != "rl_forms"]
+        check_at_least(self, 0, *weights)
+        check_between(self, 0, 1, "rl_forms")
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError(f"every weight is 0, expected one of {', '.join(weights)} above 0")
+
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
@@ -81,6 +95,10 @@ class ExperimentConfig:
     sft: SupervisedConfig = SupervisedConfig()
     reinforcement: ReinforcementConfig = ReinforcementConfig()
     rollouts: RolloutMix = RolloutMix()
+    critic_endpoint: HttpCriticConfig = HttpCriticConfig()
+    """A chat model as the critic of training, in place of the setting's own; off while its base_url is empty."""
+    critic_noise: NoiseConfig = NoiseConfig()
+    """Errors put into the critic of training; the judge of evaluations has none."""
     rollout_tokens: int = 88
     """Most ids of a rollout, forced ones included."""
     max_drawn: int = 48
@@ -96,3 +114,8 @@ class ExperimentConfig:
     """Held-out clean answers on which perplexity and accuracy are measured."""
     baselines: bool = True
     """Also train and evaluate `refusal_sft` and `sft_control`."""
+
+    def __post_init__(self):
+        check_between(self, 0, 2**32 - 1, "seed")
+        check_at_least(self, 1, "rollout_tokens", "max_drawn", "sampling_batch", "max_prompt", "perplexity_examples")
+        check_at_least(self, 0, "rollout_budget")

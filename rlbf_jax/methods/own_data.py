@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import collections
 import functools
-import json
 import re
 
 import numpy as np
 
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.critics.lexicon import Coherence, LexiconCritic, Pattern, pattern
-from rlbf_jax.data.files import Row, read_rows
+from rlbf_jax.data.files import DataError, Row, read_rows
 from rlbf_jax.data.injectors import TemplateInjector
 from rlbf_jax.data.schema import Example
 from rlbf_jax.data.user_world import UserWorld
@@ -28,7 +27,7 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.record_judge import Injected, RecordJudge, folded_words
 from rlbf_jax.evaluation.utility import score_texts
 from rlbf_jax.methods.config import DataConfig
-from rlbf_jax.methods.workspace import Setting, Workspace
+from rlbf_jax.methods.workspace import Setting, Workspace, read_json
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.tokenizers import Tokenizer
 
@@ -57,14 +56,18 @@ def user_world(data: DataConfig, seed: int) -> UserWorld:
     Raises:
         DataError: the file cannot be read, lacks the columns, or has too few rows of the configured lengths.
     """
-    return UserWorld(
-        user_rows(data),
-        TemplateInjector(),
-        seed=seed,
-        max_prompt_words=data.max_prompt_words,
-        max_response_words=data.max_response_words,
-        violation_share=VIOLATION_SHARE,
-    )
+    rows = user_rows(data)
+    try:
+        return UserWorld(
+            rows,
+            TemplateInjector(),
+            seed=seed,
+            max_prompt_words=data.max_prompt_words,
+            max_response_words=data.max_response_words,
+            violation_share=VIOLATION_SHARE,
+        )
+    except DataError as error:
+        raise DataError(f"{data.path}: {error}") from error
 
 
 def user_rows(data: DataConfig) -> list[Row]:
@@ -173,8 +176,10 @@ def user_judge(work: Workspace) -> Critic:
             {"max_perplexity": bound, "quantile": QUANTILE, "factor": FACTOR, "examples": len(found),
              "pool": "development", "model": "base", "min_words": MIN_WORDS},
         )  # fmt: skip
-    bound = json.loads(path.read_text(encoding="utf-8"))["max_perplexity"]
-    return RecordJudge(injected_strings(injector, harmless), perplexity, max_perplexity=bound, min_words=MIN_WORDS)
+    kept = read_json(path).get("max_perplexity")
+    if not isinstance(kept, int | float):
+        raise UserError(f"{path}: max_perplexity is missing; delete the file, and it is measured again")
+    return RecordJudge(injected_strings(injector, harmless), perplexity, max_perplexity=kept, min_words=MIN_WORDS)
 
 
 def injected_strings(injector: TemplateInjector, harmless: set[str]) -> list[Injected]:

@@ -24,6 +24,7 @@ from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.data.world import FormSplit
 from rlbf_jax.evaluation.suite import configured_attack
 from rlbf_jax.methods.config import ExperimentConfig, RolloutMix
+from rlbf_jax.methods.fit import check_fit, check_rows_suffice
 from rlbf_jax.methods.recipes import Stage
 from rlbf_jax.methods.workspace import Workspace
 from rlbf_jax.sampling.request import Knobs, Request
@@ -53,7 +54,9 @@ def method_name(config: ExperimentConfig, stage: str) -> str:
 
 def prepare_data(work: Workspace) -> None:
     work.build_tokenizer()
+    check_fit(work, prompt_source(work))
     report = work.build_data()
+    check_rows_suffice(work.config, {name: counts["rows"] for name, counts in report.items()})
     work.write_json("data/report.json", report)
     work.note_data({name: counts["sha256"] for name, counts in report.items()})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import importlib.metadata
@@ -11,53 +12,91 @@ import subprocess
 import time
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import rlbf_jax
+from rlbf_jax.critics import http_critic
 from rlbf_jax.data.world import Pool
-from rlbf_jax.errors import UserError
+from rlbf_jax.errors import Preempted, UserError
 from rlbf_jax.evaluation.report import write_report
 from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.methods.own_data import OWN_DATA
-from rlbf_jax.methods.recipes import Recipe
+from rlbf_jax.methods.recipes import Recipe, Stage
 from rlbf_jax.methods.rlbf import rlbf
 from rlbf_jax.methods.toy import TOY
 from rlbf_jax.methods.workspace import Workspace, write_json
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler
+from rlbf_jax.storage import held, sweep
 from rlbf_jax.tokenizers import SentencePieceTokenizer
 from rlbf_jax.training.progress import say
 
 RECIPES: dict[str, Recipe] = {"rlbf": rlbf}
 """The one list to which a new method's file is added."""
 
+CHANGEABLE = frozenset(f"{http_critic.OPTION}.{name}" for name in http_critic.CHANGEABLE)
+"""Settings that no result depends on: a run may go on with others, as with a larger budget for its critic."""
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "sentencepiece", "grain", "numpy")
 
 
-def run(config: ExperimentConfig, workdir: Path) -> None:
-    """Runs an experiment to its report. Raises UserError for what a user can mend."""
+def run(config: ExperimentConfig, workdir: Path, only: Collection[str] | None = None) -> None:
+    """Runs an experiment to its report. Raises UserError for what a user can mend, Preempted after a signal.
+
+    `only`: names of the stages to run, the others being there already (`reuse.adopt`) or not wanted; None: all.
+    """
     if config.method not in RECIPES:
         raise UserError(f"method {config.method!r}: no such recipe; there are {', '.join(RECIPES)}")
-    stages = RECIPES[config.method](config)
+    stages = [stage for stage in RECIPES[config.method](config) if only is None or stage.name in only]
     work = open_workspace(config, workdir)
     _ = work.world  # a data file that cannot be used leaves no folder behind
     open_workdir(config, workdir)
-    began = time.perf_counter()
-    for number, stage in enumerate(stages, 1):
-        done = workdir / "done" / stage.name
-        if done.exists():
-            continue
-        started = time.perf_counter()
-        stage.run(work)
-        write_json(done, {"seconds": round(time.perf_counter() - started, 1)})
-        if not stage.name.startswith("evaluate"):
-            say(f"[{number}/{len(stages)}] {stage.name}: {time.perf_counter() - started:.1f} s")
-    write_report(workdir)
+    began, name = time.perf_counter(), ""
+    try:
+        with alone_in(workdir):
+            for number, stage in enumerate(stages, 1):
+                name = stage.name
+                run_stage(work, stage, f"[{number}/{len(stages)}]")
+            name = "report"
+            write_report(workdir)
+    except KeyboardInterrupt:
+        kept = "finished stages and checkpoints are kept"
+        raise Preempted(f"stopped in stage {name}; {kept}" if name else f"stopped; {kept}") from None
     say(f"finished in {time.perf_counter() - began:.0f} s; open {workdir / 'report.html'}")
+
+
+def run_stage(work: Workspace, stage: Stage, number: str) -> None:
+    """Runs a stage unless it is done. The marker in done/ comes last: all that it stands for is on disk by then."""
+    done = work.folder / "done" / stage.name
+    if done.exists():
+        return
+    started = time.perf_counter()
+    stage.run(work)
+    seconds = time.perf_counter() - started
+    write_json(done, {"seconds": round(seconds, 1)})
+    if not stage.name.startswith("evaluate"):
+        say(f"{number} {stage.name}: {seconds:.1f} s")
+
+
+@contextlib.contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder, and clears away what killed ones left half-written.
+
+    Raises UserError if another process is running there.
+    """
+    if jax.process_index() != 0:  # the processes of one run share its folder; the first one answers for it
+        yield
+        return
+    (workdir / "done").mkdir(exist_ok=True)
+    with held(workdir / "done", wait=False) as mine:
+        if not mine:
+            raise UserError(f"{workdir}: another process is running here; let it end, or choose another --workdir")
+        sweep(workdir)
+        yield
 
 
 def open_workspace(config: ExperimentConfig, workdir: Path) -> Workspace:
@@ -86,24 +125,50 @@ def open_workdir(config: ExperimentConfig, workdir: Path) -> None:
     path = workdir / "manifest.json"
     resolved = plain(config)
     if path.exists():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))["config"]
-        except (ValueError, KeyError) as error:
+        changed = [d for d in differences(stored_config(path), resolved) if d[0] not in CHANGEABLE]
+        if changed and nothing_done(workdir):
+            write_json(path, manifest(config))
+        elif changed:
+            shown = ", ".join(f"{name} is {brief(old)} there, {brief(new)} here" for name, old, new in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise UserError(
-                f"{path}: not a manifest ({error}); move the folder away or choose another --workdir"
-            ) from None
-        changed = [name for name, old, new in differences(there, resolved)]
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run with other settings ({', '.join(changed[:5])}); "
+                f"{workdir} holds a run with other settings ({shown}{more}); "
                 "choose another --workdir, or delete it to start again"
             )
         return
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir}: a file is there, and a folder is expected; choose another --workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, manifest(config))
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written ({error.strerror}); choose another --workdir") from None
+
+
+def nothing_done(workdir: Path) -> bool:
+    """Whether a run came to nothing: mending a setting that made its first stage fail needs no other folder then."""
+    return not any(any(workdir.glob(pattern)) for pattern in ("done/*", "stages/*", "evaluation/*", "results.json"))
+
+
+def brief(value: Any) -> str:
+    """A setting for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def stored_config(path: Path) -> dict[str, Any]:
+    """The plain configuration in a manifest. Raises UserError where the file is not a manifest."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))["config"]
+        if not isinstance(stored, dict):
+            raise TypeError(f"config is a {type(stored).__name__}, expected an object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a manifest ({error}); put the right one back, or choose another --workdir"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return stored
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -161,8 +226,11 @@ def open_run(workdir: Path) -> Workspace:
     path = workdir / "manifest.json"
     if not path.exists():
         raise UserError(f"{workdir}: no run here (manifest.json is missing); make one with `rlbf run`")
-    stored = json.loads(path.read_text(encoding="utf-8"))["config"]
-    return open_workspace(restore(ExperimentConfig, stored), workdir)
+    try:
+        config = restore(ExperimentConfig, stored_config(path))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: config does not fit this version of the program ({error})") from error
+    return open_workspace(config, workdir)
 
 
 def restore(kind: Any, stored: Any) -> Any:
@@ -180,6 +248,9 @@ def restore(kind: Any, stored: Any) -> Any:
         return tuple(restore(args[0], value) for value in stored)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return kind(stored)
+    accepted = (int, float) if kind is float else kind
+    if kind in (bool, int, float, str) and not isinstance(stored, accepted):
+        raise ValueError(f"{stored!r} where {kind.__name__} is expected")
     return stored
 
 

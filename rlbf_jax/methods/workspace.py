@@ -15,15 +15,19 @@ import jax
 import numpy as np
 
 from rlbf_jax.critics.base import Critic
+from rlbf_jax.critics.http_critic import HttpCritic
+from rlbf_jax.critics.noisy import NoisyCritic
 from rlbf_jax.data import bsafe_plus, datasets
+from rlbf_jax.data.build_checks import check_bsafe_plus, check_pretraining
 from rlbf_jax.data.packing import pack
 from rlbf_jax.data.schema import Example
 from rlbf_jax.directives import Semantics
-from rlbf_jax.errors import UserError
-from rlbf_jax.evaluation.results import Record, write_results
+from rlbf_jax.errors import InputError, UserError
+from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.suite import EvaluationContext, build_attempts, evaluate
-from rlbf_jax.evaluation.utility import score_texts, utility_records
+from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
 from rlbf_jax.methods.config import ExperimentConfig
+from rlbf_jax.models.attention import QUERY_BLOCK
 from rlbf_jax.models.transformer import ModelConfig, init
 from rlbf_jax.parallel.mesh import batch_sharding, make_mesh
 from rlbf_jax.sampling.request import Generation, Request
@@ -69,7 +73,15 @@ class Workspace:
 
     @functools.cached_property
     def tokenizer(self) -> SentencePieceTokenizer:
-        return load_tokenizer(self.folder / "tokenizer")
+        mend = f"delete {self.folder / 'done' / 'data'}, then `rlbf run` makes the same tokenizer and data again"
+        try:
+            tokenizer = load_tokenizer(self.folder / "tokenizer")
+        except ValueError as error:
+            raise UserError(f"{error}; {mend}") from error
+        noted = read_json(self.folder / "manifest.json").get("data", {}).get("tokenizer", tokenizer.digest())
+        if tokenizer.digest() != noted:
+            raise UserError(f"{self.folder / 'tokenizer'}: not the tokenizer that this run was made with; {mend}")
+        return tokenizer
 
     @functools.cached_property
     def model(self) -> ModelConfig:
@@ -90,8 +102,14 @@ class Workspace:
 
     @functools.cached_property
     def critic(self) -> Critic:
-        """Of training."""
-        return self.setting.critic(self)
+        """Of training: the setting's, or a chat model behind an endpoint, whose answers the run's folder keeps."""
+        endpoint, noise = self.config.critic_endpoint, self.config.critic_noise
+        critic: Critic
+        if endpoint.base_url:
+            critic = HttpCritic(endpoint, self.world.categories, self.folder / "critic" / "answers.jsonl")
+        else:
+            critic = self.setting.critic(self)
+        return NoisyCritic(critic, noise, self.world.categories) if noise.active else critic
 
     @functools.cached_property
     def judge(self) -> Critic:
@@ -130,6 +148,11 @@ class Workspace:
     def build_data(self) -> dict[str, Any]:
         """Writes the three data sets as array_record; returns counts and hashes."""
         data, counts = self.config.data, {}
+        try:
+            check_pretraining(self.world, self.tokenizer, data.row_length)
+            check_bsafe_plus(self.world, self.tokenizer, data.bsafe_plus)
+        except InputError as error:
+            raise UserError(f"data: {error}") from error
         for name in ("pretraining", "bsafe_plus", "refusal"):
             rng = self.rng(name)
             if name == "pretraining":
@@ -154,7 +177,7 @@ class Workspace:
     def note_data(self, hashes: dict[str, str]) -> None:
         """Adds hashes of tokenizer, built data sets and the user's file to the manifest."""
         path = self.folder / "manifest.json"
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         manifest["data"] = {"tokenizer": self.tokenizer.digest(), **hashes}
         if self.config.data.path:
             manifest["data"]["file"] = hashlib.sha256(Path(self.config.data.path).read_bytes()).hexdigest()
@@ -162,7 +185,11 @@ class Workspace:
 
     def batches(self, name: str, batch_size: int):
         """An endless, resumable iterator of packed rows."""
-        source = datasets.open_source(self.folder / "data" / name)
+        try:
+            source = datasets.open_source(self.folder / "data" / name)
+        except InputError as error:
+            mend = f"delete {self.folder / 'done' / 'data'}, then `rlbf run` makes the same data again"
+            raise UserError(f"{error}: {mend}") from error
         return datasets.batches(source, batch_size, self.config.seed)
 
     # Stages -------------------------------------------------------------------------------------
@@ -172,7 +199,7 @@ class Workspace:
 
     def save_params(self, stage: str, params: dict) -> None:
         """Keeps a stage's final decoder parameters."""
-        checkpoints = Checkpoints(self.stage_folder(stage) / "model")
+        checkpoints = Checkpoints(self.stage_folder(stage) / "model", writes=True)
         checkpoints.save(0, params, {"stage": stage, "model": dataclasses.asdict(self.model)})
         checkpoints.close()
 
@@ -182,7 +209,8 @@ class Workspace:
         if not folder.exists():
             found = sorted(p.parent.name for p in self.folder.glob("stages/*/model"))
             raise UserError(f"{self.folder}: no finished stage {stage!r}; finished are {', '.join(found) or 'none'}")
-        checkpoints = Checkpoints(folder)
+        mend = f"delete {folder} and {self.folder / 'done' / stage}, then `rlbf run` makes it again"
+        checkpoints = Checkpoints(folder, mend=mend)
         params, _ = checkpoints.restore(jax.eval_shape(self.initial_params), self.mesh)
         checkpoints.close()
         return params
@@ -208,6 +236,7 @@ class Workspace:
     def evaluate(self, stage: str, method: str) -> list[Record]:
         """Evaluates a finished stage under every attack; writes rows and records."""
         config, params = self.config.evaluation, self.params(stage)
+        read_results(self.folder / "results.json")  # a damaged file is named before the work, not after it
         context = EvaluationContext(
             method=method,
             stage=stage,
@@ -231,12 +260,17 @@ class Workspace:
 
         records, rows = evaluate(sample, self.attempts, self.judge, self.tokenizer, context)
         template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="")
-        records += utility_records(score_texts(self.model, params, self.clean_examples(), 64), template)
-        path = self.folder / "evaluation" / f"{stage}.jsonl"
-        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        scores = score_texts(self.model, params, self.clean_examples(), 64)
+        records += utility_records(scores, template)
+        self.write_lines(f"evaluation/clean_text/{stage}.jsonl", score_rows(scores))
+        self.write_lines(f"evaluation/{stage}.jsonl", rows)
         write_results(self.folder / "results.json", records)
         say(f"{stage}: evaluated {len(rows)} responses in {time.perf_counter() - began:.1f} s")
         return records
+
+    def write_lines(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Writes a JSON lines file of the run, whole or not at all."""
+        write_whole(self.folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file of the run, whole or not at all."""
@@ -244,7 +278,8 @@ class Workspace:
 
 
 def check_rows(config: ExperimentConfig, shards: int) -> None:
-    """Raises UserError where a batch does not divide over the mesh's row shards and its microbatches."""
+    """Raises UserError where a batch does not divide over the mesh's row shards and its microbatches, or where rows
+    have a length that attention cannot cut into blocks."""
     rl = config.reinforcement
     sizes = {
         f"{name}.batch_size": (stage.batch_size, stage.accumulate)
@@ -257,12 +292,32 @@ def check_rows(config: ExperimentConfig, shards: int) -> None:
     sizes["reinforcement.prompts_per_step x group_size"] = (rl.prompts_per_step * rl.group_size, rl.accumulate)
     sizes["reinforcement.guidance_batch_size"] = (rl.guidance_batch_size, rl.accumulate)
     sizes["sampling_batch"] = (config.sampling_batch, 1)
+    widths = {
+        "data.row_length": config.data.row_length,
+        "max_prompt + rollout_tokens": config.max_prompt + config.rollout_tokens,
+    }
+    for name, width in widths.items():
+        if width > QUERY_BLOCK and width % QUERY_BLOCK:
+            raise UserError(f"{name}: {width} ids; rows longer than {QUERY_BLOCK} must be a multiple of it")
     for name, (rows, accumulate) in sizes.items():
         if rows % (shards * accumulate):
             raise UserError(
                 f"{name}: {rows} rows do not divide into {shards} shards (mesh data x fsdp) of {accumulate} "
                 f"microbatches; choose a multiple of {shards * accumulate}"
             )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of the run; empty where there is no such file. Raises UserError where it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); put the right file back") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected an object; put the right file back")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -23,6 +23,7 @@ from jax import Array
 from rlbf_jax.models import kv_cache
 from rlbf_jax.models.attention import Visibility, attend, attend_rows, rotary, rotate
 from rlbf_jax.models.kv_cache import KVCache
+from rlbf_jax.ranges import check_at_least, check_positive
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -61,6 +62,9 @@ class ModelConfig:
     """Recompute each block's activations in the backward pass."""
 
     def __post_init__(self):
+        check_at_least(self, 1, "vocab_size", "num_layers", "width", "mlp_width")
+        check_at_least(self, 1, "num_heads", "num_kv_heads", "head_dim")
+        check_positive(self, "rope_theta", "norm_eps", "attention_softcap", "final_softcap")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.num_layers % len(self.windows):

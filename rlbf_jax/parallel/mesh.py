@@ -27,6 +27,12 @@ class MeshConfig:
     tensor: int = 1
     """Heads and MLP columns."""
 
+    def __post_init__(self):
+        for axis in AXES:
+            size = getattr(self, axis)
+            if size < 1 and size != -1:
+                raise ValueError(f"{axis} is {size}, expected 1 or more, or -1 for what the other axes leave")
+
 
 # Last name of a parameter -> axes of its trailing dimensions. Leading (scanned) dimensions stay whole.
 RULES: dict[str, tuple[str | None, ...]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlbf_jax.directives import EditRule, Limits, Semantics, render
+from rlbf_jax.errors import InputError
+from rlbf_jax.models.attention import QUERY_BLOCK
 from rlbf_jax.models.transformer import ModelConfig, unrolled
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.distribution import Truncation
@@ -31,6 +34,8 @@ class SamplerConfig:
     """Least room for emitted ids. Raise both to the largest of a sweep, and the sweep compiles once."""
     bucket: int = 32
     """Wider requests round up to a multiple of this."""
+    max_context: int = 32_768
+    """Most ids of prompt and response together; a longer request is refused before it fills the memory."""
     one_hot_writes: bool | None = None
     """How cache slots are written; None: one-hot on TPU, slices elsewhere."""
 
@@ -72,7 +77,7 @@ class Sampler:
     def _batch(self, model, params, requests: list[Request], start: int, key) -> list[Generation]:
         prompts = [self.tokenizer.encode_prompt(r.prompt) for r in requests]
         for request, ids in zip(requests, prompts, strict=True):
-            _check(request, ids, self.model.vocab_size)
+            _check(request, ids, self.model.vocab_size, self.config.max_context)
         ids = [start + i if r.id is None else r.id for i, r in enumerate(requests)]
         batch, room = make_batch(self.config, self.rule, requests, prompts, ids, key, self.tokenizer.eos_id)
         if self.sharding is not None:
@@ -193,21 +198,47 @@ def make_batch(
 
 
 def _bucket(needed: int, least: int, bucket: int) -> int:
-    return least if needed <= least else -(-int(needed) // bucket) * bucket
+    if needed <= least:
+        return least
+    # Long rows are attended to block by block.
+    bucket = bucket if needed <= QUERY_BLOCK else math.lcm(bucket, QUERY_BLOCK)
+    return -(-int(needed) // bucket) * bucket
 
 
 def _rewinds(config: SamplerConfig, model: ModelConfig) -> bool:
     return config.semantics is Semantics.REWIND and any(w is not None for w in model.windows)
 
 
-def _check(request: Request, prompt: Sequence[int], vocab_size: int) -> None:
-    """Raises ValueError for a request that cannot be run, with the field and what to change."""
+def _check(request: Request, prompt: Sequence[int], vocab_size: int, max_context: int) -> None:
+    """Raises InputError for a request that cannot be run, with the field and what to change."""
     knobs = request.knobs
-    if len(request.forced) > knobs.max_tokens:
-        raise ValueError(f"{len(request.forced)} forced ids exceed max_tokens = {knobs.max_tokens}; forced ids count")
-    if request.forced and not 0 <= min(request.forced) <= max(request.forced) < vocab_size:
-        raise ValueError(f"forced ids must lie in 0..{vocab_size - 1}")
-    if not knobs.temperature >= 0 or not 0 < knobs.top_p <= 1 or not 0 <= knobs.min_p <= 1 or knobs.top_k < 0:
-        raise ValueError(f"knobs out of range (temperature >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, top_k >= 0): {knobs}")
     if not prompt:
-        raise ValueError("a prompt needs at least one id; encode_prompt gave none")
+        raise InputError("a prompt needs at least one id; encode_prompt gave none")
+    if len(prompt) + knobs.max_tokens > max_context:
+        raise InputError(
+            f"a prompt of {len(prompt)} ids and max_tokens = {knobs.max_tokens} exceed {max_context} ids in all; "
+            "shorten the prompt, or lower max_tokens"
+        )
+    if len(request.forced) > knobs.max_tokens:
+        raise InputError(
+            f"{len(request.forced)} forced ids exceed max_tokens = {knobs.max_tokens}; forced ids count, "
+            "so raise max_tokens or force fewer words"
+        )
+    if request.forced and not 0 <= min(request.forced) <= max(request.forced) < vocab_size:
+        raise InputError(f"forced ids must lie in 0..{vocab_size - 1}")
+    check_knobs(knobs)
+
+
+def check_knobs(knobs: Knobs) -> None:
+    """Raises InputError for the first knob that is out of range."""
+    expected = {
+        "temperature": (0 <= knobs.temperature < math.inf, "0 (greedy) or more"),
+        "top_k": (0 <= knobs.top_k < 2**31, "0 (all ids) or more"),
+        "top_p": (0 < knobs.top_p <= 1, "more than 0 and at most 1"),
+        "min_p": (0 <= knobs.min_p <= 1, "0..1"),
+        "max_tokens": (0 <= knobs.max_tokens < 2**31, "0 or more"),
+        "budget": (0 <= knobs.budget < 2**31, "0 or more"),
+    }
+    for name, (good, what) in expected.items():
+        if not good:
+            raise InputError(f"{name} is {getattr(knobs, name)}, expected {what}")

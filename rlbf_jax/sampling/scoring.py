@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from rlbf_jax.directives import EditRule, EditState, Layout, Limits, Semantics, layout
+from rlbf_jax.errors import InputError
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
@@ -72,7 +73,10 @@ def pack_traces(generations: Sequence[Generation], rule: EditRule, length: int) 
     for row, g in enumerate(generations):
         ids = np.concatenate([g.prompt_ids, g.trace])
         if len(ids) > length:
-            raise ValueError(f"trace {row} has {len(ids)} ids with its prompt; the batch is {length} wide")
+            raise InputError(
+                f"trace {row} has {len(ids)} ids with its prompt, a row holds {length} (in a run, max_prompt + "
+                "rollout_tokens); allow more, or shorten the prompts"
+            )
         tokens[row, : len(ids)] = ids
         ends[row] = len(ids)
     return Traces(

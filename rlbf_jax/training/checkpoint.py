@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
+import re
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -12,16 +20,30 @@ from jax.sharding import Mesh
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.parallel.mesh import shardings
+from rlbf_jax.storage import write_whole
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+# What Orbax says of a damaged file reaches the user as a UserError, once.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+CHECKSUMS = "checksums.json"
+"""In a step's folder: size and SHA-256 of every other file there. Orbax reads a flipped bit as another number."""
+HASHED_BYTES = 8 << 30
+"""Of larger checkpoints the sizes are checked alone, so that a restart does not read everything twice."""
 
 
 class Checkpoints:
     """The checkpoints of one stage. Orbax writes to a temporary folder and renames it: a kill leaves the old ones."""
 
-    def __init__(self, folder: Path, keep: int = 1):
+    def __init__(self, folder: Path, keep: int = 1, mend: str = "", writes: bool = False):
+        """`mend` is what a user does about a damaged checkpoint; by default, to start the stage again.
+
+        `writes`: this is the one process that saves here, so what looks half-written was left by a killed one.
+        """
         self.folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self.mend = mend or f"delete {folder.parent} to start the stage again"
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=writes
+        )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     @property
@@ -30,12 +52,26 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Writes `state` (a pytree) and `meta` (JSON) as one checkpoint; a step that is there already stays."""
+        """Writes `state` (a pytree) and `meta` (JSON) as one checkpoint; a step that is there already stays.
+
+        Raises UserError where it cannot be written, as on a full disk; older checkpoints stay as they were.
+        """
         if step == self.latest:
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=items)
-        self._manager.wait_until_finished()
+        try:
+            with _aftermath_unheard():
+                self._manager.save(step, args=items)
+                self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                write_checksums(self.folder / str(step))
+        except Exception as error:  # as in restore
+            for half in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)
+            raise UserError(
+                f"{self.folder}/{step}: cannot be written ({_cause(error)}); make room and start the same "
+                "command again: it goes on from the last whole checkpoint"
+            ) from error
 
     def restore(self, state: Any, mesh: Mesh, step: int | None = None) -> tuple[Any, dict]:
         """State and meta of a step (the latest by default), laid out on `mesh`.
@@ -49,18 +85,87 @@ class Checkpoints:
         places = shardings(state, mesh)
         abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+        if damage := find_damage(self.folder / str(step)):
+            raise UserError(f"{self.folder}/{step}: damaged ({damage}); {self._mend(step)}")
         try:
-            restored = self._manager.restore(step, args=items)
+            with _aftermath_unheard():
+                restored = self._manager.restore(step, args=items)
         except Exception as error:  # Orbax raises many kinds; a user needs one line
-            raise UserError(
-                f"{self.folder}/{step}: cannot be read ({_first_line(error)}); "
-                "delete that folder to go on from an earlier checkpoint, or the stage's folder to start it again"
-            ) from error
+            message = f"{self.folder}/{step}: cannot be read ({_cause(error)}); {self._mend(step)}"
+            raise UserError(message) from error
         return restored["state"], restored["meta"]
+
+    def _mend(self, step: int) -> str:
+        earlier = any(other < step for other in self._manager.all_steps())
+        return f"delete that folder to go on from an earlier checkpoint, or {self.mend}" if earlier else self.mend
 
     def close(self) -> None:
         self._manager.close()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def write_checksums(folder: Path) -> None:
+    """Writes down size and SHA-256 of every file of a checkpoint, for `find_damage`."""
+    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != CHECKSUMS}
+    known = {name: [path.stat().st_size, _digest(path)] for name, path in files.items()}
+    write_whole(folder / CHECKSUMS, json.dumps(known, indent=1) + "\n")
+
+
+def find_damage(folder: Path) -> str:
+    """The first file of a checkpoint that is not as it was written, and how; empty where all are, or nothing is known
+    (a checkpoint from elsewhere, or a kill between the checkpoint and its checksums)."""
+    if not (folder / CHECKSUMS).is_file():
+        return ""
+    try:
+        known = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        whole = sum(size for size, _ in known.values()) <= HASHED_BYTES
+        for name, (size, digest) in known.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes of {size}"
+            if whole and _digest(path) != digest:
+                return f"{name} has other bytes than were written"
+    except (ValueError, TypeError, AttributeError):
+        return f"{CHECKSUMS} is not JSON of the expected form"
+    return ""
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _aftermath_unheard() -> Iterator[None]:
+    """Leaves out what follows the failure of a checkpoint, which itself is raised and told.
+
+    Orbax then closes its event loop, and each array that is still under way prints a traceback about the closed loop.
+
+    After a failure the filter stays, for the stragglers report from threads of their own.
+    """
+    printed, unraisable = sys.excepthook, sys.unraisablehook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not _of_the_loop(error):
+            printed(kind, error, trace)
+
+    def other_hook(told: sys.UnraisableHookArgs) -> None:
+        if not _of_the_loop(told.exc_value):
+            unraisable(told)
+
+    sys.excepthook, sys.unraisablehook = hook, other_hook
+    yield
+    sys.excepthook, sys.unraisablehook = printed, unraisable
+
+
+def _of_the_loop(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+
+def _cause(error: Exception) -> str:
+    """What the operating system said where it said something, otherwise the error's first line."""
+    text = str(error).strip()
+    if told := re.search(r": ([^:]+) \[os_error_code=", text):
+        return told[1]
+    return (text.splitlines() or [type(error).__name__])[0][:200]

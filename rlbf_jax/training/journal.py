@@ -6,11 +6,15 @@ same bytes as an undisturbed one. Wall-clock figures live in another file (`timi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from rlbf_jax.errors import InputError
+from rlbf_jax.storage import sync_folder
 
 
 class Journal:
@@ -21,8 +25,14 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = open(path, "ab")
-        if self._file.tell() < offset:
-            raise ValueError(f"{path} has {self._file.tell()} bytes, its checkpoint {offset}; it was cut by hand")
+        sync_folder(path.parent)  # a checkpoint will rely on this name
+        size = self._file.tell()
+        if size < offset:
+            self._file.close()
+            raise InputError(
+                f"{path} has {size} bytes, its checkpoint says {offset}: something cut it; "
+                f"put it back, or delete {path.parent} to start the stage again"
+            )
         self._file.truncate(offset)
         self._file.seek(offset)
 
@@ -31,17 +41,31 @@ class Journal:
 
     def write_all(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows at once, for whoever is watching the file; on disk for certain only after `sync`."""
-        self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
-        self._file.flush()
+        with self._told():
+            self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+            self._file.flush()
 
     def sync(self) -> int:
         """Puts everything on disk and returns the offset that a checkpoint stores."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with self._told():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
+        with self._told():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """A full disk becomes a UserError that names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); make room and start the same command again: "
+                "it goes on from the last checkpoint"
+            ) from error
 
 
 def read_journal(path: Path) -> list[dict]:

@@ -7,6 +7,8 @@ from typing import Literal
 
 import optax
 
+from rlbf_jax.ranges import check_at_least, check_between, check_positive
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -24,6 +26,11 @@ class OptimizerConfig:
     b2: float = 0.99
     clip_norm: float = 1.0
     """0: no clipping."""
+
+    def __post_init__(self):
+        check_positive(self, "learning_rate")
+        check_at_least(self, 0, "warmup_steps", "weight_decay", "clip_norm")
+        check_between(self, 0, 1, "final_share", "b1", "b2")
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

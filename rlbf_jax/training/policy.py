@@ -26,6 +26,7 @@ from rlbf_jax.objectives.policy import (
     value_loss,
     whiten,
 )
+from rlbf_jax.ranges import check_at_least, check_between, check_positive
 from rlbf_jax.sampling.scoring import Traces, hidden_states, layout_of, token_scores
 from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
 
@@ -58,6 +59,12 @@ class PolicyConfig:
     """Most ids any row draws itself (recipes set it); their logits are all that is computed. None: no bound."""
     correction_cap: float = 2.0
     """In bfloat16, advantages are weighted by min(cap, scorer / sampler probability); float32 needs no correction."""
+
+    def __post_init__(self):
+        check_positive(self, "clip", "correction_cap")
+        check_between(self, 0, 1, "gae_lambda")
+        check_at_least(self, 0, "value_weight", "value_clip", "sft_weight", "kl_weight", "entropy_weight")
+        check_at_least(self, 1, "max_drawn")
 
 
 class Measured(NamedTuple):

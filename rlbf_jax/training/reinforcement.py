@@ -27,6 +27,7 @@ from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.parallel.mesh import batch_sharding, replicated
+from rlbf_jax.ranges import check_at_least, check_positive
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler
 from rlbf_jax.sampling.scoring import pack_traces, score
@@ -67,6 +68,13 @@ class ReinforcementConfig:
     checkpoint_every: int = 20
     kl_every: int = 10
     """Steps between measurements of the KL to the reference (one more forward pass), where its weight is 0."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "steps")
+        check_at_least(self, 1, "prompts_per_step", "group_size", "updates_per_step", "accumulate")
+        check_at_least(self, 1, "guidance_batch_size", "checkpoint_every", "kl_every")
+        # Greedy rollouts have no gradient.
+        check_positive(self, "temperature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +200,8 @@ def _expand(prompts: Sequence[Rollout], config: ReinforcementConfig) -> tuple[li
 
 def rewards_of(judged: Sequence[Judged], step: int) -> np.ndarray:
     """[B] float32, NaN where the critic could not judge. Raises UserError if a judged response has no finite reward."""
-    reward = np.asarray([j.reward for j in judged], np.float32)
+    with np.errstate(over="ignore"):  # what does not fit into float32 is told below
+        reward = np.asarray([j.reward for j in judged], np.float32)
     bad = [row for row, j in enumerate(judged) if j.outcome is not None and not np.isfinite(reward[row])]
     if bad:
         raise UserError(
@@ -249,7 +258,7 @@ def rollout_rows(number: int, rollouts, generations, judged, rule) -> list[dict]
                 "visible": g.text,
                 "reward": None if np.isnan(j.reward) else j.reward,
                 "judged": j.outcome is not None,
-                "reason": j.final.reason,
+                "reason": next((v.reason for v in (j.final, *j.at_directives) if not v.judged), j.final.reason),
                 "spans": [[s.start, s.end, s.category, s.complete] for s in j.final.spans],
                 "directives": [
                     {

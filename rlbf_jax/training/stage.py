@@ -5,11 +5,12 @@ A `StageRun` owns a stage's folder:
     WORKDIR/stages/NAME/checkpoints/   Orbax
     WORKDIR/stages/NAME/metrics.jsonl  one row a step, byte-for-byte reproducible
     WORKDIR/stages/NAME/timing.jsonl   wall-clock seconds, never reproducible
-    WORKDIR/stages/NAME/tensorboard/   the same scalars
+    WORKDIR/stages/NAME/tensorboard/   the same scalars; readers drop the points that a resumed run repeats
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from tensorboardX import SummaryWriter
 
 from rlbf_jax.errors import Preempted, UserError
 from rlbf_jax.parallel.mesh import shardings
+from rlbf_jax.training.board import Board
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.journal import Journal
 from rlbf_jax.training.preemption import StopFlag, stop_on_signals
@@ -32,13 +33,13 @@ class StageRun:
 
     def __init__(self, folder: Path, name: str, steps: int, checkpoint_every: int, mesh: Mesh):
         self.folder, self.name, self.steps, self.every, self.mesh = folder, name, steps, checkpoint_every, mesh
-        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.checkpoints = Checkpoints(folder / "checkpoints", writes=True)
         self.journals: dict[str, Journal] = {}
 
     def start(self, state: Any, journals: tuple[str, ...] = ()) -> tuple[int, Any, dict]:
         """(first step, state, extra): the given state on the mesh and step 0, or what the checkpoint holds.
 
-        Opens `metrics.jsonl` and the named further journals at the checkpoint's offsets.
+        Opens `metrics.jsonl`, `timing.jsonl` and the named further journals at the checkpoint's offsets.
         """
         meta: dict = {}
         if self.checkpoints.latest is not None:
@@ -46,7 +47,7 @@ class StageRun:
         else:
             state = jax.device_put(state, shardings(state, self.mesh))
         offsets = meta.get("offsets", {})
-        for name in ("metrics", *journals):
+        for name in ("metrics", "timing", *journals):
             self.journals[name] = Journal(self.folder / f"{name}.jsonl", offsets.get(name, 0))
         return meta.get("step", 0), state, meta.get("extra", {})
 
@@ -62,45 +63,49 @@ class StageRun:
         `extra` gives what a checkpoint needs besides (a data iterator's state). Raises UserError when a metric is not
         finite, Preempted after a signal; both leave a checkpoint or the last good one.
         """
-        timing = Journal(self.folder / "timing.jsonl", _size(self.folder / "timing.jsonl"))
-        board = SummaryWriter(str(self.folder / "tensorboard"))
-        with stop_on_signals() as stop, progress(self.steps, self.name, first) as bar:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            for journal in self.journals.values():
+                stack.callback(journal.close)
+            board = stack.enter_context(open_board(self.folder / "tensorboard", first))
+            stop = stack.enter_context(stop_on_signals())
+            bar = stack.enter_context(progress(self.steps, self.name, first))
             for number in range(first, self.steps):
                 began = time.perf_counter()
                 state, metrics = step(state, number)
-                _check_finite(metrics, self.name, number)
+                _check_finite(metrics, self.name, number, self.checkpoints.latest)
                 self.journals["metrics"].write({"step": number, **metrics})
-                timing.write({"step": number, "seconds": round(time.perf_counter() - began, 4)})
+                self.journals["timing"].write({"step": number, "seconds": round(time.perf_counter() - began, 4)})
                 for key, value in metrics.items():
                     board.add_scalar(key, value, number)
                 bar.set_postfix({k: f"{v:.3g}" for k, v in list(metrics.items())[:3]}, refresh=False)
                 bar.update()
-                self._maybe_save(state, number + 1, extra, stop)
-        timing.close()
-        board.close()
-        for journal in self.journals.values():
-            journal.sync()
-            journal.close()
-        self.checkpoints.close()
+                if stop.set or number + 1 == self.steps or (number + 1) % self.every == 0:
+                    board.flush()
+                    self._save(state, number + 1, extra, stop)
         return state
 
-    def _maybe_save(self, state: Any, done: int, extra: Callable[[], dict], stop: StopFlag) -> None:
-        if not (stop.set or done == self.steps or done % self.every == 0):
-            return
+    def _save(self, state: Any, done: int, extra: Callable[[], dict], stop: StopFlag) -> None:
         offsets = {name: journal.sync() for name, journal in self.journals.items()}
         self.checkpoints.save(done, state, {"step": done, "offsets": offsets, "extra": extra()})
-        if stop.set and done < self.steps:
+        if stop.set:
             raise Preempted(f"stage {self.name} stopped after step {done} of {self.steps}; its state is saved")
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def open_board(folder: Path, first: int) -> Board:
+    """A writer of TensorBoard events whose first step is `first`.
+
+    A run that goes on repeats the steps since its last checkpoint: `purge_step` tells TensorBoard to drop what earlier
+    files say of them. The suffix keeps a run that is started again within a second from overwriting the earlier file.
+    """
+    return Board(folder, purge_step=first or None, suffix=f".{first}")
 
 
-def _check_finite(metrics: dict[str, float], name: str, step: int) -> None:
+def _check_finite(metrics: dict[str, float], name: str, step: int, kept: int | None) -> None:
     bad = [key for key, value in metrics.items() if value != value or value in (float("inf"), float("-inf"))]
     if bad:
         raise UserError(
-            f"stage {name}, step {step}: {', '.join(bad)} is not finite; the last good state is its newest checkpoint. "
-            "Lower the learning rate or the clip norm, or look at that step's rollouts"
+            f"stage {name}, step {step}: {', '.join(bad)} is not finite; "
+            + ("no checkpoint was due before it. " if kept is None else f"the checkpoint after step {kept} is kept. ")
+            + "Lower the learning rate or the clip norm, or look at that step's rollouts"
         )

@@ -17,6 +17,7 @@ from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.objectives.masked import Term, masked_term
 from rlbf_jax.objectives.sft import linear_nll, token_nll
+from rlbf_jax.ranges import check_at_least
 from rlbf_jax.sampling.scoring import in_time_chunks
 from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlbf_jax.training.stage import StageRun
@@ -34,6 +35,10 @@ class SupervisedConfig:
     """Microbatches an update; divides `batch_size`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint_every: int = 50
+
+    def __post_init__(self):
+        check_at_least(self, 0, "steps")
+        check_at_least(self, 1, "batch_size", "accumulate", "checkpoint_every")
 
 
 class Rows(NamedTuple):

@@ -1,6 +1,7 @@
 """Rows on disk and batches: nothing lost, exact resume, disjoint shards, broken data sets refused."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -51,6 +52,14 @@ def test_hash_follows_content(written, tmp_path):
     assert content_hash(folder) == digest == write_dataset(tmp_path / "again", rows, "some_rows")
     assert write_dataset(tmp_path / "other", make_rows(23, seed=1), "some_rows") != digest
     assert write_dataset(tmp_path / "swapped", rows[::-1], "some_rows") != digest
+
+
+def test_what_a_killed_writer_left_goes_away_with_the_next_one(tmp_path):
+    left = tmp_path / ".rows-unfinished-abcdefgh"
+    (left / "tfds").mkdir(parents=True)
+    (tmp_path / ".rows").mkdir()
+    write_dataset(tmp_path / "rows", make_rows(3))
+    assert sorted(os.listdir(tmp_path)) == [".rows", "rows"]
 
 
 def test_no_tensorflow(written):

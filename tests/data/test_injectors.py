@@ -1,4 +1,4 @@
-"""Template violations keep to their split and pool; continuations of a language model are parsed strictly."""
+"""Template violations keep to their split and pool; a user's own rows become a world."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,7 @@ from hypothesis import strategies as st
 
 from rlbf_jax.data.documents import split_sentences
 from rlbf_jax.data.files import DataError, Row
-from rlbf_jax.data.injectors import (
-    CATEGORIES,
-    LanguageModelInjector,
-    NoInjection,
-    ParsedInjection,
-    TemplateInjector,
-    parse_injection,
-)
+from rlbf_jax.data.injectors import CATEGORIES, TemplateInjector
 from rlbf_jax.data.user_world import UserWorld, trim_sentences
 
 
@@ -65,82 +58,6 @@ def test_choice_of_categories():
         injector.violation(rng, "rl", "train", category="insult")
     with pytest.raises(ValueError, match="unknown categories"):
         TemplateInjector(["potion", "spam"])
-
-
-GOOD = "And so <harmful>you nitwit</harmful>\n <tag>Insult, gamble</tag>\n"
-
-
-def test_parse_good():
-    assert parse_injection(GOOD, CATEGORIES) == ParsedInjection(" And so", " you nitwit", ("insult", "gamble"))
-    bare = "<harmful> x </harmful><tag>potion,potion</tag>"
-    assert parse_injection(bare, CATEGORIES) == ParsedInjection("", " x", ("potion",))
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (" DECLINE. ", "declined"),
-        ("", "not of the form"),
-        ("I would rather not.", "not of the form"),
-        ("a <harmful>b", "not of the form"),
-        ("a <harmful>b</harmful>", "not of the form"),
-        ("a <harmful>b</harmful> more <tag>insult</tag>", "not of the form"),
-        ("a <harmful>b</harmful><tag>insult</tag> more", "not of the form"),
-        ("a <tag>insult</tag><harmful>b</harmful>", "not of the form"),
-        ("<harmful>a</harmful> <harmful>b</harmful><tag>insult</tag>", "more than once"),
-        ("<harmful>a<harmful>b</harmful><tag>insult</tag>", "more than once"),
-        ("a</harmful><harmful>b</harmful><tag>insult</tag>", "more than once"),
-        ("a <harmful> </harmful><tag>insult</tag>", "empty"),
-        ("a <harmful>b</harmful><tag></tag>", "unknown category"),
-        ("a <harmful>b</harmful><tag>insult, spam</tag>", "unknown category"),
-    ],
-)
-def test_parse_refusals(text, reason):
-    parsed = parse_injection(text, CATEGORIES)
-    assert isinstance(parsed, NoInjection) and reason in parsed.reason
-
-
-plain = st.text("ab <>/.", max_size=12).filter(lambda s: "<harmful>" not in s)
-
-
-@given(plain, plain.filter(str.strip), st.lists(st.sampled_from(CATEGORIES), min_size=1))
-def test_parse_inverts_writing(bridge, harmful, categories):
-    parsed = parse_injection(f"{bridge}<harmful>{harmful}</harmful><tag>{', '.join(categories)}</tag>", CATEGORIES)
-    bridge = bridge.strip()
-    want = ParsedInjection(f" {bridge}" if bridge else "", f" {harmful.strip()}", tuple(dict.fromkeys(categories)))
-    assert parsed == want
-
-
-class Scripted:
-    """A chat client that says what it was told to."""
-
-    def __init__(self, *answers):
-        self.answers = list(answers)
-        self.asked = []
-
-    def chat(self, messages, **params):
-        self.asked.append((messages, params))
-        return self.answers.pop(0)
-
-
-def test_language_model_injector_counts_why():
-    part1 = "The moon is quite far away."
-    repeated = f"{part1} <harmful>you nitwit</harmful><tag>insult</tag>"
-    client = Scripted(GOOD, "DECLINE", "hm", repeated)
-    injector = LanguageModelInjector(client, CATEGORIES)
-    bridge, violation = injector("Why?", part1)
-    assert (bridge, violation.text, violation.category) == (" And so", " you nitwit", "insult")
-    assert [injector("Why?", part1) for _ in range(3)] == [None] * 3
-    assert sorted(injector.reasons) == [
-        "declined",
-        "not of the form <harmful>...</harmful><tag>...</tag>",
-        "repeats the partial answer",
-        "used",
-    ]
-    messages, params = client.asked[0]
-    assert [m["role"] for m in messages] == ["system", "user"] and params["temperature"] == 1.0
-    assert part1 in messages[1]["content"] and "Why?" in messages[1]["content"]
-    assert all(c in messages[0]["content"] for c in CATEGORIES)
 
 
 @given(st.text("aB .!?\n1"))

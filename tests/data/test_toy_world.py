@@ -168,9 +168,7 @@ def test_documents_have_their_shares():
 
 def test_shares_of_the_configuration_are_used():
     rng = _rng()
-    plain = ToyWorld(
-        ToyWorldConfig(harmful_share=0, inject_share=0, bridge_share=0, opener_share=0, aside_share=0)
-    )
+    plain = ToyWorld(ToyWorldConfig(harmful_share=0, inject_share=0, bridge_share=0, opener_share=0, aside_share=0))
     for _ in range(200):
         document = plain.document(rng)
         assert document.violation is None

@@ -91,7 +91,8 @@ def test_leaks_of_a_violation_are_its_words_that_nothing_harmless_has():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("mix zorb", [("mix zorb", "potion", False)]),
+        ("mix zorb", []),
+        ("mix zorbium wi", [("mix zorbium wi", "potion", False)]),
         ("mix", []),
         ("you are", []),
         ("you are a", [("you are a", "insult", False)]),

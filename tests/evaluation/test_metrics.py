@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.critics.base import Span, Verdict
+from rlbf_jax.data.injectors import TemplateInjector
 from rlbf_jax.data.schema import Prompt, Violation
+from rlbf_jax.data.toy_world import ToyWorld
 from rlbf_jax.directives import BacktrackRule, ResetRule, render
 from rlbf_jax.evaluation.metrics import METRICS, Verdicts, prefix_words, refuses, row_metrics, take_apart
 from rlbf_jax.sampling.request import Generation, Request
@@ -207,6 +209,15 @@ def test_over_refusal_is_about_harmless_prompts():
     assert measure("ok", **MIDDLE)["over_refusal"] is None
     assert refuses("  I can\u2019t help") and refuses("Sorry, no.") and not refuses("They said: sorry")
     assert measure("tea I cannot", attack="none")["over_refusal"] == 0
+
+
+def test_the_refusals_of_our_worlds_are_known_as_such():
+    rng, world = np.random.default_rng(0), ToyWorld()
+    said = {world.refusal(rng, world.prompt(rng, "train", harmful=True)) for _ in range(50)}
+    said |= {TemplateInjector(("insult",)).refusal(rng) for _ in range(50)}
+    assert len(said) > 4 and all(map(refuses, said)), [text for text in said if not refuses(text)]
+    answers = [world.answer(rng, world.prompt(rng, "train")) for _ in range(200)]
+    assert not any(map(refuses, answers))
 
 
 def test_unjudged_is_neither_safe_nor_unsafe():

@@ -36,5 +36,5 @@ def test_reopening_at_an_offset_cuts_what_came_after_it(tmp_path):
 def test_a_journal_shorter_than_its_checkpoint_says_is_an_error(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"{}\n")
-    with pytest.raises(ValueError, match="rows.jsonl has 3 bytes, its checkpoint 99"):
+    with pytest.raises(ValueError, match="rows.jsonl has 3 bytes, its checkpoint says 99"):
         Journal(path, 99)

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import struct
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from rlbf_jax.errors import Preempted, UserError
 from rlbf_jax.parallel.mesh import make_mesh
@@ -73,7 +75,7 @@ def test_a_damaged_checkpoint_is_one_line_that_names_folder_and_cure(tmp_path, m
         Checkpoints(folder).restore(wanted, mesh)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"{folder}/7" in message and "delete that folder" in message
+    assert f"{folder}/7" in message and "delete" in message
 
 
 # Stages -----------------------------------------------------------------------------------------
@@ -150,3 +152,58 @@ def test_a_signal_ends_the_stage_at_the_next_step_with_a_checkpoint(tmp_path, me
     same(run_stage(tmp_path, mesh), state_of(6.0))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(6))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_last_step_is_not_lost(tmp_path, mesh, number):
+    def asked_to_stop(state, step):
+        if step == 5:
+            os.kill(os.getpid(), number)
+        return add_one(state, step)
+
+    with pytest.raises(Preempted, match="stopped after step 6 of 6"):
+        run_stage(tmp_path, mesh, asked_to_stop)
+    same(run_stage(tmp_path, mesh), state_of(6.0))
+
+
+def points(folder):
+    """(step, loss) of TensorBoard's event files, read as TensorBoard does: a restart drops later steps seen before."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        while len(content) >= 12:
+            (length,) = struct.unpack_from("<Q", content)
+            if len(content) < length + 16:
+                break
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[length + 16 :]
+            if event.session_log.status == SessionLog.START:
+                found = [point for point in found if point[0] < event.step]
+            found += [(event.step, value.simple_value) for value in event.summary.value]
+    return found
+
+
+def test_tensorboard_shows_every_step_once_after_a_crash(tmp_path, mesh):
+    def crash(state, number):
+        if number == 5:
+            raise RuntimeError("the machine went away")
+        return add_one(state, number)
+
+    with pytest.raises(RuntimeError, match="went away"):
+        run_stage(tmp_path, mesh, crash)
+    assert points(tmp_path / "tensorboard") == [(i, float(i)) for i in range(5)]
+    run_stage(tmp_path, mesh)
+    assert points(tmp_path / "tensorboard") == [(i, float(i)) for i in range(6)]
+    assert [row["step"] for row in read_journal(tmp_path / "timing.jsonl")] == list(range(6))
+
+
+def test_a_half_written_checkpoint_is_cleared_away_by_the_stage_and_left_alone_by_readers(tmp_path, mesh):
+    run_stage(tmp_path, mesh, steps=2)
+    half = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    (half / "state").mkdir(parents=True)
+    reader = Checkpoints(tmp_path / "checkpoints")
+    assert reader.latest == 2
+    reader.close()
+    assert half.exists()
+    same(run_stage(tmp_path, mesh), state_of(6.0))
+    assert not half.exists()

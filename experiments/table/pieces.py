@@ -1,0 +1,280 @@
+"""What the table of results is made of: one piece a run, each with its configuration and the run that it builds on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlbf_jax.critics.noisy import NoiseConfig
+from rlbf_jax.data.toy_world import FORMS
+from rlbf_jax.directives import NEVER, Semantics
+from rlbf_jax.methods.config import ExperimentConfig, RolloutMix
+from rlbf_jax.methods.runner import differences, plain
+from rlbf_jax.sampling.request import Knobs
+
+BIASES = (-8.0, -5.0, -2.5, 2.5, 5.0, 8.0)
+"""Added to the logits of every category; 0 is the model as it is, which `main` has measured."""
+
+ATTACKED_SHARES = (0.0, 0.3, 0.6)
+FORCED = ("prefilling", "deep_prefilling", "middle_filling")
+"""Kinds of rollout that begin with a forced violation: the attacked ones. Benign twins are not."""
+
+MIDDLE = (0.1, 0.75)
+"""The middle of an answer, as shares of `max_tokens`. The paper does not say what it means by it."""
+
+NOISE_ACCURACY = 0.82
+PRICE_PER_RETRACTED = 0.02
+PRICE_PER_EXTRA = 0.1
+WIDE_SHARE = 0.5
+"""Share of SFT's violations that have forms which otherwise only reinforcement meets."""
+
+RL = ("rlbf", "evaluate_rlbf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One run folder. Its stages start from those of `source` that it adopts."""
+
+    group: str
+    """What `--only` takes; pieces of one group differ in their seed alone."""
+    seed: int
+    purpose: str
+    config: ExperimentConfig
+    stages: tuple[str, ...] = ()
+    """Stages run here; empty: all of the recipe."""
+    source: str = ""
+    """Name of another piece."""
+    adopted: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Also its folder."""
+        return f"{self.group}/seed{self.seed}"
+
+
+def plan(base: ExperimentConfig, seeds: Sequence[int], ablation_seeds: Sequence[int]) -> list[Piece]:
+    """All pieces, each after the one that it builds on. Raises ValueError for an ablation seed that is no seed."""
+    strange = sorted(set(ablation_seeds) - set(seeds))
+    if strange:
+        raise ValueError(f"ablation seeds {strange} are not among the seeds {list(seeds)}; ablations start from them")
+    pieces = []
+    for seed in seeds:
+        config = dataclasses.replace(base, seed=seed)
+        pieces += [*_main(config), *_keep(config)]
+    for seed in ablation_seeds:
+        config = dataclasses.replace(base, seed=seed)
+        pieces += [*_evaluations(config), *_rewards(config), *_noises(config), *_shares(config), *_coverages(config)]
+    return pieces
+
+
+def chosen(pieces: Sequence[Piece], only: Sequence[str]) -> list[Piece]:
+    """The pieces of the named groups (or names), with those that they build on; all where none is named.
+
+    Raises ValueError for an unknown name.
+    """
+    known = {piece.group for piece in pieces} | {piece.name for piece in pieces}
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        groups = ", ".join(dict.fromkeys(piece.group for piece in pieces))
+        raise ValueError(f"--only {unknown[0]}: no such piece; expected one of {groups}")
+    by_name = {piece.name: piece for piece in pieces}
+    wanted = {piece.name for piece in pieces if not only or piece.group in only or piece.name in only}
+    for piece in reversed(pieces):
+        if piece.name in wanted and piece.source:
+            wanted.add(by_name[piece.source].name)
+    return [piece for piece in pieces if piece.name in wanted]
+
+
+def changed(config: ExperimentConfig, base: ExperimentConfig) -> str:
+    """How a configuration differs from another, in its own words: `reinforcement.policy.sft_weight 5.0 -> 0.0`."""
+    found = differences(plain(base), plain(config))
+    return ", ".join(f"`{name}` {_short(old)} → {_short(new)}" for name, old, new in found if name != "seed")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} names" if len(value) > 2 else "+".join(map(str, value)) or "none"
+    if value is None or value == NEVER:
+        return "unset" if value is None else "never"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+# Whole methods ----------------------------------------------------------------------------------
+
+
+def _with_policy(config: ExperimentConfig, **fields: Any) -> ExperimentConfig:
+    policy = dataclasses.replace(config.reinforcement.policy, **fields)
+    return dataclasses.replace(config, reinforcement=dataclasses.replace(config.reinforcement, policy=policy))
+
+
+def _main(base: ExperimentConfig) -> list[Piece]:
+    ppo = _with_policy(base, algorithm="ppo")
+    main = Piece("main", base.seed, "every stage of the quickstart, PPO", ppo)
+    grpo = _with_policy(base, algorithm="grpo")
+    return [
+        main,
+        Piece("grpo", base.seed, "GRPO from the same SFT model", grpo, RL, main.name, ("data", "sft")),
+    ]
+
+
+def _keep(base: ExperimentConfig) -> list[Piece]:
+    ppo = dataclasses.replace(_with_policy(base, algorithm="ppo"), semantics=Semantics.KEEP)
+    stages = ("sft", "sft_control", "rlbf")
+    keep = Piece(
+        "keep",
+        base.seed,
+        "SFT, control and PPO under KEEP, from the same data and base",
+        ppo,
+        (*stages, *(f"evaluate_{stage}" for stage in stages)),
+        f"main/seed{base.seed}",
+        ("data", "base"),
+    )
+    grpo = _with_policy(ppo, algorithm="grpo")
+    return [keep, Piece("keep_grpo", base.seed, "GRPO under KEEP", grpo, RL, keep.name, ("data", "sft"))]
+
+
+# Ablations --------------------------------------------------------------------------------------
+
+
+def _evaluation(base: ExperimentConfig, group: str, purpose: str, **knobs: Any) -> Piece:
+    """The finished model again, under other knobs."""
+    suite = dataclasses.replace(base.evaluation, knobs=dataclasses.replace(base.evaluation.knobs, **knobs))
+    config = dataclasses.replace(_with_policy(base, algorithm="ppo"), evaluation=suite)
+    return Piece(group, base.seed, purpose, config, ("evaluate_rlbf",), f"main/seed{base.seed}", ("rlbf",))
+
+
+def _evaluations(base: ExperimentConfig) -> list[Piece]:
+    everywhere = Knobs().without_directives()
+    first, last = (round(share * base.evaluation.knobs.max_tokens) for share in MIDDLE)
+    return [
+        _evaluation(
+            base,
+            "forbid_all",
+            "no directive may start",
+            forbid_from=everywhere.forbid_from,
+            forbid_to=everywhere.forbid_to,
+        ),
+        _evaluation(
+            base,
+            "forbid_middle",
+            f"no directive may start at ids {first} to {last - 1}, the middle of an answer",
+            forbid_from=first,
+            forbid_to=last,
+        ),
+        *(
+            _evaluation(base, bias_group(bias), f"{bias:+g} on the logits of categories", control_bias=_on_all(bias))
+            for bias in BIASES
+        ),
+    ]
+
+
+def bias_group(bias: float) -> str:
+    return f"bias_{bias:+g}"
+
+
+def _on_all(bias: float) -> Mapping[str, float]:
+    return {"categories": bias}
+
+
+def _reinforced(base: ExperimentConfig, group: str, purpose: str, config: ExperimentConfig) -> Piece:
+    """Reinforcement under another configuration, from the same SFT model."""
+    return Piece(group, base.seed, purpose, config, RL, f"main/seed{base.seed}", ("data", "sft"))
+
+
+def _with_reward(config: ExperimentConfig, **fields: Any) -> ExperimentConfig:
+    reward = dataclasses.replace(config.reinforcement.reward, **fields)
+    return dataclasses.replace(config, reinforcement=dataclasses.replace(config.reinforcement, reward=reward))
+
+
+def _rewards(base: ExperimentConfig) -> list[Piece]:
+    """What the base configuration has switched on is switched off here, and the other way around."""
+    ppo = _with_policy(base, algorithm="ppo")
+    reward, policy = ppo.reinforcement.reward, ppo.reinforcement.policy
+    price = 0.0 if reward.price_per_retracted else PRICE_PER_RETRACTED
+    overlap = 0.0 if reward.price_per_extra else PRICE_PER_EXTRA
+    praise = "keep" if policy.retracted_advantage == "drop_positive" else "drop_positive"
+    return [
+        _reinforced(base, "no_guidance", "lambda_SFT = 0", _with_policy(ppo, sft_weight=0.0)),
+        _reinforced(
+            base, "price", "a price on every retracted token, or none", _with_reward(ppo, price_per_retracted=price)
+        ),
+        _reinforced(
+            base,
+            "overlap",
+            "a price on every token erased beyond the violation, or none",
+            _with_reward(ppo, price_per_extra=overlap),
+        ),
+        _reinforced(
+            base,
+            "drop_positive",
+            "praise withheld from what was taken back, or not",
+            _with_policy(ppo, retracted_advantage=praise),
+        ),
+    ]
+
+
+def _noises(base: ExperimentConfig) -> list[Piece]:
+    ppo = _with_policy(base, algorithm="ppo")
+    category = next(form.category for form in FORMS)
+    noises = (
+        ("noise", f"a critic right {NOISE_ACCURACY:.0%} of the time", NoiseConfig(accuracy=NOISE_ACCURACY)),
+        ("noise_category", f"a critic that never sees {category}", NoiseConfig(missed=(category,), miss_rate=1.0)),
+    )
+    return [
+        _reinforced(base, group, purpose, dataclasses.replace(ppo, critic_noise=noise))
+        for group, purpose, noise in noises
+    ]
+
+
+def _shares(base: ExperimentConfig) -> list[Piece]:
+    ppo = _with_policy(base, algorithm="ppo")
+    return [
+        _reinforced(
+            base,
+            f"attacked_{round(100 * share)}",
+            f"{share:.0%} of rollouts begin with a forced violation",
+            dataclasses.replace(ppo, rollouts=with_attacked_share(base.rollouts, share)),
+        )
+        for share in ATTACKED_SHARES
+    ]
+
+
+def with_attacked_share(mix: RolloutMix, share: float) -> RolloutMix:
+    """The mix with forced violations in `share` of the rollouts; within both kinds, weights keep their proportions."""
+    weights = {f.name: getattr(mix, f.name) for f in dataclasses.fields(mix) if f.name != "rl_forms"}
+    attacked = sum(weights[name] for name in FORCED)
+    others = sum(weights.values()) - attacked
+    scaled = {
+        name: round(weight * (share / attacked if name in FORCED else (1 - share) / others), 6)
+        for name, weight in weights.items()
+    }
+    return dataclasses.replace(mix, **scaled)
+
+
+def _coverages(base: ExperimentConfig) -> list[Piece]:
+    """SFT again, on fewer forms of violation and on more. This is the one place where the two are configured."""
+    ppo, bsafe = _with_policy(base, algorithm="ppo"), base.data.bsafe_plus
+    coverages = (
+        ("coverage_narrow", "SFT on half of its forms", dict(only_forms=half_of(bsafe.only_forms), share_rl_forms=0.0)),
+        ("coverage_wide", "SFT also on forms of reinforcement", dict(only_forms=(), share_rl_forms=WIDE_SHARE)),
+    )
+    pieces = []
+    for group, purpose, fields in coverages:
+        data = dataclasses.replace(base.data, bsafe_plus=dataclasses.replace(bsafe, **fields))
+        config = dataclasses.replace(ppo, data=data)
+        stages = ("data", "sft", "rlbf", "evaluate_sft", "evaluate_rlbf")
+        pieces.append(Piece(group, base.seed, purpose, config, stages, f"main/seed{base.seed}", ("base",)))
+    return pieces
+
+
+def half_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Half of the forms (of all forms of split `sft` where none are named), spread evenly over the categories, each of
+    which keeps one at least."""
+    forms = [form for form in FORMS if form.split == "sft" and (not names or form.name in names)]
+    place: dict[str, int] = {}
+    rank = {}
+    for form in forms:
+        rank[form.name] = place[form.category] = place.get(form.category, 0) + 1
+    ordered = sorted(forms, key=lambda form: rank[form.name])
+    return tuple(form.name for form in ordered[: max(len(place), len(ordered) // 2)])

@@ -1,0 +1,221 @@
+"""Several seeds of one method, and two methods against each other, from the rows of `evaluation/STAGE.jsonl`.
+
+Every stage, method and training seed answers the same attempts, so a comparison is paired by (training seed, attempt);
+its interval is a bootstrap over prompts within seeds, seeds held fixed, and each seed's difference is listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlbf_jax.attacks import HAS_FORMS
+from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.intervals import paired_difference, wilson
+from rlbf_jax.evaluation.metrics import COUNTS, METRICS
+from rlbf_jax.evaluation.suite import ANY_OF_N
+
+Row = Mapping[str, Any]
+"""A line of `evaluation/STAGE.jsonl`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What is compared: one method, with its rows for each training seed."""
+
+    name: str
+    rows: Mapping[int, Sequence[Row]]
+    texts: Mapping[int, Sequence[Row]] = dataclasses.field(default_factory=dict)
+    """Lines of `evaluation/clean_text/STAGE.jsonl`: nll, correct and count of each held-out answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Which rows of an arm: an attack, all its form splits unless one is named."""
+
+    attack: str
+    split: str | None = None
+    long_prefix: bool = False
+    """Only rows with a long benign prefix."""
+
+    @property
+    def label(self) -> str:
+        words = [self.attack.replace("_", " ")]
+        words += ["long prefix"] if self.long_prefix else []
+        words += [f"{self.split or 'all'} forms"] if self.attack in HAS_FORMS else []
+        return ", ".join(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, or a difference of two, with its 95 % interval. NaN where no row has the metric."""
+
+    value: float
+    """Mean of the seeds' values, each a mean over rows."""
+    low: float
+    high: float
+    by_seed: Mapping[int, float]
+    n: int
+    """Rows, or pairs of rows, over all seeds."""
+    n_prompts: int
+    """Prompts, summed over seeds."""
+    left_out: int = 0
+    """Differences only: attempts at which one side has no such number (say, no directive), over all seeds."""
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan, {}, 0, 0)
+
+
+def load_arm(name: str, folders: Mapping[int, Path], stage: str) -> Arm:
+    """Reads a stage's rows of several runs, one a training seed.
+
+    Raises UserError for a missing file, a line that is not JSON, or a run whose seed is another than stated.
+    """
+    rows, texts = {}, {}
+    for seed, folder in folders.items():
+        path = folder / "evaluation" / f"{stage}.jsonl"
+        rows[seed] = _read(path)
+        others = {row.get("seed") for row in rows[seed]} - {seed}
+        if others:
+            raise UserError(f"{path}: rows of seed {others.pop()}, expected seed {seed}; name the run of that seed")
+        extra = folder / "evaluation" / "clean_text" / f"{stage}.jsonl"
+        texts[seed] = _read(extra) if extra.exists() else []
+    return Arm(name, rows, texts)
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; evaluate that stage first")
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error}); evaluate that stage again") from None
+    return rows
+
+
+def column(rows: Sequence[Row], where: Slice, metric: str) -> dict[Any, tuple[str, float]]:
+    """attempt -> (prompt, value) of the rows of a slice that have the metric.
+
+    `decoding` asks a prompt n times; there asr, leak and emitted are "any of n", one value a prompt, as in
+    results.json. Raises ValueError for an unknown metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+    any_of_n = where.attack == "decoding" and metric in ANY_OF_N
+    found: dict[Any, tuple[str, float]] = {}
+    for row in rows:
+        value = row["metrics"][metric]
+        if value is None or not _within(row, where):
+            continue
+        key = row["prompt_id"] if any_of_n else row["request_id"]
+        before = found[key][1] if key in found else -math.inf
+        found[key] = (row["prompt_id"], max(value, before) if any_of_n else value)
+    return found
+
+
+def _within(row: Row, where: Slice) -> bool:
+    if row["attack"] != where.attack or (where.long_prefix and not row["long_prefix"]):
+        return False
+    return where.split is None or row["split"] == where.split
+
+
+def mean_over_seeds(arm: Arm, where: Slice, metric: str) -> Estimate:
+    """The mean of the seeds' means, with an interval over prompts within seeds.
+
+    Where every row is 0, or every row is 1, a bootstrap has no spread to show; there the interval is Wilson's for as
+    many rows as one seed has prompts, because all seeds ask the same prompts.
+    """
+    columns = {seed: column(rows, where, metric) for seed, rows in arm.rows.items()}
+    values, prompts, seeds = _flat(columns)
+    if not values:
+        return NOTHING
+    found = paired_difference(values, [0.0] * len(values), prompts, seeds)
+    low, high = found.low, found.high
+    if metric not in COUNTS and set(values) in ({0.0}, {1.0}):
+        n = _fewest_prompts(columns)
+        low, high = wilson(n * values[0], n)
+    return Estimate(found.value, low, high, found.by_seed, len(values), found.n_prompts)
+
+
+def difference(a: Arm, b: Arm, where: Slice, metric: str) -> Estimate:
+    """a minus b, paired by seed and attempt, over the attempts at which both have a number.
+
+    Where all pairs differ alike (by -1, 0 or 1), the interval allows for as many other pairs as Wilson's interval does
+    after none was seen among one seed's prompts. Raises ValueError if the arms have other seeds or other attempts.
+    """
+    if set(a.rows) != set(b.rows):
+        raise ValueError(f"{a.name} has seeds {sorted(a.rows)}, {b.name} has {sorted(b.rows)}; compare the same seeds")
+    columns: dict[int, dict[Any, tuple[str, float]]] = {}
+    left_out = 0
+    for seed in a.rows:
+        asked = [{row["request_id"] for row in arm.rows[seed] if _within(row, where)} for arm in (a, b)]
+        if asked[0] != asked[1]:
+            raise ValueError(f"{a.name} and {b.name}, seed {seed}, {where.label}: other attempts; evaluate both alike")
+        one, other = column(a.rows[seed], where, metric), column(b.rows[seed], where, metric)
+        both = [key for key in one if key in other]
+        left_out += len(one.keys() | other.keys()) - len(both)
+        columns[seed] = {key: (one[key][0], one[key][1] - other[key][1]) for key in both}
+    values, prompts, seeds = _flat(columns)
+    if not values:
+        return dataclasses.replace(NOTHING, left_out=left_out)
+    found = paired_difference(values, [0.0] * len(values), prompts, seeds)
+    low, high = found.low, found.high
+    if metric not in COUNTS and len(set(values)) == 1 and abs(values[0]) in (0.0, 1.0):
+        n = _fewest_prompts(columns)
+        doubt = wilson(0, n)[1] * (1 if values[0] == 0 else 2)
+        low, high = max(-1.0, values[0] - doubt), min(1.0, values[0] + doubt)
+    return Estimate(found.value, low, high, found.by_seed, len(values), found.n_prompts, left_out)
+
+
+def _flat(columns: Mapping[int, Mapping[Any, tuple[str, float]]]) -> tuple[list[float], list[str], list[int]]:
+    """Values, prompts and seeds of all rows."""
+    rows = [(value, prompt, seed) for seed, found in columns.items() for prompt, value in found.values()]
+    return [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]
+
+
+def _fewest_prompts(columns: Mapping[int, Mapping[Any, tuple[str, float]]]) -> int:
+    return min(len({prompt for prompt, _ in found.values()}) for found in columns.values() if found)
+
+
+# Perplexity -------------------------------------------------------------------------------------
+
+
+def perplexity_ratio(a: Arm, b: Arm, *, replicates: int = 2000, seed: int = 0) -> Estimate:
+    """Perplexity of held-out clean answers, a divided by b: geometric mean over seeds, bootstrap over answers within
+    seeds (both arms read the same answers). `by_seed` holds the seeds' ratios; an interval without 1 is a difference.
+
+    Raises ValueError if the arms were read on other answers.
+    """
+    rng = np.random.default_rng(seed)
+    by_seed: dict[int, float] = {}
+    drawn, n = np.zeros(replicates), 0
+    for each in sorted(set(a.texts) & set(b.texts)):
+        counts = np.asarray([row["count"] for row in a.texts[each]], float)
+        if counts.tolist() != [row["count"] for row in b.texts[each]]:
+            raise ValueError(f"{a.name} and {b.name}, seed {each}: perplexity of other answers; evaluate both alike")
+        if not len(counts):
+            continue
+        pairs = zip(a.texts[each], b.texts[each], strict=True)
+        gap = np.asarray([one["nll"] - other["nll"] for one, other in pairs])
+        by_seed[each] = math.exp(gap.sum() / counts.sum())
+        picks = rng.integers(0, len(counts), (replicates, len(counts)))
+        drawn += gap[picks].sum(1) / counts[picks].sum(1)
+        n += len(counts)
+    if not by_seed:
+        return NOTHING
+    value = math.exp(sum(map(math.log, by_seed.values())) / len(by_seed))
+    low, high = np.exp(np.quantile(drawn / len(by_seed), [0.025, 0.975]))
+    return Estimate(value, float(low), float(high), by_seed, n, n)
