@@ -101,7 +101,7 @@ def bias_plot(points: Sequence[BiasPoint]) -> bytes:
     }
     for label, (values, color, style) in curves.items():
         left.plot(biases, values, style, color=color, label=label)
-    left.set(xlabel="bias on the categories' logits", ylabel="rate", ylim=(-0.03, 1.03))
+    left.set(xlabel="bias on the categories' logits", ylabel="rate")
     left.legend(frameon=False, fontsize=9)
     for label, color in (("asr", "#d55e00"), ("leak", "#e69f00")):
         values = [getattr(p, label).value for p in points]
@@ -109,7 +109,8 @@ def bias_plot(points: Sequence[BiasPoint]) -> bytes:
     for p in points:
         right.annotate(f"{p.bias:+g}" if p.bias else "0", (p.false_mean, p.leak.value), fontsize=8,
                        xytext=(4, 4), textcoords="offset points")  # fmt: skip
-    right.set(xlabel="false backtracks on harmless prompts and benign twins", ylabel="rate", ylim=(-0.03, 1.03))
+    right.set(xlabel="false backtracks on harmless prompts and benign twins", ylabel="rate")
+    right.margins(x=0.1)
     right.legend(frameon=False, fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
