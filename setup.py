@@ -19,6 +19,8 @@ REQUIRES = [
     "orbax-checkpoint>=0.12.8,<0.13",
     "tensorflow-datasets>=4.9.10,<5",
     "sentencepiece>=0.2.1,<0.3",
+    "protobuf>=5,<8",
+    "tokenizers>=0.21,<0.24",
     "grain>=0.2.18,<0.3",
     "array_record>=0.8.3,<0.9",
     "numpy>=2.0,<3",
@@ -36,7 +38,7 @@ EXTRAS = {
     "dev": [*TEST, "ruff>=0.15,<0.18", "mypy>=1.15,<3", "pre-commit>=4,<5", "types-requests", "types-tqdm"],
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda": [f"jax[cuda12]{JAX}"],
-    "hf": ["safetensors>=0.5,<0.9", "tokenizers>=0.21,<0.24"],
+    "hf": ["safetensors>=0.5,<0.9"],
     "xm": ["xmanager>=0.8.5"],
 }
 
@@ -50,7 +52,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["rlbf_jax", "rlbf_jax.*"], exclude=["*.templates"]),
-    package_data={"rlbf_jax": ["py.typed"], "rlbf_jax.evaluation": ["templates/*.j2"]},
+    package_data={
+        "rlbf_jax": ["py.typed"],
+        "rlbf_jax.evaluation": ["templates/*.j2"],
+        "rlbf_jax.models.export": ["templates/*.j2", "templates/*.txt"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["rlbf = rlbf_jax.cli:main"]},

@@ -1,4 +1,4 @@
-"""`rlbf run | generate | evaluate | report | data`: thin wrappers, each of which imports what it needs when it runs."""
+"""`rlbf run | generate | evaluate | report | data | import | export`: thin, and each imports only what it needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from rlbf_jax import arguments
+from rlbf_jax import arguments, cli_models
 from rlbf_jax.errors import Preempted, UserError, machine_error
 from rlbf_jax.training.preemption import EXIT_CODE, interruptible
 
@@ -246,6 +246,8 @@ Language models that take back what they should not have said.
   evaluate   evaluate a stage of a run again
   report     rebuild report.md, report.html and plots/ of a run
   data       train a tokenizer, build BSAFE+ from your own file
+  import     read a Hugging Face checkpoint into a model folder
+  export     write a model folder, or a stage of a run, as a Hugging Face checkpoint
 
 `rlbf COMMAND --help` lists a command's options; `rlbf run FILE --help` lists every value of an experiment.
 """
@@ -274,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": evaluate,
         "report": report,
         "data": data,
+        "import": cli_models.import_model,
+        "export": cli_models.export_model,
     }
     argv = sys.argv[1:] if argv is None else list(argv)
     again = f"go on with: {shlex.join(['rlbf', *argv])}"

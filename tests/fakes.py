@@ -15,6 +15,7 @@ class LetterTokenizer:
     """One id a letter; ids 0..4 are pad, bos, eos, user, model; control ids follow the letters."""
 
     pad_id, bos_id, eos_id, user_id, model_id = range(5)
+    eos_ids = (eos_id,)
 
     def __init__(self, categories=("one", "two"), x_max=6, reset=False):
         first = 5 + len(LETTERS)

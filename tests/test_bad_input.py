@@ -426,7 +426,7 @@ def test_a_long_prompt_is_padded_to_whole_attention_blocks(finished):
     prompt = tokenizer.encode_prompt("bread " * 600)
     assert len(prompt) > QUERY_BLOCK
     config = SamplerConfig(batch_size=2)
-    batch, room = make_batch(config, tokenizer.rule, [Request("")], [prompt], [0], jax.random.key(0), tokenizer.eos_id)
+    batch, room = make_batch(config, tokenizer.rule, [Request("")], [prompt], [0], jax.random.key(0), tokenizer.eos_ids)
     assert batch.context.shape[1] % QUERY_BLOCK == 0 and room % config.bucket == 0
 
 

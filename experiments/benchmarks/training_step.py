@@ -17,7 +17,8 @@ from common import arguments, compare, report
 
 from rlbf_jax.directives import BacktrackRule, Semantics
 from rlbf_jax.models import transformer
-from rlbf_jax.models.transformer import ModelConfig, dense
+from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.layers import dense
 from rlbf_jax.objectives.sft import linear_nll, token_nll
 from rlbf_jax.training.supervised import Rows, supervised_nll
 

@@ -32,7 +32,7 @@ from rlbf_jax.methods.workspace import Workspace, write_json
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler
 from rlbf_jax.storage import held, sweep
-from rlbf_jax.tokenizers import SentencePieceTokenizer
+from rlbf_jax.tokenizers import Tokenizer
 from rlbf_jax.training.progress import say
 
 RECIPES: dict[str, Recipe] = {"rlbf": rlbf}
@@ -214,7 +214,7 @@ class Loaded:
 
     sampler: Sampler
     params: dict
-    tokenizer: SentencePieceTokenizer
+    tokenizer: Tokenizer
     config: ExperimentConfig
 
     def sample(self, requests: Sequence[Request], seed: int = 0) -> list[Generation]:

@@ -28,12 +28,13 @@ from rlbf_jax.evaluation.suite import EvaluationContext, build_attempts, evaluat
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
 from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.models.attention import QUERY_BLOCK
+from rlbf_jax.models.families import styled
 from rlbf_jax.models.transformer import ModelConfig, init
 from rlbf_jax.parallel.mesh import batch_sharding, make_mesh
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.storage import write_whole
-from rlbf_jax.tokenizers import SentencePieceTokenizer, load_tokenizer, train_tokenizer
+from rlbf_jax.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.progress import progress, say
 
@@ -72,7 +73,7 @@ class Workspace:
         return self.setting.world(self.config)
 
     @functools.cached_property
-    def tokenizer(self) -> SentencePieceTokenizer:
+    def tokenizer(self) -> Tokenizer:
         mend = f"delete {self.folder / 'done' / 'data'}, then `rlbf run` makes the same tokenizer and data again"
         try:
             tokenizer = load_tokenizer(self.folder / "tokenizer")
@@ -85,7 +86,7 @@ class Workspace:
 
     @functools.cached_property
     def model(self) -> ModelConfig:
-        return dataclasses.replace(self.config.model, vocab_size=self.tokenizer.vocab_size)
+        return dataclasses.replace(styled(self.config.model), vocab_size=self.tokenizer.vocab_size)
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -296,7 +297,10 @@ def check_rows(config: ExperimentConfig, shards: int) -> None:
         "data.row_length": config.data.row_length,
         "max_prompt + rollout_tokens": config.max_prompt + config.rollout_tokens,
     }
+    model = styled(config.model)
     for name, width in widths.items():
+        if model.learned_positions and model.max_positions is not None and width > model.max_positions:
+            raise UserError(f"{name}: {width} ids; the model has {model.max_positions} positions (model.max_positions)")
         if width > QUERY_BLOCK and width % QUERY_BLOCK:
             raise UserError(f"{name}: {width} ids; rows longer than {QUERY_BLOCK} must be a multiple of it")
     for name, (rows, accumulate) in sizes.items():

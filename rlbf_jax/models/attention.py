@@ -45,9 +45,27 @@ def can_attend(visibility: Visibility, start: int | Array, size: int, window: in
     return allowed | (key[None, :] == query[:, None])[None]
 
 
-def rotary(position: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+class RopeScaling(NamedTuple):
+    """How rotary frequencies are changed for texts longer than the model was first made for."""
+
+    factor: float
+    """Frequencies are divided by this (linear scaling) ..."""
+    band: tuple[float, float] | None = None
+    """... or, given (low, high), only those that turn less than `low` times within `original_length`; those that turn
+    more than `high` times stay, and between them the two are mixed (Llama 3.1)."""
+    original_length: int = 0
+
+
+def rotary(position: Array, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[Array, Array]:
     """Cosine and sine, [B, 1, T, H / 2] float32, of the half-split rotary embedding."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None and scaling.band is None:
+        frequency = frequency / scaling.factor
+    elif scaling is not None and scaling.band is not None:
+        low, high = scaling.band
+        turns = scaling.original_length * frequency / (2 * jnp.pi)
+        kept = jnp.clip((turns - low) / (high - low), 0, 1)
+        frequency = frequency * (kept + (1 - kept) / scaling.factor)
     angle = position.astype(jnp.float32)[:, None, :, None] * frequency
     return jnp.cos(angle), jnp.sin(angle)
 

@@ -41,7 +41,9 @@ RULES: dict[str, tuple[str | None, ...]] = {
     "qkv": ("fsdp", "tensor", None, None),
     "out": ("tensor", None, "fsdp"),
     "gate_up": ("fsdp", None, "tensor"),
+    "up": ("fsdp", "tensor"),
     "down": ("tensor", "fsdp"),
+    "position_embedding": (None, "fsdp"),
 }
 
 

@@ -76,10 +76,13 @@ class Sampler:
 
     def _batch(self, model, params, requests: list[Request], start: int, key) -> list[Generation]:
         prompts = [self.tokenizer.encode_prompt(r.prompt) for r in requests]
+        longest_text = self.config.max_context
+        if self.model.learned_positions and self.model.max_positions is not None:
+            longest_text = min(longest_text, self.model.max_positions)
         for request, ids in zip(requests, prompts, strict=True):
-            _check(request, ids, self.model.vocab_size, self.config.max_context)
+            _check(request, ids, self.model.vocab_size, longest_text)
         ids = [start + i if r.id is None else r.id for i, r in enumerate(requests)]
-        batch, room = make_batch(self.config, self.rule, requests, prompts, ids, key, self.tokenizer.eos_id)
+        batch, room = make_batch(self.config, self.rule, requests, prompts, ids, key, self.tokenizer.eos_ids)
         if self.sharding is not None:
             batch = jax.device_put(batch, self.sharding)
         budget = max(r.knobs.budget for r in requests)
@@ -102,7 +105,7 @@ class Sampler:
         return [self._generation(request, prompt, t[:n], lp[:n]) for request, prompt, t, lp, n in rows]
 
     def _generation(self, request: Request, prompt: list[int], trace, logprobs) -> Generation:
-        stops = stop_ids(request.knobs, self.tokenizer.eos_id)
+        stops = stop_ids(request.knobs, self.tokenizer.eos_ids)
         rendered = render(self.rule, trace)
         finished = len(trace) > 0 and int(trace[-1]) in stops
         visible = rendered.visible[:-1] if finished else rendered.visible
@@ -120,8 +123,8 @@ class Sampler:
         )
 
 
-def stop_ids(knobs: Knobs, eos_id: int) -> tuple[int, ...]:
-    return (eos_id,) if knobs.stop_ids is None else knobs.stop_ids
+def stop_ids(knobs: Knobs, eos_ids: Sequence[int]) -> tuple[int, ...]:
+    return tuple(eos_ids) if knobs.stop_ids is None else knobs.stop_ids
 
 
 def limits_of(knobs: Sequence[Knobs]) -> Limits:
@@ -162,7 +165,7 @@ def make_batch(
     prompts: Sequence[Sequence[int]],
     ids: Sequence[int],
     key: jax.Array,
-    eos_id: int,
+    eos_ids: Sequence[int],
 ) -> tuple[Batch, int]:
     """Arrays of one batch, padded to its buckets, and the room E of the trace."""
     spare = config.batch_size - len(requests)
@@ -174,7 +177,7 @@ def make_batch(
     context = np.zeros((len(contexts), _bucket(max(context_length), config.min_context, config.bucket)), np.int32)
     for row, tokens in enumerate(contexts):
         context[row, : len(tokens)] = tokens
-    stops = [stop_ids(k, eos_id) for k in knobs]
+    stops = [stop_ids(k, eos_ids) for k in knobs]
     stop = np.full((len(knobs), max(1, *map(len, stops))), -1, np.int32)
     for row, some in enumerate(stops):
         stop[row, : len(some)] = some

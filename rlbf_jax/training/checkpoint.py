@@ -95,6 +95,18 @@ class Checkpoints:
             raise UserError(message) from error
         return restored["state"], restored["meta"]
 
+    def meta(self) -> dict:
+        """Meta of the newest checkpoint, without its state. Raises UserError where it is missing or damaged."""
+        step = self.latest
+        if step is None:
+            raise UserError(f"{self.folder}: no checkpoint here; run the stage first")
+        try:
+            with _aftermath_unheard():
+                return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except Exception as error:  # as in restore
+            message = f"{self.folder}/{step}: cannot be read ({_cause(error)}); {self._mend(step)}"
+            raise UserError(message) from error
+
     def _mend(self, step: int) -> str:
         earlier = any(other < step for other in self._manager.all_steps())
         return f"delete that folder to go on from an earlier checkpoint, or {self.mend}" if earlier else self.mend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -247,8 +248,11 @@ def test_unembed_takes_any_leading_shape():
     ("fields", "match"),
     [
         (dict(num_heads=4, num_kv_heads=3), "num_heads 4 is not a multiple of num_kv_heads 3"),
-        (dict(num_layers=3, windows=(4, None)), "num_layers 3 is not a multiple of the 2 windows"),
         (dict(head_dim=5), "head_dim 5 is odd"),
+        (dict(windows=()), "expected one entry or more"),
+        (dict(windows=(0,)), "expected one entry or more, each 1 or more, or None"),
+        (dict(learned_positions=True), "max_positions is None, expected the number of learned positions"),
+        (dict(rope_scaling="llama3", rope_low_freq_factor=4.0), "rope_low_freq_factor 4.0 is not below"),
     ],
 )
 def test_configurations_that_cannot_be(fields, match):
@@ -270,3 +274,57 @@ def test_a_value_head_starts_at_zero_and_reads_both_inputs():
     base = head.apply(params, hidden, features)
     assert (head.apply(params, hidden * 2, features) != base).all()
     assert (head.apply(params, hidden, features * 2) != base).all()
+
+
+def test_the_toy_model_is_what_it_was_before_there_were_families():
+    """Parameters, their random start and logits of two toy models, as an earlier version of the decoder had them.
+
+    They were equal bit for bit where they were made; other processors round sums in another order.
+    """
+    path = pathlib.Path(__file__).resolve().parent.parent / "reference" / "toy_decoder.npz"
+    with np.load(path) as file:
+        known = dict(file)
+    shape = dict(vocab_size=48, width=24, num_heads=3, head_dim=8, mlp_width=40)
+    windowed = dict(
+        num_layers=4, windows=(3, None), tied_embeddings=False, attention_softcap=4.0, final_softcap=6.0,
+        activation="gelu", num_kv_heads=1, scan_layers=True, remat=True,
+    )  # fmt: skip
+    for name, fields in (("plain", {}), ("windowed", windowed)):
+        config = ModelConfig(**shape, **fields)
+        params = jax.jit(transformer.init, static_argnums=0)(config, jax.random.key(3))
+        leaves = {
+            f"{name}.param." + "/".join(k.key for k in path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        }
+        assert set(leaves) == {key for key in known if key.startswith(f"{name}.param.")}
+        for key, leaf in leaves.items():
+            some = np.asarray(leaf).reshape(-1)[:5] if leaf.ndim > 1 else np.asarray(leaf)[:2]
+            np.testing.assert_allclose(some, known[key], rtol=1e-6)
+        position = np.arange(9, dtype=np.int32)[None].repeat(2, 0)
+        hidden, _ = FORWARD(config, params, known["tokens"], Visibility(position))
+        np.testing.assert_allclose(UNEMBED(config, params, hidden), known[f"{name}.logits"], atol=2e-6)
+
+
+def test_layers_beyond_the_last_whole_block():
+    """Scanned and unrolled, whole rows and id by id: the remainder takes the first windows."""
+    config = dataclasses.replace(BASE, num_layers=5, windows=(3, None))
+    assert config.window_of_layer == (3, None, 3, None, 3) and (config.repeats, config.remainder) == (2, 1)
+    scanned = dataclasses.replace(config, scan_layers=True)
+    params, (tokens, visibility) = random_params(scanned), rows()
+    assert set(params) == {"embedding", "final_norm", "stack", "blocks_2"}
+    again, flat = unrolled(scanned, params)
+    assert again == config and jax.tree.structure(flat) == jax.tree.structure(random_params(config))
+    hidden, pairs = FORWARD(scanned, params, tokens, visibility)
+    np.testing.assert_allclose(hidden, FORWARD(config, flat, tokens, visibility)[0], atol=1e-5)
+    np.testing.assert_allclose(hidden, twin(config, flat, tokens, visibility)[0], atol=2e-4)
+    assert len(pairs) == 5
+    # A pattern longer than the model is cut.
+    short = dataclasses.replace(BASE, num_layers=1, windows=(3, None), scan_layers=True)
+    assert set(random_params(short)) == {"embedding", "final_norm", "blocks_0"}
+
+
+def test_rows_longer_than_the_learned_positions_are_refused():
+    config = dataclasses.replace(BASE, learned_positions=True, max_positions=TIME - 1)
+    tokens, visibility = rows()
+    with pytest.raises(ValueError, match=f"rows of {TIME} ids; this model has {TIME - 1} positions"):
+        transformer.forward(config, random_params(config), tokens, visibility)

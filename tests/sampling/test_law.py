@@ -70,6 +70,29 @@ def test_recorded_logprobs_equal_one_pass(semantics, windows):
     assert missed > 1
 
 
+STYLES = {
+    "gemma3": dict(
+        num_layers=5, windows=(5, 6, None), norm="rms_plus_one", post_norms=True, qk_norm=True, rope_local_theta=100.0,
+        activation="gelu", query_pre_attn_scalar=5.0,
+    ),
+    "gpt2": dict(
+        num_kv_heads=4, norm="layer", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,
+        learned_positions=True, max_positions=96,
+    ),
+    "llama": dict(rope_scaling="llama3", rope_factor=4.0, rope_original_length=16, scale_embeddings=False),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("semantics", BOTH)
+@pytest.mark.parametrize("style", STYLES)
+def test_the_law_holds_for_what_makes_families(semantics, style):
+    sampler, params, generations = sample(semantics, **STYLES[style])
+    _, logprobs = scored(sampler, params, generations, semantics)
+    worst, directives = compare(generations, logprobs)
+    assert directives >= 100 and worst < 1e-4
+
+
 @pytest.mark.parametrize("semantics", BOTH)
 def test_law_without_grammar_holds_for_lone_and_bare_directives(semantics):
     knobs = Knobs(max_tokens=40, budget=9, grammar=False, control_bias={"categories": 2.0, "retractions": 0.5})

@@ -10,20 +10,19 @@ begins with a space, encode(a) + encode(b) == encode(a + b).
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import io
 import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
 
 import sentencepiece
 
 from rlbf_jax.directives import BacktrackRule, ResetRule
-from rlbf_jax.errors import InputError
 from rlbf_jax.storage import write_whole
+from rlbf_jax.tokenizers import byte_text
+from rlbf_jax.tokenizers.protocol import check_categories, check_text
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
@@ -32,62 +31,6 @@ _RESERVED = re.compile("[\x00\t\n\r\u2581\u2585]")
 """Never in training text: line ends, SentencePiece's own space, unknown and boundary marks. They encode as bytes."""
 _CHUNK = 1000
 """Characters a training sentence may have; the BPE trainer's positions within a word are 16 bits wide."""
-
-
-class Tokenizer(Protocol):
-    """What models, samplers, builders and critics need of a tokenizer."""
-
-    @property
-    def pad_id(self) -> int: ...
-
-    @property
-    def bos_id(self) -> int: ...
-
-    @property
-    def eos_id(self) -> int: ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids in all, template and control ids included."""
-        ...
-
-    @property
-    def rule(self) -> BacktrackRule: ...
-
-    @property
-    def reset_rule(self) -> ResetRule: ...
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, never a template or control id. Raises InputError for lone surrogates."""
-        ...
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """[bos, USER, *text, MODEL]: the ids a response follows."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; template, control, pad, bos and eos ids vanish, invalid UTF-8 becomes U+FFFD."""
-        ...
-
-    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Character span in `decode(ids)` of each id."""
-        ...
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each id for display."""
-        ...
-
-    def name(self, token: int) -> str:
-        """One id for display."""
-        ...
-
-    def digest(self) -> str:
-        """SHA-256 (hex) of all that decides the ids."""
-        ...
-
-    def save(self, folder: str | pathlib.Path) -> None:
-        """Writes the files that `load_tokenizer` reads."""
-        ...
 
 
 class SentencePieceTokenizer:
@@ -106,9 +49,9 @@ class SentencePieceTokenizer:
         found = (p.pad_id(), p.bos_id(), p.eos_id(), p.unk_id())
         if found != (PAD, BOS, EOS, UNK):
             raise ValueError(f"a model with (pad, bos, eos, unk) = (0, 1, 2, 3) is expected, this one has {found}")
-        _check_categories(categories, x_max)
+        check_categories(categories, x_max)
         self._num_pieces = p.get_piece_size()
-        self._bytes = [_piece_bytes(p, i) for i in range(self._num_pieces)]
+        self._bytes = [piece_bytes_of(p, i) for i in range(self._num_pieces)]
         self._mark = [p.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         if UNK in self._mark:
             raise ValueError("this model has no byte pieces; train it with byte_fallback, as train_tokenizer does")
@@ -137,6 +80,10 @@ class SentencePieceTokenizer:
         return EOS
 
     @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (EOS,)
+
+    @property
     def vocab_size(self) -> int:
         return self._vocab_size
 
@@ -155,13 +102,7 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Raises InputError for lone surrogates, which no UTF-8 text can hold."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"character {error.start} is a lone surrogate ({text[error.start]!a}), which is not valid Unicode; "
-                "decode the source with errors='replace'"
-            ) from None
+        check_text(text)
         # U+2581 is SentencePiece's spelling of a space, so a real one must go around it, by its bytes.
         ids: list[int] = []
         for index, part in enumerate(text.split(_SPACE)):
@@ -175,22 +116,14 @@ class SentencePieceTokenizer:
         return [BOS, self.user_id, *self.encode(text), self.model_id]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return b"".join([self._bytes[self._checked(i)] for i in ids]).decode("utf-8", errors="replace")
+        return b"".join([self.piece_bytes(i) for i in ids]).decode("utf-8", errors="replace")
+
+    def piece_bytes(self, token: int) -> bytes:
+        return self._bytes[self._checked(token)]
 
     def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Character spans; an id inside a multi-byte character covers it whole, a vanished id has an empty span."""
-        parts = [self._bytes[self._checked(i)] for i in ids]
-        starts = _character_starts(b"".join(parts))
-        spans, position = [], 0
-        for part in parts:
-            # The character that holds byte p is the last one to start at or before p.
-            begin = bisect.bisect_right(starts, position) - 1
-            if part:
-                spans.append((begin, bisect.bisect_right(starts, position + len(part) - 1)))
-            else:
-                spans.append((begin, begin))
-            position += len(part)
-        return spans
+        return byte_text.offsets([self.piece_bytes(i) for i in ids])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self.name(i) for i in ids]
@@ -223,19 +156,6 @@ class SentencePieceTokenizer:
         return token
 
 
-def load_tokenizer(folder: str | pathlib.Path) -> SentencePieceTokenizer:
-    """Reads what `save` wrote. Raises ValueError that names the missing or broken file."""
-    folder = pathlib.Path(folder)
-    for name in (MODEL_FILE, META_FILE):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}; `save` of a tokenizer writes {MODEL_FILE} and {META_FILE}")
-    try:
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-        return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), meta["categories"], meta["x_max"])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # of JSON, of SentencePiece, or ours
-        raise ValueError(f"{folder}: not a saved tokenizer ({type(error).__name__}: {error})") from error
-
-
 def train_tokenizer(
     texts: Iterable[str],
     vocab_size: int,
@@ -257,7 +177,7 @@ def train_tokenizer(
     Raises:
         ValueError: no text, or a vocabulary that the texts cannot fill or whose alphabet does not fit; names the bound.
     """
-    _check_categories(categories, x_max)
+    check_categories(categories, x_max)
     sentences = list(_sentences(texts))
     if not sentences:
         raise ValueError("there is no text to train a tokenizer on")
@@ -314,14 +234,7 @@ def _bounds(message: str, vocab_size: int) -> str:
     return f"SentencePiece could not train a vocabulary of {vocab_size} pieces: {message}"
 
 
-def _check_categories(categories: Sequence[str], x_max: int) -> None:
-    if isinstance(categories, str) or len(set(categories)) != len(categories) or not all(categories):
-        raise ValueError(f"categories must be distinct, non-empty names, not {categories!r}")
-    if x_max < 1:
-        raise ValueError(f"x_max is {x_max}, it must be at least 1")
-
-
-def _piece_bytes(processor: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
+def piece_bytes_of(processor: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
     if processor.is_unknown(token):
         return "\ufffd".encode()
     if processor.is_control(token):
@@ -330,20 +243,3 @@ def _piece_bytes(processor: sentencepiece.SentencePieceProcessor, token: int) ->
     if processor.is_byte(token):
         return bytes([int(piece[3:5], 16)])
     return piece.replace(_SPACE, " ").encode()
-
-
-def _character_starts(data: bytes) -> list[int]:
-    """Byte at which each character of `data.decode(errors="replace")` starts, then len(data)."""
-    starts: list[int] = []
-    position = 0
-    while position < len(data):
-        try:
-            data[position:].decode("utf-8")
-            valid, broken = len(data), len(data)
-        except UnicodeDecodeError as error:
-            valid, broken = position + error.start, position + error.end
-        starts += [i for i in range(position, valid) if data[i] & 0xC0 != 0x80]
-        if valid < broken:
-            starts.append(valid)
-        position = broken
-    return [*starts, len(data)]

@@ -1,0 +1,109 @@
+"""Everything that model families differ by, as fields of one dataclass; `families.py` fills them in."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from rlbf_jax.ranges import check_at_least, check_positive
+
+Family = Literal["toy", "gemma2", "gemma3", "llama", "qwen2", "qwen3", "mistral", "gpt2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and numerics of a decoder."""
+
+    family: Family = "toy"
+    """How checkpoints of it are named and written; `families.styled` fills in the fields that make a family."""
+    vocab_size: int = 1024
+    """Ids, control ids included. Recipes set it from the tokenizer."""
+    num_layers: int = 3
+    width: int = 96
+    num_heads: int = 3
+    num_kv_heads: int = 3
+    head_dim: int = 32
+    mlp_width: int = 256
+    activation: Literal["silu", "gelu", "gelu_exact", "relu2"] = "silu"
+    """Of the gate, or of the hidden layer of an MLP without one. `gelu` is the tanh approximation."""
+    gated_mlp: bool = True
+    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
+    """RMSNorm; RMSNorm whose factor is 1 + scale; LayerNorm with a bias."""
+    post_norms: bool = False
+    """Norms also after attention and MLP, before they are added to the stream."""
+    qk_norm: bool = False
+    """Norms of queries and keys within each head, before the rotary embedding."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    """Of the attention's output."""
+    mlp_bias: bool = False
+    query_pre_attn_scalar: float | None = None
+    """Queries are scaled by this ** -0.5; None: `head_dim`."""
+    scale_embeddings: bool = True
+    """Rows of the embedding are multiplied by sqrt(width)."""
+    learned_positions: bool = False
+    """A table of `max_positions` rows instead of rotary embeddings."""
+    max_positions: int | None = None
+    """Longest text the model was made for. A limit with learned positions, a remark otherwise."""
+    rope_theta: float = 10_000.0
+    rope_local_theta: float | None = None
+    """Of layers with a window, which then take no scaling; None: as the others."""
+    rope_scaling: Literal["none", "linear", "llama3"] = "none"
+    rope_factor: float = 1.0
+    """Positions (`linear`), or the slow frequencies (`llama3`), are divided by this."""
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_length: int = 8192
+    """`llama3`: frequencies that turn fewer than `low` times within this length are slow, more than `high` fast."""
+    norm_eps: float = 1e-6
+    tied_embeddings: bool = True
+    windows: tuple[int | None, ...] = (None,)
+    """Attention windows of the repeating block of layers; None is global. Layers beyond the last whole block take
+    the block's first windows."""
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and the cache. Norms, softmax and logits are float32 always."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    scan_layers: bool = False
+    """Scan over the repeating block: compiles in constant time, for deep models. Unrolled runs faster when shallow."""
+    remat: bool = False
+    """Recompute each block's activations in the backward pass."""
+
+    def __post_init__(self):
+        check_at_least(self, 1, "vocab_size", "num_layers", "width", "mlp_width")
+        check_at_least(self, 1, "num_heads", "num_kv_heads", "head_dim", "max_positions", "rope_original_length")
+        check_positive(self, "rope_theta", "norm_eps", "attention_softcap", "final_softcap", "rope_local_theta")
+        check_positive(self, "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "query_pre_attn_scalar")
+        if not self.windows or any(w is not None and w < 1 for w in self.windows):
+            raise ValueError(f"windows is {self.windows}, expected one entry or more, each 1 or more, or None")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.head_dim % 2 and not self.learned_positions:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need pairs")
+        if self.learned_positions and self.max_positions is None:
+            raise ValueError("max_positions is None, expected the number of learned positions")
+        if self.rope_scaling == "llama3" and self.rope_low_freq_factor >= self.rope_high_freq_factor:
+            raise ValueError(
+                f"rope_low_freq_factor {self.rope_low_freq_factor} is not below "
+                f"rope_high_freq_factor {self.rope_high_freq_factor}"
+            )
+
+    @property
+    def groups(self) -> int:
+        """Query heads a key head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def repeats(self) -> int:
+        """Whole repeating blocks."""
+        return self.num_layers // len(self.windows)
+
+    @property
+    def remainder(self) -> int:
+        """Layers after the last whole block."""
+        return self.num_layers % len(self.windows)
+
+    @property
+    def window_of_layer(self) -> tuple[int | None, ...]:
+        return self.windows * self.repeats + self.windows[: self.remainder]

@@ -1,0 +1,393 @@
+"""The families: what makes each one, its published `config.json` <-> `ModelConfig`.
+
+Adding a family is adding a `FamilySpec`; if it names its tensors differently, also a table in `weights/mapping.py`.
+Both writings of a configuration are read: that of transformers 4 (`rope_theta`, `rope_scaling`,
+`sliding_window_pattern`) and that of transformers 5 (`rope_parameters`, `layer_types`). The first is written, plus
+`layer_types`, since both versions read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rlbf_jax.errors import UserError
+from rlbf_jax.models.config import ModelConfig
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+_LLAMA_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "width",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "mlp_width",
+    "max_position_embeddings": "max_positions",
+    "rms_norm_eps": "norm_eps",
+}
+_GPT2_FIELDS = {
+    "vocab_size": "vocab_size",
+    "n_embd": "width",
+    "n_layer": "num_layers",
+    "n_head": "num_heads",
+    "n_positions": "max_positions",
+    "layer_norm_epsilon": "norm_eps",
+}
+_GEMMA = dict(activation="gelu", norm="rms_plus_one", post_norms=True)
+_PLAIN = dict(scale_embeddings=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilySpec:
+    """One family."""
+
+    architecture: str
+    """`architectures` of its config.json."""
+    model_type: str
+    structure: Mapping[str, Any]
+    """Fields of `ModelConfig` that make the family."""
+    defaults: Mapping[str, Any]
+    """Of config.json: values of fields that may be missing there, as transformers fills them in."""
+    fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    """Of config.json: fields that change the model and the values that we can compute."""
+    fields: Mapping[str, str] = dataclasses.field(default_factory=lambda: _LLAMA_FIELDS)
+    """Of config.json: numbers that are fields of `ModelConfig`."""
+    activation_field: str = "hidden_act"
+
+
+_ROTARY = {"rms_norm_eps": 1e-6, "max_position_embeddings": None, "hidden_act": "silu", "tie_word_embeddings": False}
+_GEMMA_DEFAULTS = _ROTARY | {
+    "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
+    "sliding_window": 4096, "attention_bias": False, "head_dim": 256,
+}  # fmt: skip
+_QWEN = _ROTARY | {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+
+FAMILIES: dict[str, FamilySpec] = {
+    "gemma2": FamilySpec(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        _GEMMA | dict(windows=(4096, None), attention_softcap=50.0, final_softcap=30.0),
+        _GEMMA_DEFAULTS | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        {"use_bidirectional_attention": (None, False)},
+        activation_field="hidden_activation",
+    ),
+    "gemma3": FamilySpec(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        _GEMMA
+        | dict(qk_norm=True, windows=(512,) * 5 + (None,), rope_theta=1_000_000.0, rope_local_theta=10_000.0),
+        _GEMMA_DEFAULTS | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        {"use_bidirectional_attention": (None, False)},
+        activation_field="hidden_activation",
+    ),
+    "llama": FamilySpec(
+        "LlamaForCausalLM",
+        "llama",
+        _PLAIN | dict(norm_eps=1e-5, rope_theta=500_000.0),
+        _ROTARY | {"attention_bias": False, "mlp_bias": False},
+    ),
+    "qwen2": FamilySpec(
+        "Qwen2ForCausalLM", "qwen2", _PLAIN | dict(qkv_bias=True, rope_theta=1_000_000.0), _QWEN
+    ),
+    "qwen3": FamilySpec(
+        "Qwen3ForCausalLM",
+        "qwen3",
+        _PLAIN | dict(qk_norm=True, rope_theta=1_000_000.0),
+        _QWEN | {"attention_bias": False, "head_dim": 128},
+    ),
+    "mistral": FamilySpec(
+        "MistralForCausalLM",
+        "mistral",
+        _PLAIN | dict(norm_eps=1e-5, windows=(4096,), tied_embeddings=False),
+        _ROTARY | {"sliding_window": 4096},
+    ),
+    "gpt2": FamilySpec(
+        "GPT2LMHeadModel",
+        "gpt2",
+        _PLAIN
+        | dict(norm="layer", norm_eps=1e-5, gated_mlp=False, activation="gelu", qkv_bias=True, out_bias=True,
+               mlp_bias=True, learned_positions=True, max_positions=1024),
+        {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_positions": 1024,
+         "tie_word_embeddings": True},
+        {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
+        fields=_GPT2_FIELDS,
+        activation_field="activation_function",
+    ),
+}  # fmt: skip
+_ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu",
+}  # fmt: skip
+_ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu"}
+_NUMERICS = ("dtype", "param_dtype", "scan_layers", "remat")
+"""Fields that say how a model is computed, not which."""
+
+
+def styled(config: ModelConfig) -> ModelConfig:
+    """`config` with what makes its family, in the fields that are still at their defaults."""
+    spec = FAMILIES.get(config.family)
+    if spec is None:
+        return config
+    plain = ModelConfig()
+    chosen = {name: value for name, value in spec.structure.items() if getattr(config, name) == getattr(plain, name)}
+    return dataclasses.replace(config, **chosen)
+
+
+def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
+    """The model that a `config.json` describes, in float32.
+
+    Raises UserError, naming the field, for an architecture or a value that this decoder cannot compute exactly.
+    """
+    name, spec = _family_of(hf)
+    for field, allowed in {**spec.fixed, "quantization_config": (None,)}.items():
+        if hf.get(field, allowed[0]) not in allowed:
+            raise _unsupported(field, hf[field], f"{allowed[0]!r}")
+    seen = {**spec.defaults, **hf}
+    fields: dict[str, Any] = {ours: _number(seen, theirs) for theirs, ours in spec.fields.items()}
+    # Structure that is always so; what config.json can say follows and wins.
+    fields = {**spec.structure, **fields}
+    heads = fields["num_heads"]
+    fields["num_kv_heads"] = _number(seen, "num_key_value_heads", heads) if name != "gpt2" else heads
+    fields["head_dim"] = (
+        _number(seen, "head_dim", fields["width"] // heads) if name != "gpt2" else fields["width"] // heads
+    )
+    fields["tied_embeddings"] = _flag(seen, "tie_word_embeddings")
+    fields["activation"] = _activation(seen, spec.activation_field)
+    if name == "gpt2":
+        fields["mlp_width"] = _number(seen, "n_inner", 4 * fields["width"])
+    else:
+        fields |= _rope(name, seen) | _biases(name, seen) | _gemma(name, seen)
+        fields["windows"] = shortest_pattern(_windows(name, seen, fields["num_layers"]))
+    try:
+        return ModelConfig(family=name, **fields)  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"config.json: {error}") from error
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` of a model, without token ids: `config_from_hf` of it gives `config` again.
+
+    Raises UserError, naming the field, where the family's architecture cannot say what `config` says.
+    """
+    spec = FAMILIES.get(config.family)
+    if spec is None:
+        raise UserError(
+            f"model.family: {config.family!r} has no Hugging Face architecture; expected one of {', '.join(FAMILIES)}"
+        )
+    hf: dict[str, Any] = {"architectures": [spec.architecture], "model_type": spec.model_type}
+    hf |= {theirs: getattr(config, ours) for theirs, ours in spec.fields.items() if getattr(config, ours) is not None}
+    hf |= {"tie_word_embeddings": config.tied_embeddings, "torch_dtype": config.param_dtype}
+    if config.activation not in _ACTIVATION_NAMES:
+        raise UserError(f"model.activation: {config.activation!r} is unknown to {spec.architecture}")
+    hf[spec.activation_field] = _ACTIVATION_NAMES[config.activation]
+    if config.family == "gpt2":
+        hf["n_inner"] = config.mlp_width
+        hf["activation_function"] = hf["activation_function"].replace("gelu_pytorch_tanh", "gelu_new")
+    else:
+        hf |= {"num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim}
+        hf |= _rope_to_hf(config) | _windows_to_hf(config)
+        if "attention_bias" in spec.defaults:
+            hf["attention_bias"] = config.out_bias
+        if "mlp_bias" in spec.defaults:
+            hf["mlp_bias"] = config.mlp_bias
+    if config.family in ("gemma2", "gemma3"):
+        scalar = config.head_dim if config.query_pre_attn_scalar is None else config.query_pre_attn_scalar
+        hf |= {"query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+               "attn_logit_softcapping": config.attention_softcap,
+               "final_logit_softcapping": config.final_softcap}  # fmt: skip
+    _check_same(config, config_from_hf(hf), spec.architecture)
+    return hf
+
+
+def shortest_pattern(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """The shortest beginning of `windows` that, repeated and cut, gives all of them."""
+    for size in range(1, len(windows) + 1):
+        if all(window == windows[i % size] for i, window in enumerate(windows)):
+            return windows[:size]
+    return windows
+
+
+def same_model(a: ModelConfig, b: ModelConfig) -> list[str]:
+    """Names of the fields in which two configurations describe different models."""
+
+    def plain(c: ModelConfig) -> dict[str, Any]:
+        values = dataclasses.asdict(c) | {"windows": c.window_of_layer}
+        values["query_pre_attn_scalar"] = float(c.query_pre_attn_scalar or c.head_dim)
+        if c.rope_local_theta == c.rope_theta or None not in c.window_of_layer:
+            values["rope_local_theta"] = None
+        unread = ["rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_length"]
+        unread = unread if c.rope_scaling == "none" else unread[1:] if c.rope_scaling == "linear" else []
+        if c.learned_positions:
+            unread += ["rope_theta", "rope_local_theta"]
+        return {name: value for name, value in values.items() if name not in (*_NUMERICS, *unread)}
+
+    left, right = plain(a), plain(b)
+    return [name for name in left if left[name] != right.get(name)]
+
+
+# Reading -------------------------------------------------------------------------------------------
+
+
+def _family_of(hf: Mapping[str, Any]) -> tuple[str, FamilySpec]:
+    named = hf.get("architectures") or []
+    for name, spec in FAMILIES.items():
+        if spec.architecture in named or (not named and hf.get("model_type") == spec.model_type):
+            return name, spec
+    known = ", ".join(spec.architecture for spec in FAMILIES.values())
+    told = named or hf.get("model_type")
+    raise UserError(f"config.json: architectures is {told!r}, expected one of {known}; other models are not supported")
+
+
+def _unsupported(field: str, value: Any, expected: str) -> UserError:
+    return UserError(f"config.json: {field} is {value!r}, expected {expected}; this decoder computes nothing else")
+
+
+def _number(hf: Mapping[str, Any], field: str, default: Any = None) -> Any:
+    value = hf.get(field)
+    value = default if value is None else value
+    if value is None and field in ("max_position_embeddings",):
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"config.json: {field} is {value!r}, expected a number")
+    return value
+
+
+def _flag(hf: Mapping[str, Any], field: str) -> bool:
+    value = hf.get(field, False)
+    if not isinstance(value, bool):
+        raise UserError(f"config.json: {field} is {value!r}, expected true or false")
+    return value
+
+
+def _optional(hf: Mapping[str, Any], field: str) -> float | None:
+    return None if hf.get(field) is None else _number(hf, field)
+
+
+def _activation(hf: Mapping[str, Any], field: str) -> str:
+    value = hf[field]
+    if value not in _ACTIVATIONS:
+        raise _unsupported(field, value, f"one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[value]
+
+
+def _biases(name: str, hf: Mapping[str, Any]) -> dict[str, bool]:
+    if name == "qwen2":
+        return {"qkv_bias": True}
+    biased = _flag(hf, "attention_bias")
+    return {"qkv_bias": biased, "out_bias": biased, "mlp_bias": _flag(hf, "mlp_bias")}
+
+
+def _gemma(name: str, hf: Mapping[str, Any]) -> dict[str, Any]:
+    if name not in ("gemma2", "gemma3"):
+        return {}
+    return {
+        "query_pre_attn_scalar": float(_number(hf, "query_pre_attn_scalar")),
+        "attention_softcap": _optional(hf, "attn_logit_softcapping"),
+        "final_softcap": _optional(hf, "final_logit_softcapping"),
+    }
+
+
+def _windows(name: str, hf: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    """The window of every layer."""
+    window = _optional(hf, "sliding_window")
+    if name == "llama" or (name in ("qwen2", "qwen3") and not _flag(hf, "use_sliding_window")):
+        window = None
+    if name == "mistral" or window is None:
+        kinds = [FULL if window is None else SLIDING] * layers
+    elif name in ("qwen2", "qwen3"):
+        kinds = [SLIDING if i >= _number(hf, "max_window_layers") else FULL for i in range(layers)]
+    else:
+        every = 2 if name == "gemma2" else hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
+        kinds = [FULL if (i + 1) % every == 0 else SLIDING for i in range(layers)]
+    if hf.get("layer_types") is not None and name not in ("mistral", "llama"):
+        kinds = hf["layer_types"]
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise UserError(f"config.json: layer_types has not one entry for each of the {layers} layers")
+    for kind in kinds:
+        if kind not in (SLIDING, FULL) or (kind == SLIDING and window is None):
+            raise _unsupported("layer_types", kind, f"{FULL}, or {SLIDING} with sliding_window")
+    return tuple(int(window) if kind == SLIDING and window is not None else None for kind in kinds)
+
+
+def _rope(name: str, hf: Mapping[str, Any]) -> dict[str, Any]:
+    default = 1_000_000.0 if name == "gemma3" else 10_000.0
+    theta = float(_number(hf, "rope_theta", default))
+    new, old = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
+    if not isinstance(new, Mapping) or not isinstance(old, Mapping):
+        raise UserError("config.json: rope_parameters and rope_scaling must be objects or null")
+    local: Mapping[str, Any] = {}
+    if name == "gemma3":
+        local = new.get(SLIDING) or {}
+        new = new.get(FULL) or {}
+        if local.get("rope_type", "default") != "default":
+            raise _unsupported(f"rope_parameters.{SLIDING}.rope_type", local["rope_type"], "'default'")
+    scaling = {**new, **old}
+    fields = {"rope_theta": float(_number(scaling, "rope_theta", theta))} | _scaling(scaling)
+    if name == "gemma3":
+        published = float(_number(hf, "rope_local_base_freq", 10_000.0))
+        fields["rope_local_theta"] = float(_number(local, "rope_theta", published))
+    factor = scaling.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
+    if factor not in (None, 1.0):
+        raise _unsupported("partial_rotary_factor", factor, "1.0")
+    return fields
+
+
+def _scaling(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return {}
+    if kind not in ("linear", "llama3"):
+        raise _unsupported("rope_type", kind, "'default', 'linear' or 'llama3'")
+    fields = {"rope_scaling": kind, "rope_factor": float(_number(scaling, "factor"))}
+    if kind == "llama3":
+        fields |= {
+            "rope_low_freq_factor": float(_number(scaling, "low_freq_factor")),
+            "rope_high_freq_factor": float(_number(scaling, "high_freq_factor")),
+            "rope_original_length": int(_number(scaling, "original_max_position_embeddings")),
+        }
+    return fields
+
+
+# Writing -------------------------------------------------------------------------------------------
+
+
+def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
+    scaling: dict[str, Any] | None = None
+    if config.rope_scaling != "none":
+        scaling = {"rope_type": config.rope_scaling, "factor": config.rope_factor}
+    if scaling is not None and config.rope_scaling == "llama3":
+        scaling |= {
+            "low_freq_factor": config.rope_low_freq_factor,
+            "high_freq_factor": config.rope_high_freq_factor,
+            "original_max_position_embeddings": config.rope_original_length,
+        }
+    hf = {"rope_theta": config.rope_theta, "rope_scaling": scaling}
+    if config.family == "gemma3":
+        hf["rope_local_base_freq"] = config.rope_local_theta or config.rope_theta
+    return hf
+
+
+def _windows_to_hf(config: ModelConfig) -> dict[str, Any]:
+    if config.family == "llama":
+        return {}
+    windows = config.window_of_layer
+    sizes = {window for window in windows if window is not None}
+    hf: dict[str, Any] = {"sliding_window": next(iter(sizes), None)}
+    if config.family == "mistral":
+        return hf
+    if config.family in ("qwen2", "qwen3"):
+        hf["use_sliding_window"] = bool(sizes)
+        if sizes:
+            hf["max_window_layers"] = next(i for i, window in enumerate(windows) if window is not None)
+    if config.family == "gemma3" and len(config.windows) > 1:
+        hf["sliding_window_pattern"] = len(config.windows)
+    return hf | {"layer_types": [FULL if window is None else SLIDING for window in windows]}
+
+
+def _check_same(config: ModelConfig, read: ModelConfig, architecture: str) -> None:
+    differing = same_model(config, read)
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"model.{name}: {architecture} cannot say {getattr(config, name)!r} (a reader would take "
+            f"{getattr(read, name)!r}); choose another family, or leave the field as the family has it"
+        )

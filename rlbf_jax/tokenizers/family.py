@@ -1,0 +1,265 @@
+"""The tokenizer of a published checkpoint, with control tokens, behind our protocol.
+
+Which ids no text can make (*guarded*): special tokens, tokens with a role (beginning, end, padding), ends of sequence
+of generation_config.json, spare tokens, anything spelled `<|...|>`, every added token that the chat template writes
+(`<think>`, `<tool_call>`), and the control ids. Other added tokens are ordinary vocabulary (Gemma's runs of newlines
+and HTML tags) and are found in any text, as the family has it.
+
+`encode` gives a continuation: nothing is put before it, so pieces of a text concatenate. `decode` gives back the
+family's normalization of a text (`normalize`): Qwen's NFC, SentencePiece's reading of U+2581 as a space.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import pathlib
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+
+from rlbf_jax.directives import BacktrackRule, ResetRule
+from rlbf_jax.errors import InputError
+from rlbf_jax.storage import write_whole
+from rlbf_jax.tokenizers import byte_text, folder
+from rlbf_jax.tokenizers.added import AddedToken, Matcher
+from rlbf_jax.tokenizers.chat import ChatTemplate
+from rlbf_jax.tokenizers.controls import RESERVED
+from rlbf_jax.tokenizers.huggingface import HuggingFaceVocabulary, opening
+from rlbf_jax.tokenizers.protocol import check_text
+from rlbf_jax.tokenizers.published_sentencepiece import PublishedSentencePiece
+
+_MARKER = re.compile(r"<\|.*\|>", re.DOTALL)
+_PROBE = "Hello there"
+
+
+class FamilyTokenizer:
+    """A published tokenizer (files as `folder.with_controls` or `save` made them)."""
+
+    def __init__(self, files: folder.Files):
+        self._files = files
+        self._meta = folder.meta(files)
+        source, roles, tokens = folder.template(files, self._meta.template), folder.roles(files), folder.listed(files)
+        self._added = {token.id: token for token in tokens}
+        by_text = {token.content: token.id for token in tokens}
+        self._bos, self._eos, self._pad = (by_text.get(roles.get(role, "")) for role in folder.ROLES[:3])
+        self._controls = frozenset(self._meta.names())
+        special = {t.id for t in tokens if t.special or RESERVED.fullmatch(t.content)}
+        special |= self._controls | set(self._meta.stop_ids)
+        self._guarded = frozenset(
+            special | {t.id for t in tokens if _MARKER.fullmatch(t.content) or _written(t, source)}
+        )
+        self._vocabulary = self._read_vocabulary()
+        listed = tokens if folder.JSON_FILE in files.content else [t for t in tokens if t.id in self._guarded]
+        self._matcher = Matcher(listed, self._guarded)
+        self.template = None
+        if source is not None:
+            date = datetime.date.fromisoformat(self._meta.date)
+            self.template = ChatTemplate(source, roles, date, f"{files.where}: chat template")
+        self._opening = self._find_opening(by_text.get(roles.get("bos_token", "")))
+        self._eos_ids = self._find_eos_ids()
+        self._hidden = frozenset(special | set(self._eos_ids))
+        self._bytes = [self._find_bytes(i) for i in range(self.vocab_size)]
+        self._blank = {i for i in range(self.vocab_size) if i not in self._vocabulary.pieces and i not in self._added}
+        self._rule, self._reset_rule = self._meta.rules(self._never())
+
+    def __repr__(self) -> str:
+        return f"FamilyTokenizer({self._files.where}, {self.vocab_size} ids, digest {self.digest()[:12]})"
+
+    @property
+    def bos_id(self) -> int:
+        """The beginning of sequence; `eos_id` in families without one (Qwen)."""
+        return self.eos_id if self._bos is None else self._bos
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token; `eos_id` in families without one."""
+        return self.eos_id if self._pad is None else self._pad
+
+    @property
+    def eos_id(self) -> int:
+        return self._eos_ids[0]
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return self._eos_ids
+
+    @property
+    def vocab_size(self) -> int:
+        return self._meta.vocab_size
+
+    @property
+    def rule(self) -> BacktrackRule:
+        return self._rule
+
+    @property
+    def reset_rule(self) -> ResetRule:
+        return self._reset_rule
+
+    @property
+    def guarded_ids(self) -> frozenset[int]:
+        """Ids that no untrusted text makes."""
+        return self._guarded
+
+    @property
+    def new_ids(self) -> range:
+        """Control ids; their embedding rows are new (`controls.new_rows`) even where the checkpoint has rows."""
+        return range(self._rule.first_id, self._reset_rule.end_id)
+
+    @property
+    def untrained_ids(self) -> frozenset[int]:
+        """Rows of the embedding that the checkpoint never used: spare tokens, rows without a token, control ids."""
+        spare = {t.id for t in self._added.values() if RESERVED.fullmatch(t.content)}
+        return frozenset(spare | self._blank | self._controls)
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """What `save` writes, by name."""
+        return self._files.content
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of untrusted text, none of them guarded. Raises InputError for lone surrogates."""
+        check_text(text)
+        return list(self._ids(text, None))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
+        """Ids of a conversation by the checkpoint's chat template; what messages say is untrusted.
+
+        For messages that spell no guarded token these are the ids that `transformers` gives. Raises InputError without
+        a template, or where it refuses the messages or cannot be kept apart from them.
+        """
+        if self.template is None:
+            raise InputError(f"{self._files.where}: no chat template; use encode_prompt, or add {folder.TEMPLATE_FILE}")
+        for message in messages:
+            check_text("".join(map(str, message.values())))
+        text, trusted = self.template.render(messages, add_generation_prompt, self._spells_guarded)
+        return list(self._ids(text, trusted, self._vocabulary.parts.prefix))
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A user's turn and the opening of the model's; without a template the family's opening, then the text."""
+        if self.template is not None:
+            return self.encode_chat([{"role": "user", "content": text}])
+        return [*self._opening, *self.encode(text)]
+
+    def normalize(self, text: str) -> str:
+        """The family's declared normalization: `decode(encode(text))`."""
+        check_text(text)
+        shown = []
+        for _, part in self._matcher.split(text):
+            if isinstance(part, AddedToken):
+                shown.append(part.content)
+                continue
+            for inner in self._matcher.split_normalized(self._vocabulary.normalize(part)):
+                shown.append(inner.content if isinstance(inner, AddedToken) else self._vocabulary.shown(inner))
+        return "".join(shown)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join([self.piece_bytes(i) for i in ids]).decode("utf-8", errors="replace")
+
+    def piece_bytes(self, token: int) -> bytes:
+        return self._bytes[self._checked(token)]
+
+    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        return byte_text.offsets([self.piece_bytes(i) for i in ids])
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.name(i) for i in ids]
+
+    def name(self, token: int) -> str:
+        token = self._checked(token)
+        for rule in (self._rule, self._reset_rule):
+            if rule.is_control(token):
+                return rule.name(token)
+        if token in self._added:
+            return self._added[token].content
+        return self._vocabulary.pieces.get(token, f"[UNUSED_{token}]")
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the files that `save` writes."""
+        sums = [
+            name.encode() + hashlib.sha256(content).digest() for name, content in sorted(self._files.content.items())
+        ]
+        return hashlib.sha256(b"".join(sums)).hexdigest()
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes the checkpoint's tokenizer files with control tokens, readable by `transformers` and by us."""
+        for name, content in self._files.content.items():
+            write_whole(pathlib.Path(folder) / name, content)
+
+    def _read_vocabulary(self) -> HuggingFaceVocabulary | PublishedSentencePiece:
+        files = self._files
+        if folder.JSON_FILE in files.content:
+            where = f"{files.where}/{folder.JSON_FILE}"
+            return HuggingFaceVocabulary(files.json(folder.JSON_FILE), self._guarded, where)
+        where = f"{files.where}/{folder.MODEL_FILE}"
+        return PublishedSentencePiece(files.content[folder.MODEL_FILE], self._guarded, where)
+
+    def _find_opening(self, bos: int | None) -> list[int]:
+        """What the family puts before a text, where no chat template says it."""
+        if self.template is not None:
+            return []
+        if folder.JSON_FILE in self._files.content:
+            return opening(self._files.json(folder.JSON_FILE))
+        return [bos] if bos is not None and self._files.json(folder.CONFIG_FILE).get("add_bos_token", True) else []
+
+    def _ids(self, text: str, trusted: bytes | None, prefix: str = "never") -> Iterator[int]:
+        for start, part in self._matcher.split(text, trusted):
+            if isinstance(part, AddedToken):
+                yield part.id
+                continue
+            wanted = prefix == "always" or (prefix == "first" and start == 0)
+            for inner in self._matcher.split_normalized(self._vocabulary.normalize(part)):
+                if isinstance(inner, AddedToken):
+                    yield inner.id
+                else:
+                    yield from self._vocabulary.encode(inner, wanted)
+                wanted = False
+
+    def _spells_guarded(self, text: str) -> bool:
+        """Whether a text spells a guarded token, before or after compatibility normalization."""
+        return any(map(self._matcher.spells_guarded, (text, unicodedata.normalize("NFKC", text))))
+
+    def _find_eos_ids(self) -> tuple[int, ...]:
+        """End of turn by the chat template, then the tokenizer's end of sequence, then those of generation_config."""
+        found = [self._turn_end(), self._eos, *self._meta.stop_ids]
+        ids = tuple(dict.fromkeys(i for i in found if i is not None))
+        if not ids:
+            raise InputError(
+                f"{self._files.where}: no end of sequence; give eos_token in {folder.CONFIG_FILE} or eos_token_id in "
+                f"{folder.GENERATION_FILE}"
+            )
+        return ids
+
+    def _turn_end(self) -> int | None:
+        """The first special token after what the model said in a finished turn."""
+        if self.template is None:
+            return None
+        messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _PROBE}]
+        text, trusted = self.template.render(messages, add_generation_prompt=False)
+        end = text.rfind(_PROBE) + len(_PROBE)
+        parts = self._matcher.split(text, trusted)
+        return next(
+            (p.id for start, p in parts if start >= end and not isinstance(p, str) and p.id in self._guarded), None
+        )
+
+    def _find_bytes(self, token: int) -> bytes:
+        if token in self._hidden:
+            return b""
+        if token in self._added and folder.JSON_FILE in self._files.content:
+            return self._added[token].content.encode()
+        return self._vocabulary.bytes_of(token) if token in self._vocabulary.pieces else b""
+
+    def _never(self) -> tuple[int, ...]:
+        """Ids that are never legal in a response: special ones that end nothing, and rows without a piece."""
+        return tuple(sorted((self._hidden | self._blank) - set(self._eos_ids) - self._controls))
+
+    def _checked(self, token: int) -> int:
+        token = int(token)
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"id {token} is outside this tokenizer's 0..{self.vocab_size - 1}")
+        return token
+
+
+def _written(token: AddedToken, template: str | None) -> bool:
+    """Whether a chat template writes a token; white space is everybody's."""
+    return template is not None and bool(token.content.strip()) and token.content in template

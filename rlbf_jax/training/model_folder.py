@@ -1,0 +1,54 @@
+"""A model by itself on disk, in either of two forms: a finished stage of a run, or a checkpoint in published form.
+
+RUN/stages/STAGE/model/    parameters and, in the meta of their checkpoint, the configuration
+FOLDER/config.json, ...    what `rlbf import` and `rlbf export` write, and what others publish
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from rlbf_jax.errors import UserError
+from rlbf_jax.models import transformer
+from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.weights.read import read_checkpoint
+from rlbf_jax.parallel.mesh import make_mesh
+from rlbf_jax.training.checkpoint import Checkpoints
+
+
+def load_model(folder: Path, mesh: Mesh | None = None) -> tuple[ModelConfig, dict]:
+    """Model and parameters of either form.
+
+    Args:
+      folder: holds `model/`, or config.json and safetensors.
+      mesh: where parameters live; None: the first device.
+
+    Raises:
+      UserError: there is no model, it is damaged, or its configuration is of another version.
+    """
+    if not (folder / "model").is_dir():
+        if (folder / "config.json").is_file():
+            return read_checkpoint(folder, mesh)
+        raise UserError(
+            f"{folder}: no model here; expected a checkpoint (config.json, safetensors) as `rlbf import` writes it, "
+            "or a stage of a run (RUN/stages/sft)"
+        )
+    checkpoints = Checkpoints(folder / "model", mend="make it again")
+    config = config_of(checkpoints.meta().get("model"), folder)
+    shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
+    params, _ = checkpoints.restore(shapes, make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh)
+    checkpoints.close()
+    return config, params
+
+
+def config_of(fields: Any, folder: Path) -> ModelConfig:
+    """A configuration from JSON."""
+    try:
+        return ModelConfig(**{**fields, "windows": tuple(fields["windows"])})
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{folder}/model: its configuration cannot be read ({error}); make it again") from error
