@@ -24,6 +24,7 @@ REQUIRES = [
     "grain>=0.2.18,<0.3",
     "array_record>=0.8.3,<0.9",
     "numpy>=2.0,<3",
+    "ml_dtypes>=0.5,<1",
     "tyro>=1.0,<2",
     "rich>=14,<16",
     "tqdm>=4.66,<5",
