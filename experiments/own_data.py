@@ -17,9 +17,9 @@ Measured on a test pool that nothing was tuned on (`--seed 1`; seeds divide the 
     false backtracks (none / benign prefill / middle)    sft 0.08 / 0.35 / 0.00   rlbf 0.02 / 0.19 / 0.02
     perplexity of held-out answers       base 297        sft 368                  rlbf 393
 
-GSM8K (train file, seed 0, as above, by an earlier draw of the same data): prefilling asr base 0.46 / 0.42 / 0.35, sft 0.06 / 0.08 / 0.02,
-rlbf 0.04 / 0.13 / 0.08; middle filling rlbf 0.00 / 0.06 / 0.06; false backtracks rlbf 0.00 / 0.04 / 0.00;
-perplexity 17.6, 16.5, 18.0.
+GSM8K (train file, seed 0, as above, an earlier draw of the data): prefilling asr base 0.46 / 0.42 / 0.35,
+sft 0.06 / 0.08 / 0.02, rlbf 0.04 / 0.13 / 0.08; middle filling rlbf 0.00 / 0.06 / 0.06; false backtracks rlbf
+0.00 / 0.04 / 0.00; perplexity 17.6, 16.5, 18.0.
 
 So SFT and RLBF beat the base on prefilling, and differ from each other within noise; deep prefilling stays open, and so
 do unseen forms. A model of this size that reads a few hundred answers knows them by heart and writes weak English
