@@ -152,18 +152,19 @@ def _digest(path: Path) -> str:
 def _aftermath_unheard() -> Iterator[None]:
     """Leaves out what follows the failure of a checkpoint, which itself is raised and told.
 
-    Orbax then closes its event loop, and each array that is still under way prints a traceback about the closed loop.
+    Orbax then closes its event loop, and each array that is still under way prints a traceback: about the closed loop,
+    or about its own reading having been broken off.
 
     After a failure the filter stays, for the stragglers report from threads of their own.
     """
     printed, unraisable = sys.excepthook, sys.unraisablehook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not _of_the_loop(error):
+        if not _follows(error):
             printed(kind, error, trace)
 
     def other_hook(told: sys.UnraisableHookArgs) -> None:
-        if not _of_the_loop(told.exc_value):
+        if not _follows(told.exc_value):
             unraisable(told)
 
     sys.excepthook, sys.unraisablehook = hook, other_hook
@@ -171,8 +172,12 @@ def _aftermath_unheard() -> Iterator[None]:
     sys.excepthook, sys.unraisablehook = printed, unraisable
 
 
-def _of_the_loop(error: BaseException | None) -> bool:
-    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+def _follows(error: BaseException | None) -> bool:
+    if isinstance(error, RuntimeError) and str(error) == "Event loop is closed":
+        return True
+    # A reader that is thrown away while it waits turns its GeneratorExit into this.
+    broken_off = error is not None and isinstance(error.__context__, GeneratorExit)
+    return broken_off and str(error).startswith("Encountered error while reading array index")
 
 
 def _cause(error: Exception) -> str:
