@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("out", type=Path, help="the PNG to write")
     parser.add_argument("--width", type=int, default=1200, help="pixels")
-    parser.add_argument("--height", type=int, default=900, help="pixels")
+    parser.add_argument("--height", type=int, default=820, help="pixels")
     args = parser.parse_args()
     try:
         picture(args.run / "report.html", args.out, args.width, args.height)
