@@ -210,7 +210,7 @@ def perplexity_ratio(a: Arm, b: Arm, *, replicates: int = 2000, seed: int = 0) -
             continue
         pairs = zip(a.texts[each], b.texts[each], strict=True)
         gap = np.asarray([one["nll"] - other["nll"] for one, other in pairs])
-        by_seed[each] = math.exp(gap.sum() / counts.sum())
+        by_seed[each] = math.exp(float(gap.sum()) / float(counts.sum()))
         picks = rng.integers(0, len(counts), (replicates, len(counts)))
         drawn += gap[picks].sum(1) / counts[picks].sum(1)
         n += len(counts)

@@ -71,7 +71,7 @@ def utility_records(scores: TextScores, template: Record, seed: int = 0, draws: 
 
     def record(metric: str, total: np.ndarray, transform) -> Record:
         low, high = np.quantile(transform(total[picks].sum(axis=1) / counts), [0.025, 0.975])
-        value = float(transform(total.sum() / scores.count.sum()))
+        value = float(transform(float(total.sum()) / int(scores.count.sum())))
         return dataclasses.replace(
             template, metric=metric, value=value, n_prompts=len(total), n=int(scores.count.sum()),
             ci_low=float(low), ci_high=float(high), ci_method="bootstrap",

@@ -174,7 +174,7 @@ def make_batch(
     contexts = [[*p, *r.forced] for p, r in zip(prompts, requests, strict=True)] + [[0]] * spare
     prompt_length = np.asarray([len(p) for p in prompts] + [1] * spare, np.int32)
     context_length = np.asarray([len(c) for c in contexts], np.int32)
-    context = np.zeros((len(contexts), _bucket(max(context_length), config.min_context, config.bucket)), np.int32)
+    context = np.zeros((len(contexts), _bucket(int(max(context_length)), config.min_context, config.bucket)), np.int32)
     for row, tokens in enumerate(contexts):
         context[row, : len(tokens)] = tokens
     stops = [stop_ids(k, eos_ids) for k in knobs]
