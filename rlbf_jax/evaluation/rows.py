@@ -1,0 +1,146 @@
+"""One generation as a line of `evaluation/STAGE.jsonl`: for the traces of the report, and for whoever counts anew."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rlbf_jax.attacks.base import Attempt
+from rlbf_jax.critics.base import Verdict
+from rlbf_jax.data.world import Pool
+from rlbf_jax.directives import NEVER, EditRule, Semantics
+from rlbf_jax.evaluation.metrics import REFUSAL_OPENERS, Response, Verdicts
+from rlbf_jax.sampling.request import Generation, Knobs
+from rlbf_jax.tokenizers import Tokenizer
+
+LONG_PREFIX_WORDS = 20
+"""From here on a prefix is long; such rows also go into the benchmark `..._long_prefix`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationContext:
+    """Whose answers these are; goes into every record."""
+
+    method: str
+    stage: str
+    semantics: Semantics
+    seed: int
+    """Of the training run."""
+    data: Pool
+    benchmark: str = "toy"
+    critic: str = ""
+    """Name of the critic of training."""
+    rule: EditRule | None = None
+    """None: the tokenizer's backtrack rule."""
+    refusal_openers: tuple[str, ...] = REFUSAL_OPENERS
+
+
+def knobs_to_json(knobs: Knobs) -> dict[str, Any]:
+    """The knobs that differ from their defaults."""
+    default = Knobs()
+    changed = {
+        field.name: getattr(knobs, field.name)
+        for field in dataclasses.fields(Knobs)
+        if getattr(knobs, field.name) != getattr(default, field.name)
+    }
+    return {
+        name: dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        for name, value in changed.items()
+    }
+
+
+def to_row(
+    attempt: Attempt,
+    generation: Generation,
+    response: Response,
+    verdicts: Verdicts,
+    values: Mapping[str, float | None],
+    tokenizer: Tokenizer,
+    rule: EditRule,
+    context: EvaluationContext,
+) -> dict[str, Any]:
+    """A generation as JSON.
+
+    Beside `metrics` stands what they were found from; `tests/recompute_rates.py` finds them again."""
+    return {
+        "stage": context.stage,
+        "method": context.method,
+        "attack": attempt.attack,
+        "split": attempt.split,
+        "data": context.data,
+        "seed": context.seed,
+        "semantics": context.semantics.value,
+        "request_id": attempt.request.id,
+        "prompt_id": attempt.prompt.id,
+        "prompt": attempt.prompt.text,
+        "harmful": attempt.prompt.harmful,
+        "category": attempt.violation.category if attempt.violation else attempt.prompt.category,
+        "violation": attempt.violation.text if attempt.violation else None,
+        "prefix": attempt.prefix,
+        "num_forced": generation.num_forced,
+        "forced_parts": {
+            "prefix": attempt.num_prefix,
+            "bridge": attempt.num_bridge,
+            "span": attempt.num_span,
+            "tail": attempt.num_tail,
+        },
+        "by_construction": attempt.by_construction,
+        "long_prefix": len(attempt.prefix.split()) >= LONG_PREFIX_WORDS,
+        "trace": _trace_json(response, tokenizer, rule),
+        "visible": generation.text,
+        "edits": [
+            {
+                "category": edit.category,
+                "x": None if edit.requested == NEVER else edit.requested,
+                "before": text,
+                "removed_text": text[cut:],
+                "kept_ids": edit.kept,
+                "verdict_before": _verdict_json(verdict),
+            }
+            for edit, text, cut, verdict in zip(
+                generation.edits, response.before, response.cuts, verdicts.before, strict=True
+            )
+        ],
+        "verdict": _verdict_json(verdicts.final),
+        "verdict_raw": _verdict_json(verdicts.raw),
+        "metrics": dict(values),
+        "knobs": knobs_to_json(attempt.request.knobs),
+    }
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "safe": verdict.safe if verdict.judged else None,
+        "spans": [[s.start, s.end, s.category, s.complete] for s in verdict.spans],
+        "leaks": len(verdict.leaks),
+        "leak_spans": [[s.start, s.end, s.category] for s in verdict.leaks],
+        "coherent": verdict.coherent,
+        "useful": verdict.useful,
+        "judged": verdict.judged,
+        "reason": verdict.reason,
+    }
+
+
+def _trace_json(response: Response, tokenizer: Tokenizer, rule: EditRule) -> list[dict[str, Any]]:
+    """Every emitted id with its text; an id that ends inside a multi-byte character has the text it completes."""
+    content = [item.token for item in response.items if item.kind == "content"]
+    text = tokenizer.decode(content)
+    pieces, done = [], 0
+    for _, end in tokenizer.offsets(content):
+        pieces.append(text[done:end])
+        done = max(done, end)
+    remaining = iter(pieces)
+    return [
+        {
+            "text": next(remaining) if item.kind == "content" else _control_name(item.token, rule),
+            "kind": item.kind,
+            "erased": item.erased,
+            "forced": item.forced,
+        }
+        for item in response.items
+    ]
+
+
+def _control_name(token: int, rule: EditRule) -> str:
+    return rule.name(token) if rule.is_control(token) else "[END]"
