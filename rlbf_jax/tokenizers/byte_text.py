@@ -6,6 +6,7 @@ import bisect
 import codecs
 from collections.abc import Sequence
 
+from rlbf_jax.directives import BacktrackRule, ResetRule
 from rlbf_jax.tokenizers.protocol import Tokenizer
 
 
@@ -25,6 +26,50 @@ def offsets(parts: Sequence[bytes]) -> list[tuple[int, int]]:
             spans.append((begin, begin))
         position += len(part)
     return spans
+
+
+class BytePieces:
+    """What a tokenizer gets from knowing the bytes of each id; it adds `vocab_size`, `name` and the way in."""
+
+    _bytes: list[bytes]
+    _rule: BacktrackRule
+    _reset_rule: ResetRule
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in all, control ids included."""
+        raise NotImplementedError
+
+    def name(self, token: int) -> str:
+        """How an id is shown."""
+        raise NotImplementedError
+
+    @property
+    def rule(self) -> BacktrackRule:
+        return self._rule
+
+    @property
+    def reset_rule(self) -> ResetRule:
+        return self._reset_rule
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join([self.piece_bytes(i) for i in ids]).decode("utf-8", errors="replace")
+
+    def piece_bytes(self, token: int) -> bytes:
+        return self._bytes[self._checked(token)]
+
+    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Character spans; an id inside a multi-byte character covers it whole, a vanished id has an empty span."""
+        return offsets([self.piece_bytes(i) for i in ids])
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.name(i) for i in ids]
+
+    def _checked(self, token: int) -> int:
+        token = int(token)
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"id {token} is outside this tokenizer's 0..{self.vocab_size - 1}")
+        return token
 
 
 class StreamDecoder:

@@ -18,7 +18,6 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
-from rlbf_jax.directives import BacktrackRule, ResetRule
 from rlbf_jax.errors import InputError
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import byte_text, folder
@@ -33,7 +32,7 @@ _MARKER = re.compile(r"<\|.*\|>", re.DOTALL)
 _PROBE = "Hello there"
 
 
-class FamilyTokenizer:
+class FamilyTokenizer(byte_text.BytePieces):
     """A published tokenizer (files as `folder.with_controls` or `save` made them)."""
 
     def __init__(self, files: folder.Files):
@@ -87,14 +86,6 @@ class FamilyTokenizer:
     @property
     def vocab_size(self) -> int:
         return self._meta.vocab_size
-
-    @property
-    def rule(self) -> BacktrackRule:
-        return self._rule
-
-    @property
-    def reset_rule(self) -> ResetRule:
-        return self._reset_rule
 
     @property
     def guarded_ids(self) -> frozenset[int]:
@@ -152,18 +143,6 @@ class FamilyTokenizer:
             for inner in self._matcher.split_normalized(self._vocabulary.normalize(part)):
                 shown.append(inner.content if isinstance(inner, AddedToken) else self._vocabulary.shown(inner))
         return "".join(shown)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return b"".join([self.piece_bytes(i) for i in ids]).decode("utf-8", errors="replace")
-
-    def piece_bytes(self, token: int) -> bytes:
-        return self._bytes[self._checked(token)]
-
-    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        return byte_text.offsets([self.piece_bytes(i) for i in ids])
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [self.name(i) for i in ids]
 
     def name(self, token: int) -> str:
         token = self._checked(token)
@@ -252,12 +231,6 @@ class FamilyTokenizer:
     def _never(self) -> tuple[int, ...]:
         """Ids that are never legal in a response: special ones that end nothing, and rows without a piece."""
         return tuple(sorted((self._hidden | self._blank) - set(self._eos_ids) - self._controls))
-
-    def _checked(self, token: int) -> int:
-        token = int(token)
-        if not 0 <= token < self.vocab_size:
-            raise ValueError(f"id {token} is outside this tokenizer's 0..{self.vocab_size - 1}")
-        return token
 
 
 def _written(token: AddedToken, template: str | None) -> bool:

@@ -33,7 +33,7 @@ _CHUNK = 1000
 """Characters a training sentence may have; the BPE trainer's positions within a word are 16 bits wide."""
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(byte_text.BytePieces):
     """A SentencePiece model (serialized proto) with the control ids of this project behind its pieces.
 
     Args:
@@ -92,14 +92,6 @@ class SentencePieceTokenizer:
         """Ids of SentencePiece: those below are all that a text can produce."""
         return self._num_pieces
 
-    @property
-    def rule(self) -> BacktrackRule:
-        return self._rule
-
-    @property
-    def reset_rule(self) -> ResetRule:
-        return self._reset_rule
-
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Raises InputError for lone surrogates, which no UTF-8 text can hold."""
         check_text(text)
@@ -114,19 +106,6 @@ class SentencePieceTokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         return [BOS, self.user_id, *self.encode(text), self.model_id]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return b"".join([self.piece_bytes(i) for i in ids]).decode("utf-8", errors="replace")
-
-    def piece_bytes(self, token: int) -> bytes:
-        return self._bytes[self._checked(token)]
-
-    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Character spans; an id inside a multi-byte character covers it whole, a vanished id has an empty span."""
-        return byte_text.offsets([self.piece_bytes(i) for i in ids])
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [self.name(i) for i in ids]
 
     def name(self, token: int) -> str:
         token = self._checked(token)
@@ -148,12 +127,6 @@ class SentencePieceTokenizer:
     def _meta(self) -> str:
         meta = {"kind": "sentencepiece", "categories": list(self._rule.categories), "x_max": self._rule.x_max}
         return json.dumps(meta, indent=1)
-
-    def _checked(self, token: int) -> int:
-        token = int(token)
-        if not 0 <= token < self._vocab_size:
-            raise ValueError(f"id {token} is outside this tokenizer's 0..{self._vocab_size - 1}")
-        return token
 
 
 def train_tokenizer(
