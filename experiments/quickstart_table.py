@@ -14,9 +14,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from rlbf_jax.cli import keep_compiled_programs, load_experiment
-from rlbf_jax.errors import Preempted, UserError, machine_error
-from rlbf_jax.training.preemption import EXIT_CODE, interruptible
+from rlbf_jax.cli import exit_code, keep_compiled_programs, load_experiment
+from rlbf_jax.errors import UserError
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -69,20 +68,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     keep_compiled_programs()
     args = parse(argv)
-    again = "the same command goes on from there"
-    try:
-        with interruptible(f"stopped at once; {again}"):
-            run(args)
-    except (Preempted, KeyboardInterrupt) as stop:
-        print(f"{str(stop) or 'interrupted'}; {again}", file=sys.stderr)
-        return EXIT_CODE
-    except Exception as error:
-        message = str(error) if isinstance(error, UserError) else machine_error(error)
-        if not message:
-            raise
-        print("error: " + " ".join(message.split()), file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(args), "the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -281,14 +281,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     argv = sys.argv[1:] if argv is None else list(argv)
     again = f"go on with: {shlex.join(['rlbf', *argv])}"
+    return exit_code(lambda: _dispatch(commands, "rlbf", USAGE, argv), again)
+
+
+def exit_code(command: Callable[[], None], again: str) -> int:
+    """Runs a command and says on one line what stopped it.
+
+    Args:
+      again: how to go on after an interruption.
+
+    Returns 0, 2 for what the user can mend, 130 when interrupted; all other errors are raised.
+    """
     try:
         with interruptible(f"stopped at once; {again}"):
-            _dispatch(commands, "rlbf", USAGE, argv)
-    except KeyboardInterrupt:
-        print(f"interrupted; {again}", file=sys.stderr)
-        return EXIT_CODE
-    except Preempted as stop:
-        print(f"{stop}; {again}", file=sys.stderr)
+            command()
+    except (Preempted, KeyboardInterrupt) as stop:
+        print(f"{str(stop) or 'interrupted'}; {again}", file=sys.stderr)
         return EXIT_CODE
     except BrokenPipeError:  # `rlbf generate ... | head`: nobody reads on, which is no mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
