@@ -23,7 +23,6 @@ from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.export.recipe import read_recipe
 from rlbf_jax.models.families import config_to_hf, styled
 from rlbf_jax.models.weights.read import read_checkpoint
-from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.tokenizers import import_tokenizer, load_tokenizer
 from rlbf_jax.training.model_folder import load_model
 from rlbf_jax.training.policy import PolicyConfig
@@ -223,12 +222,3 @@ def test_a_toy_run_is_exported_as_a_llama(tmp_path, capsys):
     again = runner.open_workspace(tiny(tmp_path / "out"), tmp_path / "next")
     again.build_tokenizer()
     assert again.model.vocab_size == tokenizer.vocab_size
-
-
-def test_reading_into_a_mesh_gives_the_same_rows(published, tmp_path):
-    work = runner.open_workspace(tiny(published), tmp_path)
-    work.build_tokenizer()
-    work.note_data({})
-    one = work.start_params()
-    work.mesh = make_mesh(devices=jax.devices()[:1])
-    jax.tree.map(np.testing.assert_array_equal, one, work.start_params())

@@ -31,7 +31,8 @@ class NewRows:
         ids = sorted({*self.ids, *range(old, self.vocab_size)})
         if ids:
             seed = (self.seed, TABLES.index(name))
-            table[ids] = new_rows(table[:old], len(ids), seed, skip=self.untrained)
+            # Small chunks: their float64 copies would count against the memory that reading may take.
+            table[ids] = new_rows(table[:old], len(ids), seed, skip=self.untrained, chunk=1024)
 
 
 def rows_of(tokenizer: FamilyTokenizer, rows: int, seed: int, where: str) -> NewRows:
