@@ -89,6 +89,9 @@ class ExperimentConfig:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     """Its vocabulary size is set from the tokenizer."""
+    start_from: str = ""
+    """A checkpoint folder, as published or as `rlbf import` wrote it: the run's base model and tokenizer are these.
+    No tokenizer is trained and nothing is pretrained; of `model` dtype, param_dtype, remat and scan_layers count."""
     mesh: MeshConfig = MeshConfig()
     pretraining: SupervisedConfig = SupervisedConfig()
     refusal_sft: SupervisedConfig = SupervisedConfig()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbf_jax.errors import UserError
+from rlbf_jax.methods import start
 from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.methods.runner import differences, open_workdir, plain, stored_config
 from rlbf_jax.methods.workspace import write_json
@@ -82,6 +83,8 @@ def adopt(source: Path, config: ExperimentConfig, workdir: Path, stages: Sequenc
         _copy(source / "tokenizer", workdir / "tokenizer")
     elif not _same_files(source / "tokenizer", workdir / "tokenizer"):
         raise UserError(f"{workdir} and {source} have different tokenizers; delete {workdir} to start it again")
+    if (source / start.FOLDER).exists() and not (workdir / start.FOLDER).exists():
+        _copy(source / start.FOLDER, workdir / start.FOLDER)
     for stage in stages:
         done = workdir / "done" / stage
         if done.exists():

@@ -1,7 +1,7 @@
 """RLBF: Reinforcement Learning with Backtracking Feedback (arXiv 2602.08377), with its baselines.
 
     data          tokenizer, BSAFE+ (injected violations and how to take them back), refusal data
-    base          a small language model that sometimes violates
+    base          a small language model that sometimes violates; or a published checkpoint (`start_from`)
     refusal_sft   baseline: refuse harmful prompts, no directives
     sft           BSAFE+: learn the directive (paper section 3, step 1)
     rlbf          reinforcement on the model's own output, judged by a critic (step 2):
@@ -62,8 +62,11 @@ def prepare_data(work: Workspace) -> None:
 
 
 def base(work: Workspace) -> None:
-    """Pretraining, violations mixed in: without them there would be nothing to take back."""
-    supervised(work, "base", work.config.pretraining, "pretraining", work.initial_params())
+    """Pretraining, violations mixed in: without them there would be nothing to take back. Or a checkpoint as it is."""
+    if work.config.start_from:
+        work.save_params("base", work.start_params())
+    else:
+        supervised(work, "base", work.config.pretraining, "pretraining", work.initial_params())
 
 
 def refusal_sft(work: Workspace) -> None:

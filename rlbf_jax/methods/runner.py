@@ -223,14 +223,18 @@ class Loaded:
 
 def open_run(workdir: Path) -> Workspace:
     """The workspace of an existing run, from its manifest. Raises UserError if there is none."""
+    return open_workspace(config_of_run(workdir), workdir)
+
+
+def config_of_run(workdir: Path) -> ExperimentConfig:
+    """What an existing run was made with. Raises UserError if there is none, or it is of another version."""
     path = workdir / "manifest.json"
     if not path.exists():
         raise UserError(f"{workdir}: no run here (manifest.json is missing); make one with `rlbf run`")
     try:
-        config = restore(ExperimentConfig, stored_config(path))
+        return restore(ExperimentConfig, stored_config(path))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: config does not fit this version of the program ({error})") from error
-    return open_workspace(config, workdir)
 
 
 def restore(kind: Any, stored: Any) -> Any:

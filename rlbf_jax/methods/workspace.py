@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.suite import EvaluationContext, build_attempts, evaluate
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
+from rlbf_jax.methods import start
 from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.models.attention import QUERY_BLOCK
 from rlbf_jax.models.config import LoraConfig, ModelConfig
@@ -36,7 +37,7 @@ from rlbf_jax.parallel.mesh import batch_sharding, make_mesh
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.storage import write_whole
-from rlbf_jax.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from rlbf_jax.tokenizers import FamilyTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.progress import progress, say
 
@@ -66,7 +67,7 @@ class Workspace:
             self.mesh = make_mesh(config.mesh)
         except ValueError as error:
             raise UserError(f"mesh: {error}") from error
-        check_rows(config, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+        check_rows(config, self.mesh.shape["data"] * self.mesh.shape["fsdp"], self.base_model)
 
     # Parts --------------------------------------------------------------------------------------
 
@@ -87,10 +88,14 @@ class Workspace:
         return tokenizer
 
     @functools.cached_property
+    def base_model(self) -> ModelConfig:
+        """The model before its vocabulary is known."""
+        return start.model_of(self.config, self.folder) if self.config.start_from else styled(self.config.model)
+
+    @functools.cached_property
     def model(self) -> ModelConfig:
         """Of `base`, and of every stage once its adapters are merged."""
-        size = self.tokenizer.vocab_size
-        return dataclasses.replace(styled(self.config.model), vocab_size=size, lora=LoraConfig())
+        return dataclasses.replace(self.base_model, vocab_size=self.tokenizer.vocab_size, lora=LoraConfig())
 
     @functools.cached_property
     def tuned(self) -> ModelConfig:
@@ -158,7 +163,14 @@ class Workspace:
     # Data ---------------------------------------------------------------------------------------
 
     def build_tokenizer(self) -> None:
-        """Trains the tokenizer on pretraining documents."""
+        """Trains the tokenizer on pretraining documents, or takes that of the checkpoint the run starts from."""
+        if self.config.start_from:
+            start.take_tokenizer(self.config, self.folder, self.world.categories)
+        else:
+            self._train_tokenizer()
+        self.setting.check(self)
+
+    def _train_tokenizer(self) -> None:
         data, rng = self.config.data, self.rng("tokenizer")
         documents = [self.world.document(rng) for _ in range(min(data.pretraining_examples, 12_000))]
         texts = [text for d in documents for text in (d.prompt.text, d.response)]
@@ -167,17 +179,18 @@ class Workspace:
         except ValueError as error:
             raise UserError(f"data: {error}") from error
         tokenizer.save(self.folder / "tokenizer")
-        self.setting.check(self)
 
     def build_data(self) -> dict[str, Any]:
-        """Writes the three data sets as array_record; returns counts and hashes."""
+        """Writes the data sets as array_record; returns counts and hashes."""
         data, counts = self.config.data, {}
+        pretraining = () if self.config.start_from else ("pretraining",)
         try:
-            check_pretraining(self.world, self.tokenizer, data.row_length)
+            if pretraining:
+                check_pretraining(self.world, self.tokenizer, data.row_length)
             check_bsafe_plus(self.world, self.tokenizer, data.bsafe_plus)
         except InputError as error:
             raise UserError(f"data: {error}") from error
-        for name in ("pretraining", "bsafe_plus", "refusal"):
+        for name in (*pretraining, "bsafe_plus", "refusal"):
             rng = self.rng(name)
             if name == "pretraining":
                 built = bsafe_plus.build_pretraining(
@@ -205,6 +218,8 @@ class Workspace:
         manifest["data"] = {"tokenizer": self.tokenizer.digest(), **hashes}
         if self.config.data.path:
             manifest["data"]["file"] = hashlib.sha256(Path(self.config.data.path).read_bytes()).hexdigest()
+        if self.config.start_from:
+            manifest["data"]["start_from"] = start.digest(Path(self.config.start_from))
         write_json(path, manifest)
 
     def batches(self, name: str, batch_size: int):
@@ -256,7 +271,14 @@ class Workspace:
         return params
 
     def initial_params(self) -> dict:
+        """Random ones: what a run that starts from nothing begins with."""
         return init(self.model, jax.random.key(self.config.seed))
+
+    def start_params(self) -> dict:
+        """Those of the checkpoint that the run starts from. Raises UserError if it is gone or has changed."""
+        noted = read_json(self.folder / "manifest.json").get("data", {}).get("start_from")
+        tokenizer = cast(FamilyTokenizer, self.tokenizer)
+        return start.params_of(self.config, tokenizer, self.mesh, noted)
 
     # Evaluation ---------------------------------------------------------------------------------
 
@@ -317,7 +339,7 @@ class Workspace:
         write_json(self.folder / name, content)
 
 
-def check_rows(config: ExperimentConfig, shards: int) -> None:
+def check_rows(config: ExperimentConfig, shards: int, model: ModelConfig | None = None) -> None:
     """Raises UserError where a batch does not divide over the mesh's row shards and its microbatches, or where rows
     have a length that attention cannot cut into blocks."""
     rl = config.reinforcement
@@ -329,6 +351,8 @@ def check_rows(config: ExperimentConfig, shards: int) -> None:
             ("sft", config.sft),
         )
     }
+    if config.start_from:
+        del sizes["pretraining.batch_size"]
     sizes["reinforcement.prompts_per_step x group_size"] = (rl.prompts_per_step * rl.group_size, rl.accumulate)
     sizes["reinforcement.guidance_batch_size"] = (rl.guidance_batch_size, rl.accumulate)
     sizes["sampling_batch"] = (config.sampling_batch, 1)
@@ -336,7 +360,7 @@ def check_rows(config: ExperimentConfig, shards: int) -> None:
         "data.row_length": config.data.row_length,
         "max_prompt + rollout_tokens": config.max_prompt + config.rollout_tokens,
     }
-    model = styled(config.model)
+    model = styled(config.model) if model is None else model
     for name, width in widths.items():
         if model.learned_positions and model.max_positions is not None and width > model.max_positions:
             raise UserError(f"{name}: {width} ids; the model has {model.max_positions} positions (model.max_positions)")

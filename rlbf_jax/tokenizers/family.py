@@ -88,6 +88,16 @@ class FamilyTokenizer(byte_text.BytePieces):
         return self._meta.vocab_size
 
     @property
+    def published_bos_id(self) -> int | None:
+        """The beginning of sequence; None in families without one."""
+        return self._bos
+
+    @property
+    def published_pad_id(self) -> int | None:
+        """The padding token; None in families without one."""
+        return self._pad
+
+    @property
     def guarded_ids(self) -> frozenset[int]:
         """Ids that no untrusted text makes."""
         return self._guarded
