@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.models import transformer
-from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.config import ModelConfig, upgraded
 from rlbf_jax.models.weights.read import read_checkpoint
 from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.training.checkpoint import Checkpoints
@@ -49,6 +49,6 @@ def load_model(folder: Path, mesh: Mesh | None = None) -> tuple[ModelConfig, dic
 def config_of(fields: Any, folder: Path) -> ModelConfig:
     """A configuration from JSON."""
     try:
-        return ModelConfig(**{**fields, "windows": tuple(fields["windows"])})
+        return ModelConfig(**{**upgraded(fields), "windows": tuple(fields["windows"])})
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{folder}/model: its configuration cannot be read ({error}); make it again") from error
