@@ -103,8 +103,8 @@ def _manifest(source: Path) -> dict[str, Any]:
     path = source / "manifest.json"
     if not path.exists():
         raise UserError(f"{source}: no run here (manifest.json is missing); make one with `rlbf run`")
-    stored_config(path)
-    return json.loads(path.read_text(encoding="utf-8"))
+    config = stored_config(path)
+    return {**json.loads(path.read_text(encoding="utf-8")), "config": config}
 
 
 def _check(source: Path, stage: str, changed: Sequence[str]) -> None:

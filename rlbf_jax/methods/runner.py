@@ -29,6 +29,7 @@ from rlbf_jax.methods.recipes import Recipe, Stage
 from rlbf_jax.methods.rlbf import rlbf
 from rlbf_jax.methods.toy import TOY
 from rlbf_jax.methods.workspace import Workspace, write_json
+from rlbf_jax.models.config import upgraded
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler
 from rlbf_jax.storage import held, sweep
@@ -162,6 +163,8 @@ def stored_config(path: Path) -> dict[str, Any]:
         stored = json.loads(path.read_text(encoding="utf-8"))["config"]
         if not isinstance(stored, dict):
             raise TypeError(f"config is a {type(stored).__name__}, expected an object")
+        if isinstance(stored.get("model"), dict):
+            stored["model"] = upgraded(stored["model"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not a manifest ({error}); put the right one back, or choose another --workdir"

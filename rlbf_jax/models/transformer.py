@@ -51,6 +51,14 @@ class Block(nn.Module):
         return x, tuple(kept)
 
 
+def _remat(config: ModelConfig, prevent_cse: bool = True) -> type[Block]:
+    """`Block` under the policy that `config.remat` names. A scan keeps apart by itself what is computed twice."""
+    if config.remat == "none":
+        return Block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+    return nn.remat(Block, prevent_cse=prevent_cse, policy=policy)
+
+
 class Decoder(nn.Module):
     """tokens -> hidden states; `unembed` makes logits of them."""
 
@@ -71,7 +79,7 @@ class Decoder(nn.Module):
                 self.unembedding_rows = self.param("unembedding_rows", nn.initializers.zeros, shape, jnp.float32)
         if c.learned_positions:
             self.position_embedding = self.param("position_embedding", init, (c.max_positions, c.width), dtype)
-        block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
+        block = _remat(c, prevent_cse=not c.scan_layers)
         if c.scan_layers and c.repeats:
             self.stack = nn.scan(
                 block,
@@ -81,7 +89,7 @@ class Decoder(nn.Module):
                 length=c.repeats,
             )(c, c.windows)
         # After a scan only the remainder has a block of its own, under the name it has without one.
-        plain = nn.remat(Block) if c.remat else Block
+        plain = _remat(c)
         for number in self._unrolled:
             setattr(self, f"blocks_{number}", plain(c, c.windows[: c.num_layers - number * len(c.windows)]))
         self.final_norm = make_norm(c)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.models import lora, transformer
-from rlbf_jax.models.config import LoraConfig, ModelConfig
+from rlbf_jax.models.config import LoraConfig, ModelConfig, upgraded
 from rlbf_jax.models.weights.read import read_checkpoint
 from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.training.checkpoint import Checkpoints
@@ -59,6 +59,6 @@ def config_of(fields: Any, folder: Path) -> ModelConfig:
         lists: dict[str, Any] = {"windows": tuple(fields["windows"])}
         if adapters := fields.get("lora"):
             lists["lora"] = LoraConfig(**{**adapters, "targets": tuple(adapters["targets"])})
-        return ModelConfig(**{**fields, **lists})
+        return ModelConfig(**{**upgraded(fields), **lists})
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{folder}/model: its configuration cannot be read ({error}); make it again") from error
