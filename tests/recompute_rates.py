@@ -184,7 +184,7 @@ def add_plain(found, head, measured):
     for name in {name for _, _, m in measured for name in m}:
         found[(*head, name, measured[0][1])] = mean([(p, m[name]) for p, _, m in measured if name in m])
     pairs = [(p, m.get("time_to_correction", math.inf)) for p, _, m in measured if "corrected" in m]
-    for name, tenths in (("median", 5), ("p90", 9)) if pairs else ():
+    for name, tenths in (("median", 5), ("p90", 9)) if any(t < math.inf for _, t in pairs) else ():
         time = sorted(t for _, t in pairs)[-(-tenths * len(pairs) // 10) - 1]
         value = time if time < math.inf else None
         found[(*head, f"time_to_correction_{name}", measured[0][1])] = value, len(pairs), len({p for p, _ in pairs})

@@ -294,13 +294,14 @@ def refusal_shares(labels: Sequence[Label | None], prompts: Sequence[Hashable]) 
 
 
 def quantiles_of(metrics: Sequence[Mapping[str, float | None]], prompts: Sequence[Hashable]) -> dict[str, Interval]:
-    """The quantiles of `time_to_correction` over rows with a violation; NaN where too few are corrected."""
+    """The quantiles of `time_to_correction` over rows with a violation; NaN where too few are corrected, and none where
+    no row is."""
     rows = [
         (math.inf if m["time_to_correction"] is None else m["time_to_correction"], prompt)
         for m, prompt in zip(metrics, prompts, strict=True)
         if m["corrected"] is not None
     ]
-    if not rows:
+    if all(time == math.inf for time, _ in rows):
         return {}
     times, owners = zip(*rows, strict=True)
     found = {name: time_quantile(times, owners, q) for name, q in QUANTILES.items()}

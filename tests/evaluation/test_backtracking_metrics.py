@@ -118,6 +118,7 @@ def test_uncorrected_rows_lengthen_the_median():
     assert found["time_to_correction_median"].value == 4 and found["time_to_correction_median"].n == 5
     assert found["time_to_correction_median"].high == math.inf
     assert math.isnan(found["time_to_correction_p90"].value) and quantiles_of(skipped, range(9)) == {}
+    assert quantiles_of(lost, range(2)) == {}
     for bad in ([], [math.nan]):
         with pytest.raises(ValueError, match="time_quantile"):
             time_quantile(bad, range(len(bad)))
