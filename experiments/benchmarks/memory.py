@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from rlbf_jax.directives import BacktrackRule, Limits, Semantics
-from rlbf_jax.models import transformer
+from rlbf_jax.models import lora, transformer
 from rlbf_jax.models.attention import QUERY_BLOCK
-from rlbf_jax.models.config import ModelConfig, Remat
+from rlbf_jax.models.config import LoraConfig, ModelConfig, Remat
 from rlbf_jax.models.presets import PRESETS
 from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.sampling import loop
@@ -44,7 +44,7 @@ from rlbf_jax.training.policy import (
     policy_terms,
     policy_weights,
 )
-from rlbf_jax.training.state import init_state, make_update
+from rlbf_jax.training.state import init_state, jit_update
 from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
 
 GROUP = 8
@@ -109,18 +109,19 @@ def traces_of(s: Setting) -> Traces:
     return Traces(ids, count, count, count, limits_of(s), temperature, bias)
 
 
-def updated(s: Setting, params, terms, denominators, weights, batch):
+def updated(s: Setting, trained, frozen, terms, denominators, weights, batch):
     """Lowers an update as `make_update` gives it to a trainer."""
     optimizer = make_optimizer(OptimizerConfig(), 100)
-    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
     mesh = make_mesh(devices=jax.devices()[:1])
-    return make_update(terms, denominators, weights, optimizer, mesh, state, s.accumulate).lower(state, batch)
+    update = jit_update(terms, denominators, weights, optimizer, mesh, state, s.accumulate, frozen)
+    return update.lower(state, frozen, batch)
 
 
 def sft_update(s: Setting):
     return updated(
         s,
-        s.params,
+        *lora.split(s.params),
         lambda p, rows: {"nll": supervised_nll(s.model, p, s.rule, rows, s.semantics)},
         lambda rows: {"nll": count_targets(rows)},
         {"nll": 1.0},
@@ -143,9 +144,11 @@ def measuring(s: Setting):
 def rl_update(s: Setting):
     columns = shape(jnp.float32, s.batch, s.length)
     measured = Measured(*[columns] * 5, shape(jnp.bool, s.batch, s.length))
+    trained, frozen = lora.split(s.params)
     return updated(
         s,
-        s.policy_params,
+        {**s.policy_params, "model": trained},
+        {"model": frozen},
         lambda p, batch: policy_terms(s.model, s.rule, s.semantics, s.policy, p, batch),
         lambda batch: policy_denominators(s.policy, batch),
         policy_weights(s.policy),
@@ -210,6 +213,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--drawn", type=int, help="ids a row draws itself; half of the length if not given")
     parser.add_argument("--semantics", choices=[s.value for s in Semantics], default="keep")
     parser.add_argument("--remat", choices=typing.get_args(Remat), default="none")
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters, which then are all that is trained")
     parser.add_argument("--accumulate", type=int, default=1, help="microbatches")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="activations and cache")
     parser.add_argument("--param-dtype", choices=("float32", "bfloat16"), help="parameters; --dtype if not given")
@@ -232,6 +236,8 @@ def setting_of(args: argparse.Namespace) -> Setting:
         remat=args.remat,
         scan_layers=not args.unrolled,
     )
+    controls = LoraConfig(args.lora, first_row=model.vocab_size - 42, rows=42)
+    model = dataclasses.replace(model, lora=controls if args.lora else LoraConfig())
     drawn = args.drawn or args.length // 2
     return Setting(model, Semantics(args.semantics), args.batch, args.length, drawn, args.accumulate)
 

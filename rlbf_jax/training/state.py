@@ -1,6 +1,6 @@
 """The train state and the one update that every trainer shares.
 
-`make_update` is where `jax.jit`, shardings and donation meet. A step reads: split into microbatches -> loss terms with
+`jit_update` is where `jax.jit`, shardings and donation meet. A step reads: split into microbatches -> loss terms with
 weights and denominators -> summed gradients -> optax -> metrics as (numerator, denominator) pairs.
 """
 
@@ -71,7 +71,7 @@ def accumulated_gradients(
     return total
 
 
-def make_update(
+def jit_update(
     terms_fn: TermsFn,
     denominators_fn: Callable[[Any], dict[str, Array]],
     weights: Mapping[str, float],
@@ -80,12 +80,8 @@ def make_update(
     state: TrainState,
     accumulate: int = 1,
     frozen: Mapping[str, Any] = MappingProxyType({}),
-) -> Callable[[TrainState, Any], tuple[TrainState, UpdateMetrics]]:
-    """A jitted update over the mesh; `state` gives the shapes and is not kept.
-
-    Every leaf of the batch has rows in front; rows are split over (data, fsdp), the state by `parallel.mesh.RULES`.
-    `terms_fn` reads the state's parameters joined with `frozen` ones, which have no gradient and no moments.
-    """
+):
+    """The jitted (state, frozen, batch) -> (state, metrics) of `make_update`; `state` and `frozen` may be shapes."""
 
     def update(state: TrainState, frozen, batch) -> tuple[TrainState, UpdateMetrics]:
         def joined(params, micro) -> dict[str, Term]:
@@ -101,15 +97,33 @@ def make_update(
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         return new, UpdateMetrics(terms, norm, finite)
 
-    places, kept = shardings(state, mesh), shardings(dict(frozen), mesh)
-    jitted = jax.jit(
+    places = shardings(state, mesh)
+    return jax.jit(
         update,
-        in_shardings=(places, kept, batch_sharding(mesh)),
+        in_shardings=(places, shardings(dict(frozen), mesh), batch_sharding(mesh)),
         out_shardings=(places, replicated(mesh)),
         donate_argnums=0,
     )
-    frozen = jax.device_put(dict(frozen), kept)
-    return lambda state, batch: jitted(state, frozen, batch)
+
+
+def make_update(
+    terms_fn: TermsFn,
+    denominators_fn: Callable[[Any], dict[str, Array]],
+    weights: Mapping[str, float],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state: TrainState,
+    accumulate: int = 1,
+    frozen: Mapping[str, Any] = MappingProxyType({}),
+) -> Callable[[TrainState, Any], tuple[TrainState, UpdateMetrics]]:
+    """A jitted update over the mesh; `state` gives the shapes and is not kept.
+
+    Every leaf of the batch has rows in front; rows are split over (data, fsdp), the state by `parallel.mesh.RULES`.
+    `terms_fn` reads the state's parameters joined with `frozen` ones, which have no gradient and no moments.
+    """
+    update = jit_update(terms_fn, denominators_fn, weights, optimizer, mesh, state, accumulate, frozen)
+    placed = jax.device_put(dict(frozen), shardings(dict(frozen), mesh))
+    return lambda state, batch: update(state, placed, batch)
 
 
 def means(metrics: UpdateMetrics) -> dict[str, float]:
