@@ -70,6 +70,7 @@ class ClassifierCritic:
         coherence: Coherence | None = None,
     ):
         self.classifier, self.config = classifier, config
+        self.categories = classifier.categories
         self.name = f"classifier {classifier.digest[:8]}"
         self._coherence = coherence
 
@@ -79,11 +80,11 @@ class ClassifierCritic:
         return [self._judge(e, p) for e, p in zip(exchanges, probabilities, strict=True)]
 
     def scores(self, exchanges: Sequence[Exchange]) -> np.ndarray:
-        """float64 [N]: probability of the likeliest category; NaN where `judge` could not judge.
+        """float64 [N, C]: probability of each of `categories`; a row of NaN where `judge` could not judge.
 
-        A score is at least the threshold exactly where the verdict is unsafe.
+        The largest of a row is at least the threshold exactly where the verdict is unsafe.
         """
-        return self.classifier.probabilities([e.text for e in exchanges]).max(1)
+        return self.classifier.probabilities([e.text for e in exchanges])
 
     def spans(self, text: str) -> tuple[Span, ...]:
         """Violations of a text from left to right."""

@@ -240,7 +240,7 @@ def test_unsafe_means_a_score_at_the_threshold_and_a_span(classifier, words, dat
     critic = critic_of(classifier, threshold=data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.9])), **options)
     text = " ".join(words)
     exchange = Exchange("", text)
-    verdict, score = critic.judge([exchange])[0], critic.scores([exchange])[0]
+    verdict, score = critic.judge([exchange])[0], critic.scores([exchange])[0].max()
     assert verdict.judged == (not np.isnan(score))
     if verdict.judged:
         assert verdict.safe == (score < critic.config.threshold)
