@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from rlbf_jax import arguments
-from rlbf_jax.critics.classifier import ClassifierCritic, ClassifierCriticConfig, load_critic
+from rlbf_jax.critics.classifier import ClassifierCritic, VerdictConfig, load_critic
 from rlbf_jax.critics.http_critic import HttpCriticConfig
 from rlbf_jax.data.labelled import LabelledColumns, LabelledTexts, read_labelled
 from rlbf_jax.errors import UserError
@@ -59,14 +59,14 @@ class Audit:
 def train_critic(argv: Sequence[str]) -> None:
     from rlbf_jax.critics.classifier_training import ClassifierTrainingConfig, train_classifier
 
-    kinds = {"columns": LabelledColumns, "spans": ClassifierCriticConfig, "training": ClassifierTrainingConfig}
+    kinds = {"columns": LabelledColumns, "verdicts": VerdictConfig, "training": ClassifierTrainingConfig}
     parsed = _parse("critic", TrainCritic, kinds, argv)
     args: TrainCritic = parsed.args
     if args.folds != 0 and args.folds < 2:
         raise UserError(f"--folds is {args.folds}, expected 0 (none) or at least 2")
     labelled = read_labelled(args.file, parsed.columns, args.quarantine)
     if args.folds:
-        result = _cross_validate(labelled, parsed.training, parsed.spans, args.folds)
+        result = _cross_validate(labelled, parsed.training, parsed.verdicts, args.folds)
         _write(args.out, result, args.file, parsed.columns)
     began = time.perf_counter()
     classifier = train_classifier(labelled.texts, labelled.labels, labelled.categories, parsed.training)
@@ -75,21 +75,21 @@ def train_critic(argv: Sequence[str]) -> None:
     print(f"{args.out}: classifier {classifier.digest[:8]} of {', '.join(classifier.categories)}, {seconds:.1f} s")
 
 
-def _cross_validate(labelled: LabelledTexts, training, spans: ClassifierCriticConfig, folds: int) -> dict[str, Any]:
+def _cross_validate(labelled: LabelledTexts, training, verdicts: VerdictConfig, folds: int) -> dict[str, Any]:
     from rlbf_jax.critics.classifier_training import cross_validate
     from rlbf_jax.evaluation.audit import audit, join_folds, judge_texts
 
     parts = []
     for fold in cross_validate(labelled.texts, labelled.labels, labelled.categories, training, folds):
         texts = [labelled.texts[i] for i in fold.held_out.tolist()]
-        parts.append((fold.held_out, judge_texts(ClassifierCritic(fold.classifier, spans), texts)))
+        parts.append((fold.held_out, judge_texts(ClassifierCritic(fold.classifier, verdicts), texts)))
         print(f"fold {len(parts)} of {folds}: {len(texts)} texts held out, trained in {fold.seconds:.1f} s", flush=True)
     joined = join_folds(parts, f"classifier, {folds}-fold cross-validation")
     return audit(labelled, joined, seed=training.seed)
 
 
 def audit_critic(argv: Sequence[str]) -> None:
-    kinds = {"columns": LabelledColumns, "classifier": ClassifierCriticConfig, "endpoint": HttpCriticConfig}
+    kinds = {"columns": LabelledColumns, "verdicts": VerdictConfig, "endpoint": HttpCriticConfig}
     parsed = _parse("audit", Audit, kinds, argv)
     args: Audit = parsed.args
     if args.seed < 0:
@@ -97,12 +97,12 @@ def audit_critic(argv: Sequence[str]) -> None:
     from rlbf_jax.evaluation.audit import audit, judge_texts
 
     labelled = read_labelled(args.file, parsed.columns, args.quarantine)
-    critic = _critic(args, parsed.classifier, parsed.endpoint, labelled.categories)
+    critic = _critic(args, parsed.verdicts, parsed.endpoint, labelled.categories)
     result = audit(labelled, judge_texts(critic, labelled.texts), seed=args.seed)
     _write(args.out, result, args.file, parsed.columns)
 
 
-def _critic(args: Audit, classifier: ClassifierCriticConfig, endpoint: HttpCriticConfig, categories):
+def _critic(args: Audit, verdicts: VerdictConfig, endpoint: HttpCriticConfig, categories):
     if args.critic == "toy_lexicon":
         from rlbf_jax.critics.toy_lexicon import toy_critic
         from rlbf_jax.data.toy_world import ToyWorld, ToyWorldConfig
@@ -116,7 +116,7 @@ def _critic(args: Audit, classifier: ClassifierCriticConfig, endpoint: HttpCriti
         return HttpCritic(endpoint, categories, args.out / "answers.jsonl")
     if not pathlib.Path(args.critic).is_dir():
         raise UserError(f"--critic {args.critic}: no such folder; expected one of `rlbf critic`, toy_lexicon or http")
-    return load_critic(dataclasses.replace(classifier, path=args.critic))
+    return load_critic(pathlib.Path(args.critic), verdicts)
 
 
 def _parse(command: str, kind: type, nested: dict[str, type], argv: Sequence[str]) -> Any:

@@ -9,12 +9,15 @@ from typing import Literal
 
 import numpy as np
 
-from rlbf_jax.critics.base import Exchange, Span, Verdict
+from rlbf_jax.critics.base import Critic, Exchange, Span, Verdict
 from rlbf_jax.critics.lexicon import Coherence
 from rlbf_jax.critics.text_classifier import TextClassifier, load_classifier, sigmoid
 from rlbf_jax.critics.text_features import BLOCKS, Occurrences, occurrences, term_frequency
 from rlbf_jax.errors import UserError
 from rlbf_jax.ranges import check_at_least, check_between
+
+OPTION = "critic_classifier"
+"""The option of an experiment that holds a `ClassifierCriticConfig`."""
 
 NO_WORDS = "no words"
 NO_KNOWN_WORDS = "no words that the classifier knows"
@@ -26,11 +29,9 @@ _CHUNK = 4_000_000
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierCriticConfig:
-    """A trained classifier as a critic; none where `path` is empty."""
+class VerdictConfig:
+    """From probabilities to verdicts."""
 
-    path: str = ""
-    """Folder that `rlbf critic` wrote."""
     threshold: float = 0.5
     """A text violates every category whose probability is at least this."""
     spans: Literal["occlusion", "window"] = "occlusion"
@@ -46,6 +47,14 @@ class ClassifierCriticConfig:
         check_between(self, 0, 1, "threshold", "share")
         check_at_least(self, 0, "largest_gap")
         check_at_least(self, 1, "window")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierCriticConfig(VerdictConfig):
+    """A trained classifier as a critic; none where `path` is empty."""
+
+    path: str = ""
+    """Folder that `rlbf critic` wrote. Its categories must be some of the run's."""
 
 
 class ClassifierCritic:
@@ -66,7 +75,7 @@ class ClassifierCritic:
     def __init__(
         self,
         classifier: TextClassifier,
-        config: ClassifierCriticConfig = ClassifierCriticConfig(),
+        config: VerdictConfig = VerdictConfig(),
         coherence: Coherence | None = None,
     ):
         self.classifier, self.config = classifier, config
@@ -115,9 +124,19 @@ class ClassifierCritic:
         return tuple(sorted(spans, key=lambda span: span.start))
 
 
-def load_critic(config: ClassifierCriticConfig, coherence: Coherence | None = None) -> ClassifierCritic:
-    """The critic of `config.path`. Raises InputError where there is no whole classifier."""
-    return ClassifierCritic(load_classifier(Path(config.path)), config, coherence)
+def load_critic(path: Path, config: VerdictConfig, coherence: Coherence | None = None) -> ClassifierCritic:
+    """The critic of a folder that `rlbf critic` wrote. Raises InputError where there is no whole classifier."""
+    return ClassifierCritic(load_classifier(path), config, coherence)
+
+
+def coherence_of(critic: Critic) -> Coherence:
+    """What another critic says of coherent and useful, one text at a time; what it leaves open counts as so."""
+
+    def coherence(text: str, topic: str) -> tuple[bool, bool]:
+        verdict = critic.judge([Exchange("", text, topic)])[0]
+        return verdict.coherent is not False, verdict.useful is not False
+
+    return coherence
 
 
 def check_categories(critic: ClassifierCritic, categories: Sequence[str]) -> None:
@@ -125,7 +144,7 @@ def check_categories(critic: ClassifierCritic, categories: Sequence[str]) -> Non
     unknown = sorted(set(critic.classifier.categories) - set(categories))
     if unknown:
         raise UserError(
-            f"critic_classifier.path: the classifier's categories {', '.join(unknown)} are none of the run's, "
+            f"{OPTION}.path: the classifier's categories {', '.join(unknown)} are none of the run's, "
             f"{', '.join(categories)}; train it on columns with these names"
         )
 
@@ -164,7 +183,7 @@ def masked_logits(classifier: TextClassifier, heard: Occurrences, kept: np.ndarr
     return logits * classifier.scale + classifier.offset
 
 
-def _by_occlusion(classifier: TextClassifier, heard: Occurrences, config: ClassifierCriticConfig) -> np.ndarray:
+def _by_occlusion(classifier: TextClassifier, heard: Occurrences, config: VerdictConfig) -> np.ndarray:
     """bool [C, m]: words whose absence lowers the logit by a share of the most that any word's absence does."""
     m = len(heard.spans)
     unit = np.arange(m) // -(-m // _MOST_VARIANTS)
@@ -177,7 +196,7 @@ def _by_occlusion(classifier: TextClassifier, heard: Occurrences, config: Classi
     return marked[unit].T
 
 
-def _by_window(classifier: TextClassifier, heard: Occurrences, config: ClassifierCriticConfig) -> np.ndarray:
+def _by_window(classifier: TextClassifier, heard: Occurrences, config: VerdictConfig) -> np.ndarray:
     """bool [C, m]: words of windows that reach the threshold by themselves; without one, of the likeliest window."""
     m = len(heard.spans)
     size = min(config.window, m)

@@ -99,7 +99,7 @@ class _Rows:
         self.texts = [labelled.texts[i] for i in index]
         self.labels = labelled.labels[index].any(1)
         self.verdicts = [judgements.verdicts[i] for i in index]
-        self.flagged = np.array([bool(verdict.spans) for verdict in self.verdicts], bool)
+        self.flagged = np.array([not verdict.safe for verdict in self.verdicts], bool)
         self.scores = None if judgements.scores is None else judgements.scores[index]
         self.score = None if self.scores is None else self.scores.max(1)
         self.categories = judgements.categories

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from rlbf_jax.critics.classifier import ClassifierCriticConfig
 from rlbf_jax.critics.http_critic import HttpCriticConfig
 from rlbf_jax.critics.noisy import NoiseConfig
 from rlbf_jax.data.bsafe_plus import BsafePlusConfig
@@ -97,6 +98,8 @@ class ExperimentConfig:
     rollouts: RolloutMix = RolloutMix()
     critic_endpoint: HttpCriticConfig = HttpCriticConfig()
     """A chat model as the critic of training, in place of the setting's own; off while its base_url is empty."""
+    critic_classifier: ClassifierCriticConfig = ClassifierCriticConfig()
+    """A classifier of `rlbf critic` in its place; off while its path is empty."""
     critic_noise: NoiseConfig = NoiseConfig()
     """Errors put into the critic of training; the judge of evaluations has none."""
     rollout_tokens: int = 88
@@ -119,3 +122,5 @@ class ExperimentConfig:
         check_between(self, 0, 2**32 - 1, "seed")
         check_at_least(self, 1, "rollout_tokens", "max_drawn", "sampling_batch", "max_prompt", "perplexity_examples")
         check_at_least(self, 0, "rollout_budget")
+        if self.critic_endpoint.base_url and self.critic_classifier.path:
+            raise ValueError("critic_endpoint.base_url and critic_classifier.path are both set, expected one critic")

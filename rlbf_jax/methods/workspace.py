@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from rlbf_jax.critics.base import Critic
+from rlbf_jax.critics.classifier import check_categories, coherence_of, load_critic
 from rlbf_jax.critics.http_critic import HttpCritic
 from rlbf_jax.critics.noisy import NoisyCritic
 from rlbf_jax.data import bsafe_plus, datasets
@@ -103,11 +104,16 @@ class Workspace:
 
     @functools.cached_property
     def critic(self) -> Critic:
-        """Of training: the setting's, or a chat model behind an endpoint, whose answers the run's folder keeps."""
+        """Of training: the setting's, a classifier, or a chat model, whose answers the run's folder keeps."""
         endpoint, noise = self.config.critic_endpoint, self.config.critic_noise
+        classifier = self.config.critic_classifier
         critic: Critic
         if endpoint.base_url:
             critic = HttpCritic(endpoint, self.world.categories, self.folder / "critic" / "answers.jsonl")
+        elif classifier.path:
+            # Coherent and useful, of which a classifier knows nothing, stay the setting's to say.
+            critic = load_critic(Path(classifier.path), classifier, coherence_of(self.setting.critic(self)))
+            check_categories(critic, self.world.categories)
         else:
             critic = self.setting.critic(self)
         return NoisyCritic(critic, noise, self.world.categories) if noise.active else critic
@@ -182,6 +188,8 @@ class Workspace:
         manifest["data"] = {"tokenizer": self.tokenizer.digest(), **hashes}
         if self.config.data.path:
             manifest["data"]["file"] = hashlib.sha256(Path(self.config.data.path).read_bytes()).hexdigest()
+        if self.config.critic_classifier.path:
+            manifest["data"]["critic"] = self.critic.name
         write_json(path, manifest)
 
     def batches(self, name: str, batch_size: int):

@@ -21,7 +21,7 @@ from rlbf_jax.critics.classifier import (
     NO_KNOWN_WORDS,
     NO_WORDS,
     ClassifierCritic,
-    ClassifierCriticConfig,
+    VerdictConfig,
     check_categories,
     load_critic,
     masked_logits,
@@ -56,7 +56,7 @@ def classifier() -> TextClassifier:
 
 
 def critic_of(classifier: TextClassifier, **options) -> ClassifierCritic:
-    return ClassifierCritic(classifier, ClassifierCriticConfig(**options))
+    return ClassifierCritic(classifier, VerdictConfig(**options))
 
 
 # Features -----------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_spans_map_to_ids(classifier):
 @pytest.mark.parametrize("bad", [{"threshold": 1.1}, {"share": -0.1}, {"window": 0}, {"largest_gap": -1}])
 def test_critic_ranges_are_checked(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        ClassifierCriticConfig(**bad)
+        VerdictConfig(**bad)
 
 
 def test_a_run_must_know_the_categories(classifier):
@@ -316,7 +316,7 @@ def test_saved_and_loaded_is_the_same(classifier, tmp_path):
     loaded = load_classifier(tmp_path)
     np.testing.assert_array_equal(loaded.logits(texts), classifier.logits(texts))
     assert loaded.digest == classifier.digest
-    assert load_critic(ClassifierCriticConfig(path=str(tmp_path))).name == critic_of(classifier).name
+    assert load_critic(tmp_path, VerdictConfig()).name == critic_of(classifier).name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["classifier.json", "classifier.npz"]
 
 
