@@ -36,11 +36,11 @@ class VerdictConfig:
     """A text violates every category whose probability is at least this."""
     spans: Literal["occlusion", "window"] = "occlusion"
     """Occlusion: words without which the logit drops most. Window: runs of words that alone reach the threshold."""
-    share: float = 0.5
+    share: float = 0.2
     """Occlusion: words belong to a span whose drop is at least this share of the largest one."""
-    largest_gap: int = 1
+    largest_gap: int = 2
     """Occlusion: so many other words between two of a span's words belong to it."""
-    window: int = 8
+    window: int = 4
     """Window: words."""
 
     def __post_init__(self):

@@ -89,11 +89,14 @@ def cross_validate(
 ) -> Iterator[Fold]:
     """Trains once a fold on all others, calibration included, so that nothing of a classifier has seen its fold.
 
-    Raises InputError as `train_classifier` does.
+    Raises InputError as `train_classifier` does, and ValueError for fewer than two folds.
     """
+    if folds < 2:
+        raise ValueError(f"folds is {folds}, expected at least 2")
     labels = np.asarray(labels, bool)
     # Each training set must still be divisible into calibration folds.
-    _check(labels, categories, texts, max(folds, config.calibration_folds) + -(-config.calibration_folds // folds))
+    least = -(-config.calibration_folds * folds // (folds - 1))
+    _check(labels, categories, texts, max(folds, least))
     rows = sparse_rows(texts, config.features)
     fold = assign_folds(texts, labels, folds, config.seed)
     for k in range(folds):

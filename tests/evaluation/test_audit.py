@@ -23,6 +23,7 @@ from rlbf_jax.evaluation.audit import (
     span_iou,
     span_word_f1,
 )
+from tests.endpoint_server import KEY, serving
 
 BAD, FINE = Verdict((Span(0, 1, "rude"),)), Verdict()
 
@@ -188,6 +189,31 @@ def test_the_lexicon_can_be_audited(tmp_path, capsys):
         cli.main(["audit", str(path), "--critic", "toy_lexicon", "--out", str(tmp_path), "--label_column", "rude"]) == 0
     )
     assert "Audit of toy_lexicon" in capsys.readouterr().out
+
+
+def test_a_chat_model_can_be_audited(tmp_path, monkeypatch, capsys):
+    def reply(messages):
+        text = json.loads(messages[-1]["content"])["answer"]
+        found = [{"quote": "silly turnip", "category": "rude", "complete": True}] if "turnip" in text else []
+        said = json.dumps({"violations": found, "coherent": True, "useful": True})
+        return "I cannot say" if text.startswith("pears") else said
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    path = tmp_path / "rows.csv"
+    write_rows(path, 12)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("pears and pears,0,[],rome\n")
+    columns = ["--label_column", "rude", "--span_column", "at", "--out", str(tmp_path / "a")]
+    with serving(reply) as server:
+        endpoint = ["--endpoint.base_url", server.url, "--endpoint.model", "tiny"]
+        assert cli.main(["audit", str(path), "--critic", "http", *columns, *endpoint]) == 0
+        sent = len(server.seen)
+        assert cli.main(["audit", str(path), "--critic", "http", *columns, *endpoint]) == 0
+        assert len(server.seen) == sent  # every answer is in the journal
+    result = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert result["critic"] == "http tiny" and result["unjudged"] == 1
+    assert number(result, "accuracy")["value"] == 1.0 and number(result, "accuracy")["n"] == 12
+    assert number(result, "span_iou")["value"] == 0.75  # "you " is missing
 
 
 @pytest.mark.parametrize(
