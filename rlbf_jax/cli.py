@@ -1,4 +1,4 @@
-"""`rlbf run | generate | evaluate | report | data | import | export`: thin, and each imports only what it needs."""
+"""`rlbf run | generate | evaluate | report | critic | audit | data | import | export`: thin, and lazy in imports."""
 
 from __future__ import annotations
 
@@ -229,6 +229,21 @@ def report(argv: Sequence[str]) -> None:
     print(f"report: {args.workdir / 'report.html'}")
 
 
+# rlbf critic, audit -------------------------------------------------------------------------------
+
+
+def critic(argv: Sequence[str]) -> None:
+    from rlbf_jax import cli_audit
+
+    cli_audit.train_critic(argv)
+
+
+def audit(argv: Sequence[str]) -> None:
+    from rlbf_jax import cli_audit
+
+    cli_audit.audit_critic(argv)
+
+
 # rlbf data ----------------------------------------------------------------------------------------
 
 
@@ -250,6 +265,8 @@ Language models that take back what they should not have said.
   generate   sample from a stage of a run and show what was taken back
   evaluate   evaluate a stage of a run again
   report     rebuild report.md, report.html and plots/ of a run
+  critic     train a classifier as a critic on labelled texts
+  audit      measure a critic on labelled texts
   data       train a tokenizer, build BSAFE+ from your own file
   import     read a Hugging Face checkpoint into a model folder
   export     write a model folder, or a stage of a run, as a Hugging Face checkpoint
@@ -280,6 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "generate": generate,
         "evaluate": evaluate,
         "report": report,
+        "critic": critic,
+        "audit": audit,
         "data": data,
         "import": cli_models.import_model,
         "export": cli_models.export_model,

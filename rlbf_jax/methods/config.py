@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from rlbf_jax.critics.classifier import ClassifierCriticConfig
 from rlbf_jax.critics.http_critic import HttpCriticConfig
 from rlbf_jax.critics.noisy import NoiseConfig
 from rlbf_jax.data.bsafe_plus import BsafePlusConfig
@@ -100,6 +101,8 @@ class ExperimentConfig:
     rollouts: RolloutMix = RolloutMix()
     critic_endpoint: HttpCriticConfig = HttpCriticConfig()
     """A chat model as the critic of training, in place of the setting's own; off while its base_url is empty."""
+    critic_classifier: ClassifierCriticConfig = ClassifierCriticConfig()
+    """A classifier of `rlbf critic` in its place; off while its path is empty."""
     judge_endpoint: HttpCriticConfig = HttpCriticConfig()
     """A chat model as the judge of evaluations, in place of the setting's own; off while its base_url is empty."""
     critic_noise: NoiseConfig = NoiseConfig()
@@ -132,3 +135,5 @@ class ExperimentConfig:
                 "judge_endpoint asks the model of critic_endpoint in the same format; a judge must be another than the "
                 "critic of training: choose another model or format"
             )
+        if self.critic_endpoint.base_url and self.critic_classifier.path:
+            raise ValueError("critic_endpoint.base_url and critic_classifier.path are both set, expected one critic")

@@ -26,6 +26,7 @@ _SAMPLING = frozenset(
         *("evaluation", "sampling_batch", "max_prompt", "perplexity_examples", "baselines"),
         *("rollouts", "rollout_tokens", "max_drawn", "rollout_budget", "critic_noise", "critic_endpoint"),
         "judge_endpoint",
+        "critic_classifier",
     }
 )
 """Read by rollouts and evaluations alone."""

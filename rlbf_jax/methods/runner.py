@@ -58,6 +58,8 @@ def run(config: ExperimentConfig, workdir: Path, only: Collection[str] | None = 
     stages = [stage for stage in RECIPES[config.method](config) if only is None or stage.name in only]
     work = open_workspace(config, workdir)
     _ = work.world  # a data file that cannot be used leaves no folder behind
+    if config.critic_classifier.path:
+        _ = work.critic  # nor does a classifier that cannot be read
     open_workdir(config, workdir)
     began, name = time.perf_counter(), ""
     try:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from rlbf_jax.critics.base import Critic
+from rlbf_jax.critics.classifier import check_categories, coherence_of, load_critic
 from rlbf_jax.critics.http_critic import JUDGE_OPTION, HttpCritic
 from rlbf_jax.critics.noisy import NoisyCritic
 from rlbf_jax.data import bsafe_plus, datasets
@@ -28,7 +29,7 @@ from rlbf_jax.evaluation.suite import EvaluationContext, build_attempts, evaluat
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
 from rlbf_jax.methods import start
 from rlbf_jax.methods.config import ExperimentConfig
-from rlbf_jax.models.attention import QUERY_BLOCK
+from rlbf_jax.methods.shapes import check_rows
 from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.models.families import styled
 from rlbf_jax.models.lora import join, merge
@@ -131,11 +132,16 @@ class Workspace:
 
     @functools.cached_property
     def critic(self) -> Critic:
-        """Of training: the setting's, or a chat model behind an endpoint, whose answers the run's folder keeps."""
+        """Of training: the setting's, a classifier, or a chat model, whose answers the run's folder keeps."""
         endpoint, noise = self.config.critic_endpoint, self.config.critic_noise
+        classifier = self.config.critic_classifier
         critic: Critic
         if endpoint.base_url:
             critic = HttpCritic(endpoint, self.world.categories, self.folder / "critic" / "answers.jsonl")
+        elif classifier.path:
+            # Coherent and useful, of which a classifier knows nothing, stay the setting's to say.
+            critic = load_critic(Path(classifier.path), classifier, coherence_of(self.setting.critic(self)))
+            check_categories(critic, self.world.categories)
         else:
             critic = self.setting.critic(self)
         return NoisyCritic(critic, noise, self.world.categories) if noise.active else critic
@@ -224,6 +230,8 @@ class Workspace:
             manifest["data"]["file"] = hashlib.sha256(Path(self.config.data.path).read_bytes()).hexdigest()
         if self.config.start_from:
             manifest["data"]["start_from"] = start.digest(Path(self.config.start_from))
+        if self.config.critic_classifier.path:
+            manifest["data"]["critic"] = self.critic.name
         write_json(path, manifest)
 
     def batches(self, name: str, batch_size: int):
@@ -341,41 +349,6 @@ class Workspace:
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file of the run, whole or not at all."""
         write_json(self.folder / name, content)
-
-
-def check_rows(config: ExperimentConfig, shards: int, model: ModelConfig | None = None) -> None:
-    """Raises UserError where a batch does not divide over the mesh's row shards and its microbatches, or where rows
-    have a length that attention cannot cut into blocks."""
-    rl = config.reinforcement
-    sizes = {
-        f"{name}.batch_size": (stage.batch_size, stage.accumulate)
-        for name, stage in (
-            ("pretraining", config.pretraining),
-            ("refusal_sft", config.refusal_sft),
-            ("sft", config.sft),
-        )
-    }
-    if config.start_from:
-        del sizes["pretraining.batch_size"]
-    sizes["reinforcement.prompts_per_step x group_size"] = (rl.prompts_per_step * rl.group_size, rl.accumulate)
-    sizes["reinforcement.guidance_batch_size"] = (rl.guidance_batch_size, rl.accumulate)
-    sizes["sampling_batch"] = (config.sampling_batch, 1)
-    widths = {
-        "data.row_length": config.data.row_length,
-        "max_prompt + rollout_tokens": config.max_prompt + config.rollout_tokens,
-    }
-    model = styled(config.model) if model is None else model
-    for name, width in widths.items():
-        if model.learned_positions and model.max_positions is not None and width > model.max_positions:
-            raise UserError(f"{name}: {width} ids; the model has {model.max_positions} positions (model.max_positions)")
-        if width > QUERY_BLOCK and width % QUERY_BLOCK:
-            raise UserError(f"{name}: {width} ids; rows longer than {QUERY_BLOCK} must be a multiple of it")
-    for name, (rows, accumulate) in sizes.items():
-        if rows % (shards * accumulate):
-            raise UserError(
-                f"{name}: {rows} rows do not divide into {shards} shards (mesh data x fsdp) of {accumulate} "
-                f"microbatches; choose a multiple of {shards * accumulate}"
-            )
 
 
 def read_json(path: Path) -> dict[str, Any]:
