@@ -10,6 +10,7 @@ The folder is named by RLBF_TASK_DATA, or by `--metadata '{"data": "DIR"}'`, and
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import pathlib
@@ -74,7 +75,7 @@ def asked(question: dict[str, Any]) -> str:
 def questions(path: pathlib.Path) -> list[dict[str, Any]]:
     """One subject's questions of one split."""
     found = []
-    reader = csv.reader(read_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         for fields in reader:
             if len(fields) != 6 or fields[5] not in LETTERS:

@@ -19,7 +19,7 @@ from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.sampling.request import Generation, Knobs, Request
-from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.sampling.sampler import Sampler, SamplerConfig, check_knobs
 from rlbf_jax.tokenizers import FamilyTokenizer, Tokenizer, import_tokenizer, load_tokenizer
 from rlbf_jax.training.model_folder import load_model
 
@@ -165,11 +165,12 @@ class Question:
     knobs: Knobs = Knobs()
     text: str = ""
     """For display."""
+    seed: int = 0
 
 
 class Answerer:
-    """Samples answers. The key of an answer depends on its prompt and on how often that prompt came before, not on the
-    order or company in which a harness asks."""
+    """Samples answers. The key of an answer depends on its prompt, its seed and how often that prompt came before, not
+    on the order or company in which a harness asks."""
 
     def __init__(self, model: Model, batch_size: int, max_length: int, seed: int = 0):
         self.model = model
@@ -189,7 +190,7 @@ class Answerer:
     def answer(self, questions: Sequence[Question]) -> list[Generation]:
         """One generation a question, in order; a prompt that leaves no room for `max_tokens` loses its beginning.
 
-        Raises InputError where `max_tokens` alone leaves no room for a prompt.
+        Raises InputError as `check` does.
         """
         requests = [self._request(question) for question in questions]
         # Neighbors of about one length share a compiled width.
@@ -198,19 +199,27 @@ class Answerer:
         found = dict(zip(order, generations, strict=True))
         return [found[i] for i in range(len(requests))]
 
+    def check(self, question: Question) -> None:
+        """Raises InputError for knobs out of range, or `max_tokens` that leave no room for a prompt."""
+        check_knobs(question.knobs)
+        if self._room(question) < 1:
+            raise InputError(
+                f"max_tokens is {question.knobs.max_tokens}, {len(question.forced)} ids are forced, and the model's "
+                f"texts have {self.max_length} ids in all; lower max_tokens"
+            )
+
+    def _room(self, question: Question) -> int:
+        """Ids left for the prompt."""
+        return self.max_length - question.knobs.max_tokens - len(question.forced)
+
     def _request(self, question: Question) -> Request:
+        self.check(question)
         knobs = question.knobs if self.model.directives else question.knobs.without_directives()
         knobs = dataclasses.replace(knobs, max_tokens=knobs.max_tokens + len(question.forced))
-        room = self.max_length - knobs.max_tokens
-        if room < 1:
-            raise InputError(
-                f"max_tokens is {knobs.max_tokens} (forced ids included) and the model's texts have {self.max_length} "
-                "ids in all; lower it"
-            )
-        ids = question.prompt_ids[-room:]
+        ids = question.prompt_ids[-self._room(question) :]
         repeat = self._asked[ids]
         self._asked[ids] += 1
-        id_ = zlib.crc32(repr((ids, repeat)).encode()) & 0x7FFFFFFF
+        id_ = zlib.crc32(repr((ids, repeat, question.seed)).encode()) & 0x7FFFFFFF
         return Request(question.text, question.forced, knobs, id_, ids)
 
 

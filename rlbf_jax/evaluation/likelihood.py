@@ -67,7 +67,7 @@ def log_likelihoods(
     results: list[LogLikelihood | None] = [None] * len(pairs)
     read = functools.partial(_read, config, params, vocab_size or config.vocab_size)
     for width, before, rows in _batches(config, _rows(pairs, max_length), batch_size):
-        choices = _power_of_two(max(len(row.last) for row in rows))
+        choices = _power(8, max(len(row.last) for row in rows))
         tokens = np.zeros((batch_size, width), np.int32)
         last, count = np.zeros(batch_size, np.int32), np.zeros(batch_size, np.int32)
         choice = np.zeros((batch_size, choices), np.int32)
@@ -102,14 +102,14 @@ def _batches(config: ModelConfig, rows: Sequence[_Row], batch_size: int) -> Iter
     """(width, most ids before the last, rows) of every batch, the widest first: what does not fit fails at once."""
     groups: dict[tuple[int, int], list[_Row]] = defaultdict(list)
     for row in rows:
-        groups[_width(config, len(row.inputs)), _power_of_two(row.before) if row.before else 0].append(row)
+        groups[_width(config, len(row.inputs)), _power(8, row.before) if row.before else 0].append(row)
     for (width, before), group in sorted(groups.items(), reverse=True):
         for start in range(0, len(group), batch_size):
             yield width, min(before, width - 1), group[start : start + batch_size]
 
 
 def _width(config: ModelConfig, length: int) -> int:
-    width = max(_LEAST_WIDTH, _power_of_two(length))
+    width = max(_LEAST_WIDTH, _power(2, length))
     if width > QUERY_BLOCK:
         width = -(-length // QUERY_BLOCK) * QUERY_BLOCK
     if config.learned_positions and config.max_positions is not None:
@@ -117,8 +117,12 @@ def _width(config: ModelConfig, length: int) -> int:
     return width
 
 
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
+def _power(base: int, count: int) -> int:
+    """The least power of `base` that is at least `count`. Few sizes, few programs."""
+    power = 1
+    while power < count:
+        power *= base
+    return power
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
