@@ -113,12 +113,14 @@ def count(rows):
     """{key: (value, n, n_prompts)} of a stage's rows; key = (benchmark suffix, attack, split, metric, knobs)."""
     groups = collections.defaultdict(list)
     for row in rows:
-        groups["", row["attack"], row["split"]].append(row)
-        if len(row["prefix"].split()) >= LONG:
-            groups["_long_prefix", row["attack"], row["split"]].append(row)
+        cell = row.get("cell") or {}
+        groups["", row["attack"], row["split"], json.dumps(cell)].append(row)
+        if len(row["prefix"].split()) >= LONG and not cell:
+            groups["_long_prefix", row["attack"], row["split"], "{}"].append(row)
     found = {}
-    for head, chosen in groups.items():
-        measured = [(row["prompt_id"], json.dumps(row["knobs"], sort_keys=True), measure(row)) for row in chosen]
+    for (*head, cell), chosen in groups.items():
+        knobs = [json.dumps(row["knobs"] | json.loads(cell), sort_keys=True) for row in chosen]
+        measured = [(row["prompt_id"], knob, measure(row)) for row, knob in zip(chosen, knobs, strict=True)]
         add = add_decoding if head[1] == "decoding" else add_plain
         add(found, head, measured)
     return found

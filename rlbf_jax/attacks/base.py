@@ -35,3 +35,5 @@ class Attempt:
     """The whole violation of which the span is (a beginning of); None in benign twins and unforced attempts."""
     by_construction: bool = False
     """A whole violation is forced: any model that cannot erase scores asr 1 here."""
+    cell: tuple[tuple[str, int], ...] = ()
+    """Names and lengths of a geometry, where an attack has several; each is measured apart."""

@@ -86,6 +86,7 @@ def to_row(
             "tail": attempt.num_tail,
         },
         "by_construction": attempt.by_construction,
+        "cell": dict(attempt.cell),
         "long_prefix": len(attempt.prefix.split()) >= LONG_PREFIX_WORDS,
         "trace": _trace_json(response, tokenizer, rule),
         "visible": generation.text,

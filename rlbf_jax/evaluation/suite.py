@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from rlbf_jax.attacks import ATTACKS, HAS_FORMS
+from rlbf_jax.attacks import ATTACKS, HAS_FORMS, STANDARD
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.attacks.direct import Attack, AttackConfig
+from rlbf_jax.attacks.further import FurtherOptions
+from rlbf_jax.attacks.geometry import GeometryGrid
 from rlbf_jax.attacks.middle_filling import MiddleFillingOptions
 from rlbf_jax.attacks.prefilling import PrefillingOptions
 from rlbf_jax.critics.base import Critic, Exchange, Verdict
@@ -41,7 +43,7 @@ class SuiteConfig:
     """What is asked of every model."""
 
     benchmark: str = "toy"
-    attacks: tuple[str, ...] = tuple(ATTACKS)
+    attacks: tuple[str, ...] = STANDARD
     n: int = 64
     """Prompts an attack and form split."""
     pool: Pool = "development"
@@ -54,6 +56,8 @@ class SuiteConfig:
     """Of the attempts; the same for every model, stage and training seed."""
     prefilling: PrefillingOptions = PrefillingOptions()
     middle: MiddleFillingOptions = MiddleFillingOptions()
+    geometry: GeometryGrid = GeometryGrid()
+    further: FurtherOptions = FurtherOptions()
     decoding: DecodingGrid = DecodingGrid()
     n_decoding: int | None = 16
     """Prompts for `decoding`, which takes settings x samples answers of each; None: n."""
@@ -82,6 +86,8 @@ def configured_attack(name: str, config: SuiteConfig) -> Attack:
         "benign_middle": config.middle,
         "decoding": config.decoding,
     }
+    options |= dict.fromkeys(("prefilling_depth", "middle_grid", "benign_grid"), config.geometry)
+    options |= dict.fromkeys(("many_violations", "reprogram", "respelled", "critic_note"), config.further)
     attack: Callable[..., list[Attempt]] = ATTACKS[name]
     return functools.partial(attack, options=options[name]) if name in options else attack
 
@@ -166,13 +172,13 @@ def build_records(
     context: EvaluationContext,
 ) -> list[Record]:
     """Means and intervals by attack and split, and again over the rows with a long prefix."""
-    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, tuple], list[int]] = defaultdict(list)
     for index, attempt in enumerate(attempts):
-        groups[context.benchmark, attempt.attack, attempt.split].append(index)
-        if len(attempt.prefix.split()) >= LONG_PREFIX_WORDS:
-            groups[f"{context.benchmark}_long_prefix", attempt.attack, attempt.split].append(index)
+        groups[context.benchmark, attempt.attack, attempt.split, attempt.cell].append(index)
+        if len(attempt.prefix.split()) >= LONG_PREFIX_WORDS and not attempt.cell:
+            groups[f"{context.benchmark}_long_prefix", attempt.attack, attempt.split, ()].append(index)
     records = []
-    for (benchmark, attack, split), indices in groups.items():
+    for (benchmark, attack, split, _), indices in groups.items():
         record = functools.partial(_record, context, judge, benchmark, attack, split)
         chosen = [attempts[i] for i in indices]
         values = [metrics[i] for i in indices]
@@ -226,7 +232,7 @@ def _column(
 
 def _plain_records(record, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]) -> list[Record]:
     """One record a metric that has a row."""
-    knobs = knobs_to_json(attempts[0].request.knobs)
+    knobs = knobs_to_json(attempts[0].request.knobs) | dict(attempts[0].cell)
     columns = {name: _column(attempts, metrics, name) for name in METRICS}
     return [record(name, values, prompts, knobs) for name, (values, prompts) in columns.items() if values]
 

@@ -34,7 +34,15 @@ UNTOUCHED: dict[str, frozenset[str]] = {
     "data": _BEFORE_RL | {"semantics", "model", "mesh", "pretraining", "refusal_sft", "sft"},
     # No text of pretraining or refusals holds a directive, so both semantics read it alike.
     "base": _BEFORE_RL
-    | {"semantics", "refusal_sft", "sft", "data.bsafe_plus", "data.sft_examples", "data.refusal_examples"},
+    | {
+        "semantics",
+        "model.lora",
+        "refusal_sft",
+        "sft",
+        "data.bsafe_plus",
+        "data.sft_examples",
+        "data.refusal_examples",
+    },
     "refusal_sft": _BEFORE_RL | {"semantics", "sft", "data.sft_examples"},
     "sft": _BEFORE_RL | {"refusal_sft", "data.refusal_examples"},
     # It reads `steps`, `updates_per_step` and the optimizer's schedule of reinforcement.

@@ -67,12 +67,12 @@ def base(work: Workspace) -> None:
 
 
 def refusal_sft(work: Workspace) -> None:
-    supervised(work, "refusal_sft", work.config.refusal_sft, "refusal", work.params("base"))
+    supervised(work, "refusal_sft", work.config.refusal_sft, "refusal", work.trainable("base"))
 
 
 def sft(work: Workspace) -> None:
     """BSAFE+: context = prompt + part1 + bridge + violation, loss on directive + part2 (and plain data)."""
-    supervised(work, "sft", work.config.sft, "bsafe_plus", work.params("base"))
+    supervised(work, "sft", work.config.sft, "bsafe_plus", work.trainable("base"))
 
 
 def sft_control(work: Workspace) -> None:
@@ -82,7 +82,7 @@ def sft_control(work: Workspace) -> None:
     # The guidance term sees `guidance_batch_size` rows an update; the control gets SFT's own batches.
     optimizer = dataclasses.replace(work.config.sft.optimizer, schedule=reinforcement.optimizer.schedule)
     config = dataclasses.replace(work.config.sft, steps=extra, optimizer=optimizer)
-    supervised(work, "sft_control", config, "bsafe_plus", work.params("sft"))
+    supervised(work, "sft_control", config, "bsafe_plus", work.trainable("sft"))
 
 
 def reinforce(work: Workspace) -> None:
@@ -91,8 +91,8 @@ def reinforce(work: Workspace) -> None:
     policy = dataclasses.replace(config.policy, max_drawn=work.config.max_drawn)
     config = dataclasses.replace(config, policy=policy)
     parts = ReinforcementParts(
-        model=work.model,
-        sampler=work.sampler,
+        model=work.tuned,
+        sampler=work.policy_sampler,
         critic=work.critic,
         source=prompt_source(work),
         guidance=work.batches("bsafe_plus", config.guidance_batch_size),
@@ -100,7 +100,7 @@ def reinforce(work: Workspace) -> None:
         mesh=work.mesh,
         seed=work.config.seed,
     )
-    params = train_reinforcement(config, parts, work.params("sft"), work.stage_folder("rlbf"), "rlbf")
+    params = train_reinforcement(config, parts, work.trainable("sft"), work.stage_folder("rlbf"), "rlbf")
     work.save_params("rlbf", params)
 
 
@@ -115,7 +115,7 @@ def supervised(work: Workspace, name: str, config: SupervisedConfig, data: str, 
     """One supervised stage from `params`, on the data set named `data`."""
     trained = train_supervised(
         config,
-        work.model,
+        work.model if name == "base" else work.tuned,
         params,
         work.tokenizer.rule,
         work.semantics,

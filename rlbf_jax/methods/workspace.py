@@ -28,8 +28,10 @@ from rlbf_jax.evaluation.suite import EvaluationContext, build_attempts, evaluat
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
 from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.models.attention import QUERY_BLOCK
+from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.models.families import styled
-from rlbf_jax.models.transformer import ModelConfig, init
+from rlbf_jax.models.lora import join, merge
+from rlbf_jax.models.transformer import init, init_adapters
 from rlbf_jax.parallel.mesh import batch_sharding, make_mesh
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
@@ -86,10 +88,31 @@ class Workspace:
 
     @functools.cached_property
     def model(self) -> ModelConfig:
-        return dataclasses.replace(styled(self.config.model), vocab_size=self.tokenizer.vocab_size)
+        """Of `base`, and of every stage once its adapters are merged."""
+        size = self.tokenizer.vocab_size
+        return dataclasses.replace(styled(self.config.model), vocab_size=size, lora=LoraConfig())
+
+    @functools.cached_property
+    def tuned(self) -> ModelConfig:
+        """What stages after `base` train: `model`, with adapters where there are to be some."""
+        lora = self.config.model.lora
+        if not lora.rank:
+            return self.model
+        rule = self.tokenizer.rule
+        rows = LoraConfig(lora.rank, lora.alpha, lora.targets, rule.first_id, rule.num_controls)
+        return dataclasses.replace(self.model, lora=rows)
 
     @functools.cached_property
     def sampler(self) -> Sampler:
+        """Of evaluations."""
+        return self.sampler_of(self.model)
+
+    @functools.cached_property
+    def policy_sampler(self) -> Sampler:
+        """Of rollouts, in which adapters are not merged."""
+        return self.sampler if self.tuned == self.model else self.sampler_of(self.tuned)
+
+    def sampler_of(self, model: ModelConfig) -> Sampler:
         c = self.config
         shapes = SamplerConfig(
             semantics=c.semantics,
@@ -99,7 +122,7 @@ class Workspace:
             min_room=c.rollout_tokens,
         )
         sharding = batch_sharding(self.mesh) if self.mesh.size > 1 else None
-        return Sampler(self.model, self.tokenizer, shapes, sharding=sharding)
+        return Sampler(model, self.tokenizer, shapes, sharding=sharding)
 
     @functools.cached_property
     def critic(self) -> Critic:
@@ -199,20 +222,36 @@ class Workspace:
         return self.folder / "stages" / stage
 
     def save_params(self, stage: str, params: dict) -> None:
-        """Keeps a stage's final decoder parameters."""
+        """Keeps what a stage has trained: a whole decoder, or adapters, which the meta says."""
+        model = self.model if stage == "base" else self.tuned
         checkpoints = Checkpoints(self.stage_folder(stage) / "model", writes=True)
-        checkpoints.save(0, params, {"stage": stage, "model": dataclasses.asdict(self.model)})
+        checkpoints.save(0, params, {"stage": stage, "model": dataclasses.asdict(model), "base": "base"})
         checkpoints.close()
 
     def params(self, stage: str) -> dict:
-        """A finished stage's decoder parameters. Raises UserError if it has none."""
+        """A finished stage's decoder parameters, adapters merged. Raises UserError if it has none."""
+        if stage == "base" or not self.tuned.lora.rank:
+            return self._trained(stage, self.initial_params)
+        return merge(self.tuned, self.trainable(stage))[1]
+
+    def trainable(self, stage: str) -> dict:
+        """Where a stage after this one starts: its decoder parameters, with adapters (fresh ones after `base`) where
+        there are to be some. Raises UserError if the stage is not finished."""
+        if not self.tuned.lora.rank:
+            return self.params(stage)
+        fresh = functools.partial(init_adapters, self.tuned, jax.random.key(self.config.seed))
+        adapters = fresh() if stage == "base" else self._trained(stage, fresh)
+        return join(adapters, self.params("base"))
+
+    def _trained(self, stage: str, make: Callable[[], dict]) -> dict:
+        """What a finished stage has kept, of the structure of what `make` makes."""
         folder = self.stage_folder(stage) / "model"
         if not folder.exists():
             found = sorted(p.parent.name for p in self.folder.glob("stages/*/model"))
             raise UserError(f"{self.folder}: no finished stage {stage!r}; finished are {', '.join(found) or 'none'}")
         mend = f"delete {folder} and {self.folder / 'done' / stage}, then `rlbf run` makes it again"
         checkpoints = Checkpoints(folder, mend=mend)
-        params, _ = checkpoints.restore(jax.eval_shape(self.initial_params), self.mesh)
+        params, _ = checkpoints.restore(jax.eval_shape(make), self.mesh)
         checkpoints.close()
         return params
 

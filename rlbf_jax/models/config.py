@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Literal
 
 from rlbf_jax.ranges import check_at_least, check_positive
 
+LoraTarget = Literal["qkv", "out", "up", "down"]
+"""Projections of a layer: queries, keys and values (which share one A); the attention's output; the MLP's way in (gate
+and up share one A) and its way out."""
+
 Family = Literal["toy", "gemma2", "gemma3", "llama", "qwen2", "qwen3", "mistral", "gpt2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685): W + alpha / rank * A B with W frozen; see `models.lora`."""
+
+    rank: int = 0
+    """0: no adapters, every parameter is trained."""
+    alpha: float = 16.0
+    targets: tuple[LoraTarget, ...] = ("qkv", "out", "up", "down")
+    first_row: int = 0
+    """The first of the rows of the embedding (and the unembedding) that are trained as well."""
+    rows: int = 0
+    """How many; recipes set both to the tokenizer's control ids."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "rank", "first_row", "rows")
+        check_positive(self, "alpha")
+        unknown = set(self.targets) - set(typing.get_args(LoraTarget))
+        if unknown or len(set(self.targets)) < len(self.targets):
+            known = ", ".join(typing.get_args(LoraTarget))
+            raise ValueError(f"targets is {self.targets}, expected some of {known}, each once")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +100,8 @@ class ModelConfig:
     """Scan over the repeating block: compiles in constant time, for deep models. Unrolled runs faster when shallow."""
     remat: bool = False
     """Recompute each block's activations in the backward pass."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters. In a run, `base` is trained whole, and every later stage trains adapters of it alone."""
 
     def __post_init__(self):
         check_at_least(self, 1, "vocab_size", "num_layers", "width", "mlp_width")

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlbf_jax.models import kv_cache
+from rlbf_jax.models import kv_cache, lora
 from rlbf_jax.models.attention import RopeScaling, Visibility, rotary
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.kv_cache import KVCache
@@ -63,6 +63,12 @@ class Decoder(nn.Module):
         self.embedding = self.param("embedding", init, (c.vocab_size, c.width), dtype)
         if not c.tied_embeddings:
             self.unembedding = self.param("unembedding", init, (c.vocab_size, c.width), dtype)
+        if c.lora.rank and c.lora.rows:
+            # What training adds to rows of the tables; where the tables are one, so are these.
+            shape = (c.lora.rows, c.width)
+            self.embedding_rows = self.param("embedding_rows", nn.initializers.zeros, shape, jnp.float32)
+            if not c.tied_embeddings:
+                self.unembedding_rows = self.param("unembedding_rows", nn.initializers.zeros, shape, jnp.float32)
         if c.learned_positions:
             self.position_embedding = self.param("position_embedding", init, (c.max_positions, c.width), dtype)
         block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
@@ -140,12 +146,16 @@ class Decoder(nn.Module):
 
     def unembed(self, hidden: Array) -> Array:
         """[..., D] -> float32 logits [..., V]."""
-        table = self.table()
+        c, table = self.config, self.table()
         flat = hidden.reshape(-1, hidden.shape[-1])
         logits = jnp.matmul(flat, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
+        if c.lora.rank and c.lora.rows:
+            rows = self.embedding_rows if c.tied_embeddings else self.unembedding_rows
+            more = jnp.matmul(flat, rows.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
+            logits = logits.at[:, c.lora.first_row : c.lora.first_row + c.lora.rows].add(more)
         logits = logits.reshape(*hidden.shape[:-1], table.shape[0])
-        if self.config.final_softcap is not None:
-            logits = self.config.final_softcap * jnp.tanh(logits / self.config.final_softcap)
+        if c.final_softcap is not None:
+            logits = c.final_softcap * jnp.tanh(logits / c.final_softcap)
         return logits
 
     def table(self) -> Array:
@@ -155,6 +165,10 @@ class Decoder(nn.Module):
     def _embed(self, tokens: Array, position: Array) -> Array:
         c = self.config
         rows = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(c.dtype))
+        if c.lora.rank and c.lora.rows:
+            # Ids without such a row take zeros.
+            place = jnp.where(tokens < c.lora.first_row, c.lora.rows, tokens - c.lora.first_row)
+            rows = rows + jnp.take(self.embedding_rows, place, axis=0, mode="fill", fill_value=0).astype(rows.dtype)
         if c.scale_embeddings:
             # Rows of a unit-norm table are scaled to unit variance an entry, as a residual stream wants them.
             rows = rows * jnp.asarray(c.width**0.5, rows.dtype)
@@ -205,6 +219,13 @@ def init(config: ModelConfig, key: Array) -> dict:
     tokens = jnp.zeros((1, 2), jnp.int32)
     visibility = Visibility(jnp.arange(2, dtype=jnp.int32)[None])
     return Decoder(config).init(key, tokens, visibility)["params"]
+
+
+def init_adapters(config: ModelConfig, key: Array) -> dict:
+    """Fresh adapters of `config.lora`, which change nothing yet. The rest of the model is not made."""
+    if not config.lora.rank:
+        raise ValueError("lora.rank is 0: there are no adapters to make")
+    return jax.jit(lambda key: lora.split(init(config, key))[0])(key)
 
 
 def forward(config: ModelConfig, params: dict, tokens: Array, visibility: Visibility):

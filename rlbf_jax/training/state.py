@@ -7,6 +7,7 @@ weights and denominators -> summed gradients -> optax -> metrics as (numerator, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from rlbf_jax.models.lora import join
 from rlbf_jax.objectives.masked import Term
 from rlbf_jax.parallel.mesh import batch_sharding, replicated, shardings
 
@@ -77,14 +79,19 @@ def make_update(
     mesh: Mesh,
     state: TrainState,
     accumulate: int = 1,
+    frozen: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[[TrainState, Any], tuple[TrainState, UpdateMetrics]]:
     """A jitted update over the mesh; `state` gives the shapes and is not kept.
 
     Every leaf of the batch has rows in front; rows are split over (data, fsdp), the state by `parallel.mesh.RULES`.
+    `terms_fn` reads the state's parameters joined with `frozen` ones, which have no gradient and no moments.
     """
 
-    def update(state: TrainState, batch) -> tuple[TrainState, UpdateMetrics]:
-        grads, terms = accumulated_gradients(terms_fn, weights, denominators_fn(batch), state.params, batch, accumulate)
+    def update(state: TrainState, frozen, batch) -> tuple[TrainState, UpdateMetrics]:
+        def joined(params, micro) -> dict[str, Term]:
+            return terms_fn(join(params, frozen), micro)
+
+        grads, terms = accumulated_gradients(joined, weights, denominators_fn(batch), state.params, batch, accumulate)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
@@ -94,13 +101,15 @@ def make_update(
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         return new, UpdateMetrics(terms, norm, finite)
 
-    places = shardings(state, mesh)
-    return jax.jit(
+    places, kept = shardings(state, mesh), shardings(dict(frozen), mesh)
+    jitted = jax.jit(
         update,
-        in_shardings=(places, batch_sharding(mesh)),
+        in_shardings=(places, kept, batch_sharding(mesh)),
         out_shardings=(places, replicated(mesh)),
         donate_argnums=0,
     )
+    frozen = jax.device_put(dict(frozen), kept)
+    return lambda state, batch: jitted(state, frozen, batch)
 
 
 def means(metrics: UpdateMetrics) -> dict[str, float]:
