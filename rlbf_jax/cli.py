@@ -68,6 +68,8 @@ class Evaluate:
     """Tune on development only."""
     n_prompts: int | None = None
     """Prompts for each attack and split; default: as the run's configuration says."""
+    tradeoff: Flag = False
+    """Instead measure asr and false backtracks along a bias on the categories, into evaluation/tradeoff_STAGE.json."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +209,9 @@ def evaluate(argv: Sequence[str]) -> None:
         raise UserError(f"--n_prompts is {args.n_prompts}, expected at least 1")
     from rlbf_jax.methods import runner
 
+    if args.tradeoff:
+        print(f"curve: {runner.tradeoff_stage(args.workdir, args.stage, data=args.data, n_prompts=args.n_prompts)}")
+        return
     runner.evaluate_stage(args.workdir, args.stage, data=args.data, n_prompts=args.n_prompts)
     print(f"report: {args.workdir / 'report.html'}")
 

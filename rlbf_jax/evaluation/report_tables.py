@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rlbf_jax.evaluation import backtracking_metrics
+
 STAGES = ("base", "refusal_sft", "sft", "sft_control", "rlbf")
 ATTACKS = (
     "none",
@@ -72,8 +74,11 @@ DEFINITIONS = {
     "unjudged": "responses with a text that the judge could not judge; they count as neither safe nor unsafe.",
     "long_prefix": "suffix of an attack: only rows with a long benign prefix before the forced span.",
     "tokens_per_second": "sampling speed on this run's devices.",
-}
-_NOT_RATES = ("perplexity", "over_deletion", "wasted_tokens", "malformed", "tokens_per_second")
+} | backtracking_metrics.DEFINITIONS
+_NOT_RATES = (
+    *("perplexity", "over_deletion", "wasted_tokens", "malformed", "tokens_per_second"),
+    *(backtracking_metrics.BACKTRACKING_COUNTS | backtracking_metrics.QUANTILES.keys()),
+)
 Record = Mapping[str, Any]
 Key = tuple[str, str, str, str]
 """(column, attack, split, metric)."""

@@ -25,7 +25,14 @@ from rlbf_jax.attacks.middle_filling import MiddleFillingOptions
 from rlbf_jax.attacks.prefilling import PrefillingOptions
 from rlbf_jax.critics.base import Critic, Exchange, Verdict
 from rlbf_jax.data.world import SPLITS, FormSplit, Pool, World
-from rlbf_jax.evaluation.intervals import interval
+from rlbf_jax.evaluation.backtracking_metrics import (
+    BACKTRACKING_COUNTS,
+    BACKTRACKING_METRICS,
+    any_of_n,
+    backtracking_row_metrics,
+    quantiles_of,
+)
+from rlbf_jax.evaluation.intervals import Interval, interval
 from rlbf_jax.evaluation.metrics import COUNTS, METRICS, Verdicts, row_metrics, take_apart
 from rlbf_jax.evaluation.results import Record
 from rlbf_jax.evaluation.rows import LONG_PREFIX_WORDS, EvaluationContext, knobs_to_json, to_row
@@ -34,6 +41,7 @@ from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.sampling.sampler import check_knobs
 from rlbf_jax.tokenizers import Tokenizer
 
+ALL_METRICS = METRICS + BACKTRACKING_METRICS
 ANY_OF_N = ("asr", "leak", "emitted")
 """Metrics that `decoding` reads as: any of a prompt's n answers."""
 
@@ -150,15 +158,18 @@ def evaluate(
         raise ValueError(f"the sampler gave {len(generations)} generations for {len(attempts)} attempts")
     responses = [take_apart(generation, tokenizer, rule) for generation in generations]
     judged = judge_distinct(
-        judge, (_exchange(a, text) for a, r in zip(attempts, responses, strict=True) for text in r.texts)
+        judge,
+        (_exchange(a, text) for a, r in zip(attempts, responses, strict=True) for text in (*r.texts, r.opening)),
     )
     rows, metrics = [], []
     for attempt, generation, response in zip(attempts, generations, responses, strict=True):
         final, raw, *before = (judged[_exchange(attempt, text)] for text in response.texts)
         verdicts = Verdicts(final, raw, tuple(before))
-        values = row_metrics(attempt, generation, response, verdicts, tokenizer, rule, context.refusal_openers)
+        opening, openers = judged[_exchange(attempt, response.opening)], context.refusal_openers
+        values = row_metrics(attempt, generation, response, verdicts, tokenizer, rule, openers)
+        values |= backtracking_row_metrics(attempt, generation, response, verdicts, opening, tokenizer, openers)
         metrics.append(values)
-        rows.append(to_row(attempt, generation, response, verdicts, values, tokenizer, rule, context))
+        rows.append(to_row(attempt, generation, response, verdicts, values, tokenizer, rule, context, opening))
     return build_records(attempts, metrics, judge.name, context), rows
 
 
@@ -197,8 +208,10 @@ def _record(
     values: Sequence[float],
     prompts: Sequence[str],
     knobs: Mapping[str, Any],
+    found: Interval | None = None,
 ) -> Record:
-    found = interval(values, prompts, counts=metric in COUNTS)
+    """The mean of some values; or `found`, where something else was measured."""
+    found = found or interval(values, prompts, counts=metric in COUNTS | BACKTRACKING_COUNTS)
     return Record(
         context.method,
         context.stage,
@@ -233,8 +246,10 @@ def _column(
 def _plain_records(record, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]) -> list[Record]:
     """One record a metric that has a row."""
     knobs = knobs_to_json(attempts[0].request.knobs) | dict(attempts[0].cell)
-    columns = {name: _column(attempts, metrics, name) for name in METRICS}
-    return [record(name, values, prompts, knobs) for name, (values, prompts) in columns.items() if values]
+    columns = {name: _column(attempts, metrics, name) for name in ALL_METRICS}
+    records = [record(name, values, prompts, knobs) for name, (values, prompts) in columns.items() if values]
+    quantiles = quantiles_of(metrics, [attempt.prompt.id for attempt in attempts])
+    return records + [record(name, (), (), knobs, found) for name, found in quantiles.items()]
 
 
 def _decoding_records(
@@ -255,7 +270,7 @@ def _decoding_records(
     n_prompts = len({attempt.prompt.id for attempt in attempts})
     grid = {"settings": len(settings), "any_of": len(attempts) // n_prompts}
     records = []
-    for name in METRICS:
+    for name in ALL_METRICS:
         values, prompts = _column(attempts, metrics, name)
         if not values:
             continue
@@ -280,4 +295,12 @@ def _decoding_records(
                 expected, ci_low=nan, ci_high=nan, ci_method="none", n=len(values), n_prompts=len(worst)
             )
         )
+        records.append(record(f"{name}_excess", (), (), grid, _excess(name, attempts, metrics)))
     return records
+
+
+def _excess(name: str, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]) -> Interval:
+    rows = [(v, a) for a, m in zip(attempts, metrics, strict=True) if (v := m[name]) is not None]
+    hits, owners = [v for v, _ in rows], [a for _, a in rows]
+    settings = [repr(knobs_to_json(a.request.knobs)) for a in owners]
+    return any_of_n(hits, [a.prompt.id for a in owners], settings).excess

@@ -97,6 +97,8 @@ class ExperimentConfig:
     rollouts: RolloutMix = RolloutMix()
     critic_endpoint: HttpCriticConfig = HttpCriticConfig()
     """A chat model as the critic of training, in place of the setting's own; off while its base_url is empty."""
+    judge_endpoint: HttpCriticConfig = HttpCriticConfig()
+    """A chat model as the judge of evaluations, in place of the setting's own; off while its base_url is empty."""
     critic_noise: NoiseConfig = NoiseConfig()
     """Errors put into the critic of training; the judge of evaluations has none."""
     rollout_tokens: int = 88
@@ -119,3 +121,11 @@ class ExperimentConfig:
         check_between(self, 0, 2**32 - 1, "seed")
         check_at_least(self, 1, "rollout_tokens", "max_drawn", "sampling_batch", "max_prompt", "perplexity_examples")
         check_at_least(self, 0, "rollout_budget")
+        critic, judge = (
+            (e.base_url, e.model, e.format, e.guidelines) for e in (self.critic_endpoint, self.judge_endpoint)
+        )
+        if self.judge_endpoint.base_url and judge == critic:
+            raise ValueError(
+                "judge_endpoint asks the model of critic_endpoint in the same format; a judge must be another than the "
+                "critic of training: choose another model or format"
+            )

@@ -24,6 +24,7 @@ _SAMPLING = frozenset(
     {
         *("evaluation", "sampling_batch", "max_prompt", "perplexity_examples", "baselines"),
         *("rollouts", "rollout_tokens", "max_drawn", "rollout_budget", "critic_noise", "critic_endpoint"),
+        "judge_endpoint",
     }
 )
 """Read by rollouts and evaluations alone."""
@@ -50,7 +51,9 @@ UNTOUCHED: dict[str, frozenset[str]] = {
     | {"refusal_sft", "data.refusal_examples"}
     | {f"reinforcement.{name}" for name in ("prompts_per_step", "group_size", "accumulate", "temperature")}
     | {f"reinforcement.{name}" for name in ("guidance_batch_size", "policy", "reward", "checkpoint_every", "kl_every")},
-    "rlbf": frozenset({"evaluation", "perplexity_examples", "baselines", "refusal_sft", "data.refusal_examples"}),
+    "rlbf": frozenset(
+        {"evaluation", "judge_endpoint", "perplexity_examples", "baselines", "refusal_sft", "data.refusal_examples"}
+    ),
 }
 """Dotted names of the configuration that a stage's result does not depend on, everything below them included."""
 

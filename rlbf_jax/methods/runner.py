@@ -28,6 +28,7 @@ from rlbf_jax.methods.own_data import OWN_DATA
 from rlbf_jax.methods.recipes import Recipe, Stage
 from rlbf_jax.methods.rlbf import rlbf
 from rlbf_jax.methods.toy import TOY
+from rlbf_jax.methods.tradeoff import tradeoff_file, write_tradeoff
 from rlbf_jax.methods.workspace import Workspace, write_json
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler
@@ -38,7 +39,9 @@ from rlbf_jax.training.progress import say
 RECIPES: dict[str, Recipe] = {"rlbf": rlbf}
 """The one list to which a new method's file is added."""
 
-CHANGEABLE = frozenset(f"{http_critic.OPTION}.{name}" for name in http_critic.CHANGEABLE)
+CHANGEABLE = frozenset(
+    f"{option}.{name}" for option in (http_critic.OPTION, http_critic.JUDGE_OPTION) for name in http_critic.CHANGEABLE
+)
 """Settings that no result depends on: a run may go on with others, as with a larger budget for its critic."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "sentencepiece", "grain", "numpy")
@@ -263,11 +266,24 @@ def load(workdir: Path, stage: str) -> Loaded:
 
 def evaluate_stage(workdir: Path, stage: str, data: Pool | None = None, n_prompts: int | None = None) -> None:
     """Evaluates a stage again, on another pool or with more prompts, and rewrites the report."""
+    work, method = _to_evaluate(workdir, stage, data, n_prompts)
+    work.evaluate(stage, method)
+    write_report(workdir)
+
+
+def tradeoff_stage(workdir: Path, stage: str, data: Pool | None = None, n_prompts: int | None = None) -> Path:
+    """Measures a stage's trade-off curve; returns the file that holds it."""
+    work, method = _to_evaluate(workdir, stage, data, n_prompts)
+    write_tradeoff(work, stage, method)
+    return workdir / tradeoff_file(stage)
+
+
+def _to_evaluate(workdir: Path, stage: str, data: Pool | None, n_prompts: int | None) -> tuple[Workspace, str]:
+    """A run with its suite changed, and the `method` of the stage's records."""
     work = open_run(workdir)
     suite = work.config.evaluation
     suite = dataclasses.replace(suite, pool=data or suite.pool, n=suite.n if n_prompts is None else n_prompts)
     work.config = dataclasses.replace(work.config, evaluation=suite)
     from rlbf_jax.methods.rlbf import method_name
 
-    work.evaluate(stage, method_name(work.config, stage))
-    write_report(workdir)
+    return work, method_name(work.config, stage)

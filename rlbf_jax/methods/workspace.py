@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rlbf_jax.critics.base import Critic
-from rlbf_jax.critics.http_critic import HttpCritic
+from rlbf_jax.critics.http_critic import JUDGE_OPTION, HttpCritic
 from rlbf_jax.critics.noisy import NoisyCritic
 from rlbf_jax.data import bsafe_plus, datasets
 from rlbf_jax.data.build_checks import check_bsafe_plus, check_pretraining
@@ -137,7 +137,11 @@ class Workspace:
 
     @functools.cached_property
     def judge(self) -> Critic:
-        """Of evaluations: another object than the critic."""
+        """Of evaluations: another object than the critic. The setting's, or a chat model behind an endpoint."""
+        endpoint = self.config.judge_endpoint
+        if endpoint.base_url:
+            journal = self.folder / "judge" / "answers.jsonl"
+            return HttpCritic(endpoint, self.world.categories, journal, option=JUDGE_OPTION)
         return self.setting.judge(self)
 
     @functools.cached_property
