@@ -9,8 +9,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig, check_knobs
-from rlbf_jax.tokenizers import FamilyTokenizer, Tokenizer, import_tokenizer, load_tokenizer
+from rlbf_jax.tokenizers import Tokenizer, import_tokenizer, load_tokenizer
 from rlbf_jax.training.model_folder import load_model
 
 _CONTROLS = "rlbf_controls.json"
@@ -124,35 +125,6 @@ def _with_rows(config: ModelConfig, params: dict, vocab_size: int) -> tuple[Mode
     return dataclasses.replace(config, vocab_size=vocab_size), params | tables
 
 
-# Conversations --------------------------------------------------------------------------------------
-
-
-def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[int]]:
-    """Prompt ids, and ids that the answer is forced to begin with, of a conversation.
-
-    The last message may be the assistant's: then the answer goes on from there. A checkpoint's own chat template knows
-    several turns; the template of a tokenizer that was trained here knows one, to which a system message is prefixed.
-
-    Raises:
-      InputError: there is no message of the user, or the template has no place for a message.
-    """
-    history = list(messages)
-    forced: list[int] = []
-    if history and history[-1]["role"] == "assistant":
-        forced = tokenizer.encode(history.pop()["content"])
-    if not any(message["role"] == "user" for message in history):
-        raise InputError("a conversation needs a message of the user before the answer")
-    if isinstance(tokenizer, FamilyTokenizer) and tokenizer.template is not None:
-        return tokenizer.encode_chat(history), forced
-    roles = [message["role"] for message in history]
-    if roles not in (["user"], ["system", "user"]):
-        raise InputError(
-            f"a conversation of {', '.join(roles)}: this tokenizer has a template for one turn only; put everything "
-            "into one message of the user, or use a checkpoint with a chat template"
-        )
-    return tokenizer.encode_prompt("\n\n".join(message["content"] for message in history)), forced
-
-
 # Answers --------------------------------------------------------------------------------------------
 
 
@@ -177,12 +149,14 @@ class Answerer:
         self.max_length = max_length
         self.seed = seed
         self._asked: collections.Counter[tuple[int, ...]] = collections.Counter()
+        # A width must not round up beyond a table of learned positions.
+        step = math.gcd(128, max_length) if model.config.learned_positions else 128
         shapes = SamplerConfig(
             semantics=model.semantics,
             batch_size=batch_size,
-            min_context=128,
+            min_context=step,
             min_room=128,
-            bucket=128,
+            bucket=step,
             max_context=max_length,
         )
         self._sampler = Sampler(model.config, model.tokenizer, shapes)

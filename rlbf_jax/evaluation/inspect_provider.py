@@ -25,9 +25,10 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from rlbf_jax.errors import InputError
-from rlbf_jax.evaluation.answering import Answerer, Question, conversation_ids, open_model, visible_until
+from rlbf_jax.evaluation.answering import Answerer, Question, open_model, visible_until
 from rlbf_jax.evaluation.report_traces import row_of
 from rlbf_jax.sampling.request import Generation, Knobs
+from rlbf_jax.tokenizers.conversation import conversation_ids
 
 DEFAULT_MAX_TOKENS = 512
 _DEFAULTS = GenerateConfig()

@@ -22,9 +22,10 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from rlbf_jax.errors import InputError, UserError
-from rlbf_jax.evaluation.answering import Answerer, Question, conversation_ids, open_model, visible_until
+from rlbf_jax.evaluation.answering import Answerer, Question, open_model, visible_until
 from rlbf_jax.evaluation.likelihood import log_likelihoods
 from rlbf_jax.sampling.request import Knobs
+from rlbf_jax.tokenizers.conversation import conversation_ids
 
 _CHAT = "\x02rlbf conversation "
 """Begins the text that stands for a conversation until it is encoded. Templates place ids, which no text can spell, so

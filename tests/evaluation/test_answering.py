@@ -23,7 +23,6 @@ from rlbf_jax.evaluation.answering import (
     Answerer,
     Model,
     Question,
-    conversation_ids,
     open_model,
     visible_until,
 )
@@ -34,6 +33,7 @@ from rlbf_jax.models.families import styled
 from rlbf_jax.models.weights.write import write_checkpoint
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.tokenizers import import_tokenizer, train_tokenizer
+from rlbf_jax.tokenizers.conversation import conversation_ids
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.model_folder import load_model
 from tests.evaluation import tiny_checkpoint as tiny
