@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import pathlib
-import sys
 
 import numpy as np
 import pytest
@@ -48,7 +47,7 @@ def eager(tmp_path_factory) -> RlbfLM:
     loud = np.random.default_rng(0).standard_normal((tiny.ROWS, tiny.CONFIG.width)).astype(np.float32)
     params["unembedding"][list(tokenizer.new_ids)] = loud[list(tokenizer.new_ids)] * 1.5
     write_checkpoint(folder, tiny.CONFIG, params)
-    return RlbfLM(str(folder), semantics="rewind", batch_size=4, max_length=1024, max_gen_toks=48)
+    return RlbfLM(str(folder), semantics="rewind", batch_size=4, max_length=512, max_gen_toks=32)
 
 
 def test_answers_are_those_of_the_hf_model(plain):
@@ -147,7 +146,7 @@ def test_gsm8k_from_end_to_end_and_no_control_token_reaches_it(eager, tmp_path, 
     else:
         rows = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(20)]
     before = eager.num_directives
-    found = run(eager, "gsm8k_local", write_gsm8k(tmp_path, rows), apply_chat_template=chat, num_fewshot=2)
+    found = run(eager, "gsm8k_local", write_gsm8k(tmp_path, rows), apply_chat_template=chat, num_fewshot=1)
     assert found["n-samples"]["gsm8k_local"] == {"original": 20, "effective": 20}
     assert {"exact_match,strict-match", "exact_match,flexible-extract"} <= found["results"]["gsm8k_local"].keys()
     assert eager.num_directives - before >= 20
@@ -182,6 +181,44 @@ def test_mmlu(plain, tmp_path):
     best = [int(np.argmax([float(r[0][0]) for r in s["resps"]])) for s in samples]
     expected = np.mean([b == int(s["target"]) for b, s in zip(best, samples, strict=True)])
     assert found["results"]["mmlu_local"]["acc,none"] == pytest.approx(expected)
+
+
+OFFICIAL = """
+task: official
+custom_dataset: !function rows.read
+test_split: test
+fewshot_split: dev
+fewshot_config: {sampler: first_n}
+output_type: multiple_choice
+description: "The following are multiple choice questions (with answers) about old stones.\\n\\n"
+doc_to_text: "{{question.strip()}}\\nA. {{choices[0]}}\\nB. {{choices[1]}}\\n\
+C. {{choices[2]}}\\nD. {{choices[3]}}\\nAnswer:"
+doc_to_choice: ["A", "B", "C", "D"]
+doc_to_target: answer
+num_fewshot: 2
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+"""The fields of the harness's own mmlu tasks, over rows in memory."""
+ROWS = """
+import datasets
+def read(**_):
+    row = lambda i: {"question": f"What, {i}? ", "choices": ["tea", "b", "c", "d"], "answer": i}
+    return {s: datasets.Dataset.from_list([row(i) for i in range(n)]) for s, n in (("dev", 2), ("test", 3))}
+"""
+
+
+def test_mmlu_asks_what_the_harness_itself_asks(plain, tmp_path):
+    (tmp_path / "official.yaml").write_text(OFFICIAL)
+    (tmp_path / "rows.py").write_text(ROWS)
+    for split, count in (("dev", 2), ("test", 3)):
+        (tmp_path / "mmlu" / split).mkdir(parents=True)
+        rows = [f'"What, {i}? ",tea,b,c,d,{"ABCD"[i]}\n' for i in range(count)]
+        (tmp_path / "mmlu" / split / f"old_stones_{split}.csv").write_text("".join(rows))
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    official = lm_eval.simple_evaluate(plain, tasks=["official"], task_manager=tasks, bootstrap_iters=0)
+    ours = run(plain, "mmlu_local", tmp_path)
+    asked = [[s["arguments"] for s in r["samples"][name]] for r, name in ((official, "official"), (ours, "mmlu_local"))]
+    assert asked[0] == asked[1] and len(asked[0]) == 3
 
 
 def test_mmlu_of_the_published_files(data_dir, monkeypatch):
@@ -250,9 +287,11 @@ def test_malformed_task_files(tmp_path, monkeypatch, name, content, said):
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["rlbf-lm-eval", "run", "--model", "rlbf", "--model_args", f"path={tmp_path}",
-                                      "--include_path", str(TASKS), "--tasks", "gsm8k_local"])  # fmt: skip
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: RlbfLM(str(tmp_path)))
     assert main() == 2
-    assert "no model here" in capsys.readouterr().err
+    assert "error: " in (said := capsys.readouterr().err) and "no model here" in said and said.count("\n") == 1
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: None)
+    assert main() == 0
+    assert lm_eval.api.registry.get_model("rlbf") is RlbfLM
     with pytest.raises(UserError, match="batch_size is 'auto'"):
         RlbfLM(str(tmp_path), batch_size="auto")
