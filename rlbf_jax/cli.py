@@ -70,6 +70,18 @@ class Evaluate:
     """Prompts for each attack and split; default: as the run's configuration says."""
     tradeoff: Flag = False
     """Instead measure asr and false backtracks along a bias on the categories, into evaluation/tradeoff_STAGE.json."""
+    benchmark: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=PATH: instead ask what a public benchmark asks, from its published file; may be given several times."""
+    leave_out: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """With --benchmark: rows with this tag or category, as copyright of harmbench; may be given several times."""
+    judge: Literal["refusal", "run"] = "refusal"
+    """With --benchmark: whatever is no refusal is a violation, or the run's own judge."""
+    prefill: int | None = None
+    """With --benchmark: most ids of the target that prefilling forces; default: all of it."""
+    max_tokens: int | None = None
+    """With --benchmark: most ids of an answer; default: as the run's configuration says."""
+    temperature: float | None = None
+    """With --benchmark; default: as the run's configuration says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +221,15 @@ def evaluate(argv: Sequence[str]) -> None:
         raise UserError(f"--n_prompts is {args.n_prompts}, expected at least 1")
     from rlbf_jax.methods import runner
 
+    if args.benchmark:
+        from rlbf_jax.methods.benchmarks import BenchmarkOptions, evaluate_benchmarks
+
+        options = BenchmarkOptions(
+            args.judge, args.leave_out, args.prefill, args.n_prompts, args.max_tokens, args.temperature
+        )
+        evaluate_benchmarks(args.workdir, args.stage, args.benchmark, options)
+        print(f"report: {args.workdir / 'report.html'}")
+        return
     if args.tradeoff:
         print(f"curve: {runner.tradeoff_stage(args.workdir, args.stage, data=args.data, n_prompts=args.n_prompts)}")
         return

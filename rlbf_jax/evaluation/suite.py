@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlbf_jax.attacks import ATTACKS, HAS_FORMS, STANDARD
-from rlbf_jax.attacks.base import Attempt
+from rlbf_jax.attacks.base import Attempt, unused_id
 from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.attacks.direct import Attack, AttackConfig
 from rlbf_jax.attacks.further import FurtherOptions
@@ -100,15 +100,6 @@ def configured_attack(name: str, config: SuiteConfig) -> Attack:
     return functools.partial(attack, options=options[name]) if name in options else attack
 
 
-def _unused_id(label: str, used: set[int]) -> int:
-    """A 31-bit id that depends on the label alone, but for the rare collision (the next free one is taken)."""
-    id_ = zlib.crc32(label.encode()) & 0x7FFFFFFF
-    while id_ in used:
-        id_ = (id_ + 1) & 0x7FFFFFFF
-    used.add(id_)
-    return id_
-
-
 def build_attempts(world: World, tokenizer: Tokenizer, config: SuiteConfig) -> list[Attempt]:
     """All attempts of a suite. Every attack and split draws from a generator of its own, so that leaving one out
     changes no other. Raises ValueError for an unknown attack or one that does not fit into `max_tokens`."""
@@ -122,7 +113,7 @@ def build_attempts(world: World, tokenizer: Tokenizer, config: SuiteConfig) -> l
             label = f"{name}/{split if name in HAS_FORMS else 'all'}/{config.pool}"
             rng = np.random.default_rng([config.seed, zlib.crc32(label.encode())])
             for index, attempt in enumerate(attack(world, tokenizer, rng, n, told)):
-                id_ = _unused_id(f"{config.seed}/{label}/{index}", used)
+                id_ = unused_id(f"{config.seed}/{label}/{index}", used)
                 attempts.append(dataclasses.replace(attempt, request=dataclasses.replace(attempt.request, id=id_)))
     return attempts
 

@@ -109,6 +109,10 @@ class SentencePieceTokenizer(byte_text.BytePieces):
                 ids += self._processor.encode(part)
         return ids
 
+    @property
+    def opening(self) -> tuple[int, ...]:
+        return (BOS,)
+
     def encode_prompt(self, text: str) -> list[int]:
         return [BOS, self.user_id, *self.encode(text), self.model_id]
 
