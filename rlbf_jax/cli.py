@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from rlbf_jax import arguments, cli_models
+from rlbf_jax import arguments, cli_attack, cli_models
 from rlbf_jax.errors import Preempted, UserError, machine_error
 from rlbf_jax.training.preemption import EXIT_CODE, interruptible
 
@@ -285,6 +285,7 @@ Language models that take back what they should not have said.
   run        run an experiment: its stages in order, then the report; resumes where it stopped
   generate   sample from a stage of a run and show what was taken back
   evaluate   evaluate a stage of a run again
+  attack     attack a stage of a run with more than its evaluation did
   report     rebuild report.md, report.html and plots/ of a run
   critic     train a classifier as a critic on labelled texts
   audit      measure a critic on labelled texts
@@ -317,6 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": run,
         "generate": generate,
         "evaluate": evaluate,
+        "attack": cli_attack.attack,
         "report": report,
         "critic": critic,
         "audit": audit,

@@ -321,17 +321,7 @@ class Workspace:
             critic=self.critic.name if stage == "rlbf" else "",
         )
         began = time.perf_counter()
-        key, size = jax.random.key(config.seed), self.config.sampling_batch
-
-        def sample(requests: Sequence[Request]) -> list[Generation]:
-            generations: list[Generation] = []
-            with progress(len(requests), f"evaluate {stage}") as bar:
-                for start in range(0, len(requests), size):
-                    part = requests[start : start + size]
-                    generations += self.sampler(params, part, key)
-                    bar.update(len(part))
-            return generations
-
+        sample = self.sampling(params, f"evaluate {stage}")
         records, rows = evaluate(sample, self.attempts, self.judge, self.tokenizer, context)
         template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="")
         scores = score_texts(self.model, params, self.clean_examples(), 64)
@@ -341,6 +331,21 @@ class Workspace:
         write_results(self.folder / "results.json", records)
         say(f"{stage}: evaluated {len(rows)} responses in {time.perf_counter() - began:.1f} s")
         return records
+
+    def sampling(self, params: dict, label: str) -> Callable[[Sequence[Request]], list[Generation]]:
+        """A function that samples requests with the evaluation's key, and a progress bar with this label."""
+        key, size = jax.random.key(self.config.evaluation.seed), self.config.sampling_batch
+
+        def sample(requests: Sequence[Request]) -> list[Generation]:
+            generations: list[Generation] = []
+            with progress(len(requests), label) as bar:
+                for start in range(0, len(requests), size):
+                    part = requests[start : start + size]
+                    generations += self.sampler(params, part, key)
+                    bar.update(len(part))
+            return generations
+
+        return sample
 
     def write_lines(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Writes a JSON lines file of the run, whole or not at all."""

@@ -1,0 +1,74 @@
+"""`rlbf attack`: a finished stage under attacks beside those of its evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import tyro
+
+from rlbf_jax import arguments
+from rlbf_jax.errors import UserError
+
+SHOWN = ("asr", "leak", "backtrack_rate", "false_backtrack_rate", "kept_prefix")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """Attack a finished stage of a run and add what is found to its results and report."""
+
+    workdir: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="WORKDIR")]]
+    """Folder of a run."""
+    attack: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """Name of an attack; may be given several times. An unknown name lists them all."""
+    stage: str = "rlbf"
+    """base, sft, rlbf or another stage of the run."""
+    data: Literal["development", "test"] = "development"
+    """Tune on development only."""
+    n_prompts: int | None = None
+    """Prompts for each attack, split and cell; default: as the run's configuration says."""
+    max_tokens: int | None = None
+    """Most ids of an answer, forced ones included; default: as the run's configuration says."""
+    grid: Literal["run", "paper"] = "run"
+    """Settings of the attack `decoding`: the run's, or the 49 of the reference implementation."""
+    geometry: Literal["run", "wide"] = "run"
+    """Lengths of middle_grid, benign_grid and prefilling_depth: the run's, or up to 256 benign ids."""
+
+
+def attack(argv: Sequence[str]) -> None:
+    """`rlbf attack RUN --attack NAME`."""
+    args: Attack = arguments.parse(Attack, "rlbf attack", argv)
+    for name in ("n_prompts", "max_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}, expected at least 1")
+    from rlbf_jax.methods.attacking import AttackOptions, attack_stage
+
+    options = AttackOptions(args.attack, args.data, args.n_prompts, args.max_tokens, args.grid, args.geometry)
+    show(attack_stage(args.workdir, args.stage, options))
+    print(f"report: {args.workdir / 'report.html'}")
+
+
+def show(records: Sequence) -> None:
+    """A line an attack, split and cell: the main rates with their intervals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in ("attack", "split", "cell"):
+        table.add_column(name, no_wrap=True)
+    for name in SHOWN:
+        table.add_column(name.replace("_", " "))
+    rows: dict[tuple, dict] = {}
+    for record in records:
+        if record.benchmark.endswith("long_prefix"):
+            continue
+        cell = " ".join(f"{k} {v}" for k, v in record.knobs.items() if k in ("p", "v", "b", "k", "violations"))
+        rows.setdefault((record.attack, record.split, cell), {}).setdefault(record.metric, record)
+    for head, found in rows.items():
+        shown = [found.get(name) for name in SHOWN]
+        table.add_row(*head, *(f"{r.value:.2f} [{r.ci_low:.2f}, {r.ci_high:.2f}]" if r else "" for r in shown))
+    console = Console()
+    Console(width=None if console.is_terminal else 140).print(table)
