@@ -86,7 +86,7 @@ def merge(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, 
 
 def _merged(weight: Array, a: Array, b: Array, config: LoraConfig) -> Array:
     """W + scale * A B; scanned layers have an axis of layers in front of all three."""
-    scanned = weight.ndim > (a.ndim - 1) + (b.ndim - 1)
+    scanned = weight.ndim < (a.ndim - 1) + (b.ndim - 1)
     lead = weight.shape[:1] if scanned else ()
     product = jnp.matmul(
         a.reshape(*lead, -1, config.rank), b.reshape(*lead, config.rank, -1), precision=jax.lax.Precision.HIGHEST

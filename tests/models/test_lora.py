@@ -36,7 +36,7 @@ SHAPE = ModelConfig(
 CASES = {
     "tied": SHAPE,
     "untied": dataclasses.replace(SHAPE, tied_embeddings=False),
-    "scanned": dataclasses.replace(SHAPE, scan_layers=True, windows=(4, None)),
+    "scanned": dataclasses.replace(SHAPE, num_layers=5, scan_layers=True, windows=(4, None)),
     "one target": dataclasses.replace(SHAPE, lora=dataclasses.replace(ADAPTED, targets=("down",))),
     "gemma2": styled(dataclasses.replace(SHAPE, family="gemma2")),
     "gpt2": styled(dataclasses.replace(SHAPE, family="gpt2", num_kv_heads=4)),
