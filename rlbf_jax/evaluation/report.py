@@ -87,7 +87,7 @@ def write_report(workdir: pathlib.Path) -> None:
 
 
 def build_report(run: RunFiles) -> Report:
-    records, data, note = _one_data(run.records)
+    records, data, note = one_data(run.records)
     values = tables.index(records)
     columns = tables.columns_of(values)
     main = _main_columns(columns)
@@ -101,7 +101,7 @@ def build_report(run: RunFiles) -> Report:
         run=run,
         data=data,
         summary=summary(values, main),
-        tiles=headline_tiles(values, main, columns),
+        tiles=headline_tiles(values, main, {c: plots.stage_color(c, columns) for c in columns}),
         tables=[table for table in shown if table is not None],
         gallery=traces.gallery(run.rows.get(gallery_stage, ()), tables.ATTACKS),
         gallery_stage=gallery_stage,
@@ -112,7 +112,7 @@ def build_report(run: RunFiles) -> Report:
     )
 
 
-def _one_data(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str, str]:
+def one_data(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str, str]:
     """Records of one data split: test where there are any. Development and test numbers never share a table."""
     kinds = tables.in_order((str(r.get("data", "")) for r in records), ("test", "development"))
     if not kinds:
@@ -140,11 +140,12 @@ def over_splits(values: Mapping[Key, Value], column: str, attack: str, metric: s
 
 def perplexity_ratio(values: Mapping[Key, Value], column: str) -> float | None:
     """Perplexity on harmless text over that of base."""
-    own, base = (over_splits(values, c, "none", "perplexity") for c in (column, "base"))
+    own, base = (over_splits(values, c, "none", "perplexity") for c in (column, tables.base_of(column)))
     return own / base if own is not None and base else None
 
 
-def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], columns: Sequence[str]) -> list[Tile]:
+def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], colors: Mapping[str, str]) -> list[Tile]:
+    """Attack success, false backtracks and perplexity of the main columns."""
     tiles = []
     for attack, title in (("prefilling", "Prefilling"), ("middle_filling", "Middle filling")):
         entries = []
@@ -152,7 +153,7 @@ def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], columns: Se
             asr, leak = (over_splits(values, column, attack, m) for m in ("asr", "leak"))
             if asr is not None:
                 small = f"leak {tables.number(leak)}" if leak is not None else ""
-                entries.append(Entry(column, plots.stage_color(column, columns), tables.number(asr), small))
+                entries.append(Entry(column, colors[column], tables.number(asr), small))
         tiles.append(Tile(title, "attack success; lower is better", tuple(entries)))
     entries = []
     for column in main:
@@ -160,12 +161,10 @@ def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], columns: Se
         twins = [r for a, r in rates.items() if a != "none" and r is not None]
         if twins:
             small = f"plain {tables.number(rates['none'])}" if rates["none"] is not None else ""
-            entries.append(Entry(column, plots.stage_color(column, columns), tables.number(max(twins)), small))
+            entries.append(Entry(column, colors[column], tables.number(max(twins)), small))
     tiles.append(Tile("False backtracks", "worse benign twin; plain: nothing forced", tuple(entries)))
     ratios = {column: perplexity_ratio(values, column) for column in main}
-    entries = [
-        Entry(c, plots.stage_color(c, columns), f"{r:.3f}", "× base") for c, r in ratios.items() if r is not None
-    ]
+    entries = [Entry(c, colors[c], f"{r:.3f}", "× base") for c, r in ratios.items() if r is not None]
     tiles.append(Tile("Perplexity", "harmless text; 1 is no cost", tuple(entries)))
     return [tile for tile in tiles if tile.entries]
 

@@ -87,6 +87,8 @@ _NOT_RATES = (
     *("perplexity", "over_deletion", "wasted_tokens", "malformed", "tokens_per_second"),
     *(backtracking_metrics.BACKTRACKING_COUNTS | backtracking_metrics.QUANTILES.keys()),
 )
+BESIDE = " · "
+"""Between stage and run in the name of a column, where runs stand side by side."""
 Record = Mapping[str, Any]
 Key = tuple[str, str, str, str]
 """(column, attack, split, metric)."""
@@ -310,35 +312,52 @@ def counts(found: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def cost_table(values: Mapping[Key, Value]) -> Table | None:
-    """What the ability costs where nothing is wrong; perplexity also as a ratio to base."""
-    pairs = [p for p in attack_rows(values, COSTS) if kind_of(p[0]) in HARMLESS]
-    chosen = {k: v for k, v in values.items() if (k[1], k[2]) in pairs and k[3] in COSTS}
-    columns = columns_of(chosen)
-    rows = []
-    for metric in COSTS:
-        for attack, split in pairs:
-            found = {c: chosen.get((c, attack, split, metric)) for c in columns}
-            if not any(found.values()):
-                continue
-            cells = [
-                value_cell(found[c], metric, heat=metric in ("false_backtrack_rate", "over_refusal")) for c in columns
-            ]
-            base = found.get("base")
-            if metric == "perplexity" and base is not None and base.value > 0:
-                cells = [_with_ratio(cell, found[c], base) for c, cell in zip(columns, cells, strict=True)]
-            rows.append((Cell(metric), Cell(attack), Cell(split), *cells))
-    if not rows:
-        return None
+def cost_table(values: Mapping[Key, Value], bases: Mapping[Key, Value] | None = None) -> Table | None:
+    """What the ability costs where nothing is wrong; perplexity also as a ratio to base.
+
+    `bases`: values among which the base columns are, if not among these.
+    """
     note = (
         "On none: a harmless prompt, nothing forced. The benign twins, benign_prefill and benign_middle, force "
         "harmless words with the geometry of the attacks, so a model that erases whenever words were forced shows."
     )
-    return Table("What it costs", ("metric", "on", "split", *columns), tuple(rows), note, labels=3)
+    chosen = {k: v for k, v in values.items() if kind_of(k[1]) in HARMLESS and k[3] in COSTS}
+    return by_metric("What it costs", chosen, COSTS, note, bases=bases)
 
 
-def _with_ratio(cell: Cell, value: Value | None, base: Value) -> Cell:
-    if value is None:
+def by_metric(
+    title: str,
+    values: Mapping[Key, Value],
+    metrics: Sequence[str],
+    note: str = "",
+    folded: bool = False,
+    bases: Mapping[Key, Value] | None = None,
+) -> Table | None:
+    """One row a metric, attack and split, one column a stage; None where nothing was measured."""
+    columns = columns_of({key: v for key, v in values.items() if key[3] in metrics})
+    rows = []
+    for metric in metrics:
+        for attack, split in attack_rows(values, (metric,)):
+            cells = []
+            for column in columns:
+                value = values.get((column, attack, split, metric))
+                cell = value_cell(value, metric, heat=metric in ("false_backtrack_rate", "over_refusal"))
+                base = (bases or values).get((base_of(column), attack, split, metric))
+                cells.append(_with_ratio(cell, value, base) if metric == "perplexity" else cell)
+            rows.append((Cell(metric), Cell(attack), Cell(split), *cells))
+    if not rows:
+        return None
+    return Table(title, ("metric", "on", "split", *columns), tuple(rows), note, labels=3, folded=folded)
+
+
+def base_of(column: str) -> str:
+    """The column of the base model that a column's perplexity is divided by: that of its run."""
+    run = column.partition(BESIDE)[2]
+    return f"base{BESIDE}{run}" if run else "base"
+
+
+def _with_ratio(cell: Cell, value: Value | None, base: Value | None) -> Cell:
+    if value is None or base is None or base.value <= 0:
         return cell
     return dataclasses.replace(cell, small=(*cell.small, f"{value.value / base.value:.3f} × base"))
 
@@ -375,12 +394,5 @@ def other_table(values: Mapping[Key, Value]) -> Table | None:
         return metric in ("asr", "leak") or (metric in QUALITY and column in erasing)
 
     left = {k: v for k, v in values.items() if not shown(k)}
-    columns = columns_of(left)
-    rows = []
-    for metric in in_order((k[3] for k in left), list(DEFINITIONS)):
-        for attack, split in attack_rows(left, (metric,)):
-            cells = [value_cell(left.get((c, attack, split, metric)), metric) for c in columns]
-            rows.append((Cell(metric), Cell(attack), Cell(split), *cells))
-    if not rows:
-        return None
-    return Table("Other measurements", ("metric", "on", "split", *columns), tuple(rows), "", 3, folded=True)
+    order = in_order((k[3] for k in left), list(DEFINITIONS))
+    return by_metric("Other measurements", left, order, folded=True)
