@@ -156,7 +156,13 @@ def _marked(pieces: Sequence[Piece], visible: str, spans: Sequence[tuple[int, in
             at += len(piece.text)
 
 
+_ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
 def embedded_json(data: Any) -> Markup:
-    """JSON that no string in it can end early: ASCII without `<`, `>` and `&`, so the page's parser sees only text."""
-    plain = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return Markup(plain.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+    """JSON that no string in it can end early: the page's parser meets no `<`, `>` or `&`, no script a line separator.
+
+    Half of a surrogate pair becomes a question mark: it has no UTF-8, and there are browsers that it crashes.
+    """
+    plain = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return Markup(plain.encode("utf-8", "replace").decode().translate(_ESCAPED))

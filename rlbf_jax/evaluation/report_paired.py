@@ -100,21 +100,26 @@ def paired_tables(groups: Sequence[Group]) -> tuple[list[Table], list[str]]:
     """Differences, the most telling table open and the others folded, and sentences about what could not be paired."""
     found: list[Table] = []
     notes = [words for group in groups if (words := usable(group))]
-    good = [group for group in groups if not usable(group) and group.stages]
-    for one, other, seeds in _pairs(good, notes):
+    if not groups or usable(groups[0]):
+        return [], notes
+    good = [group for group in groups if not usable(group)]
+    pairs = _stage_pairs(good[0]) if len(groups) == 1 else _group_pairs(good, notes)
+    for one, other, seeds in pairs:
         table, left = difference_table(one, other, seeds, folded=bool(found))
         found += [table] if table is not None else []
         notes += left
     return found, list(dict.fromkeys(notes))
 
 
-def _pairs(groups: Sequence[Group], notes: list[str]) -> Iterator[tuple[Arm, Arm, list[int]]]:
-    """What is worth comparing: every group with the first, stage by stage from the last; or one group's stages."""
-    if len(groups) == 1:
-        group = groups[0]
-        seeds, (*earlier, last) = list(group.runs), group.stages
-        for stage in reversed(earlier):
-            yield group.arm(last, seeds, last), group.arm(stage, seeds, stage), seeds
+def _stage_pairs(group: Group) -> Iterator[tuple[Arm, Arm, list[int]]]:
+    """The last stage with each earlier one, from the latest."""
+    seeds, stages = list(group.runs), group.stages
+    for stage in reversed(stages[:-1]):
+        yield group.arm(stages[-1], seeds, stages[-1]), group.arm(stage, seeds, stage), seeds
+
+
+def _group_pairs(groups: Sequence[Group], notes: list[str]) -> Iterator[tuple[Arm, Arm, list[int]]]:
+    """Every group with the first, stage by stage from the last."""
     for group in groups[1:]:
         seeds = [seed for seed in group.runs if seed in groups[0].runs]
         shared = [stage for stage in group.stages if stage in groups[0].stages]
@@ -140,8 +145,8 @@ def difference_table(
             continue
         if any(math.isfinite(t.value) for t in told):
             cells = [_difference_cell(t, len(seeds)) for t in told]
-            n = max(t.n for t in told)
-            rows.append((Cell(where.attack), Cell(where.split or "all"), Cell(f"{n:,}"), *cells))
+            pairs = tables.counts([t.n for t in told if t.n])
+            rows.append((Cell(where.attack), Cell(where.split or "all"), Cell(pairs), *cells))
     if not rows:
         return None, notes
     note = (
