@@ -136,17 +136,21 @@ def difference_table(
 ) -> tuple[Table | None, list[str]]:
     """`one` minus `other` on every attack and split both were asked, and why some are left out."""
     metrics = [m for m in COMPARED if _measured(one, m) and _measured(other, m)]
-    rows, notes = [], []
+    rows: list[tuple[Cell, ...]] = []
+    unpaired: list[str] = []
     for where in slices(one, other):
         try:
             told = [difference(one, other, where, metric) for metric in metrics]
-        except ValueError as error:
-            notes.append(f"Not paired: {error}.")
+        except ValueError:  # other attempts, which is all that can differ here
+            unpaired.append(where.label)
             continue
         if any(math.isfinite(t.value) for t in told):
             cells = [_difference_cell(t, len(seeds)) for t in told]
             pairs = tables.counts([t.n for t in told if t.n])
             rows.append((Cell(where.attack), Cell(where.split or "all"), Cell(pairs), *cells))
+    notes = []
+    if unpaired:
+        notes.append(f"{one.name} and {other.name} were asked other attempts, so not paired: {'; '.join(unpaired)}.")
     if not rows:
         return None, notes
     note = (
