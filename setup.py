@@ -56,7 +56,7 @@ setup(
     packages=find_namespace_packages(include=["rlbf_jax", "rlbf_jax.*"], exclude=["*.templates"]),
     package_data={
         "rlbf_jax": ["py.typed"],
-        "rlbf_jax.evaluation": ["templates/*.j2"],
+        "rlbf_jax.evaluation": ["templates/*.j2", "templates/*.css", "templates/*.js"],
         "rlbf_jax.models.export": ["templates/*.j2", "templates/*.txt"],
     },
     install_requires=REQUIRES,

@@ -86,10 +86,12 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class MakeReport:
-    """Rebuild report.md, report.html and plots/ from what a run has written."""
+    """Rebuild report.md, report.html and plots/ from what a run has written, or compare several runs."""
 
-    workdir: Workdir
-    """Folder of a run."""
+    workdirs: tyro.conf.Positional[Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="WORKDIR [WORKDIR ...]")]]
+    """Folder of a run; of several, which then stand side by side in a report of their own."""
+    out: pathlib.Path | None = None
+    """Folder of the comparison; default: comparison, or the next free comparison_2, ..., beside the first run."""
 
 
 def _parse(args: Any, command: str, rest: Sequence[str], description: str | None = None) -> Any:
@@ -242,12 +244,22 @@ def report(argv: Sequence[str]) -> None:
     from rlbf_jax.evaluation.report import write_report
     from rlbf_jax.evaluation.results import read_results
 
-    # An old report is worth more than an empty one.
-    if args.workdir.is_dir() and not any((args.workdir / name).exists() for name in ("manifest.json", "results.json")):
-        raise UserError(f"{args.workdir}: no run here (no manifest.json, no results.json); make one with `rlbf run`")
-    read_results(args.workdir / "results.json")
-    write_report(args.workdir)
-    print(f"report: {args.workdir / 'report.html'}")
+    if not args.workdirs:
+        raise UserError("rlbf report needs WORKDIR, the folder of a run; several are compared")
+    for workdir in args.workdirs:
+        # An old report is worth more than an empty one.
+        if workdir.is_dir() and not any((workdir / name).exists() for name in ("manifest.json", "results.json")):
+            raise UserError(f"{workdir}: no run here (no manifest.json, no results.json); make one with `rlbf run`")
+        read_results(workdir / "results.json")
+    if len(args.workdirs) > 1:
+        from rlbf_jax.evaluation.report_compare import write_comparison
+
+        print(f"comparison: {write_comparison(args.workdirs, args.out) / 'comparison.html'}")
+        return
+    if args.out is not None:
+        raise UserError(f"--out is for comparing several runs; the report of one goes into {args.workdirs[0]}")
+    write_report(args.workdirs[0])
+    print(f"report: {args.workdirs[0] / 'report.html'}")
 
 
 # rlbf critic, audit -------------------------------------------------------------------------------
@@ -286,7 +298,7 @@ Language models that take back what they should not have said.
   generate   sample from a stage of a run and show what was taken back
   evaluate   evaluate a stage of a run again
   attack     attack a stage of a run with more than its evaluation did
-  report     rebuild report.md, report.html and plots/ of a run
+  report     rebuild report.md, report.html and plots/ of a run, or put several runs side by side
   critic     train a classifier as a critic on labelled texts
   audit      measure a critic on labelled texts
   data       train a tokenizer, build BSAFE+ from your own file
