@@ -25,8 +25,8 @@ from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.prefixed import Prefix, joined
 from rlbf_jax.ranges import check_positive
 
-UNCHANGED_IN_PIECES = 4
-"""Ids of the suffix by which chunks may start later. Every further start is one more program to compile."""
+STARTS = 4
+"""Places of a suffix at which chunks may start. Every one is another program to compile."""
 
 
 class Behavior(NamedTuple):
@@ -212,7 +212,7 @@ def suffix_gradient(
 
 def starts_of(length: int) -> tuple[int, ...]:
     """Where a chunk may start in a suffix of `length` ids."""
-    return tuple(range(0, length, UNCHANGED_IN_PIECES))
+    return tuple(range(0, length, -(-length // STARTS)))
 
 
 def candidate_losses(
@@ -240,7 +240,10 @@ def candidate_losses(
       losses [S] float32, matches [S] bool.
     """
     count, length = candidates.shape
-    starts = starts_of(length) if current is not None and count > chunk else (0,)
+    if count <= chunk:
+        losses, matches = suffix_losses(model, params, objective, behavior, prefix, candidates)
+        return jnp.where(wanted, losses, jnp.inf), matches & wanted
+    starts = starts_of(length) if current is not None else (0,)
     # Unwanted ones last; the rest by how late they can start.
     order = jnp.argsort(jnp.where(wanted, length - first_change, length + 1))
     order = jnp.concatenate([order, jnp.repeat(order[-1:], -count % chunk)]).reshape(-1, chunk)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import pathlib
 import sys
 
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    gc.freeze()  # nanoGCG collects garbage after every batch; what was imported need not be looked at each time
     {"record": record, "seeds": seeds}[args.command](args)
 
 
