@@ -1,4 +1,4 @@
-"""`rlbf run | generate | evaluate | report | data | import | export`: thin, and each imports only what it needs."""
+"""`rlbf run | generate | evaluate | attack | ...`: thin, and each command imports only what it needs."""
 
 from __future__ import annotations
 
@@ -68,6 +68,37 @@ class Evaluate:
     """Tune on development only."""
     n_prompts: int | None = None
     """Prompts for each attack and split; default: as the run's configuration says."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackStage:
+    """Search suffixes that break a stage of a run (GCG and its control), and rebuild the report."""
+
+    workdir: Workdir
+    """Folder of a run."""
+    stage: str = "rlbf"
+    """base, sft, rlbf or another stage of the run."""
+    attack: tuple[Literal["gcg", "adaptive_gcg", "trigger", "random_search"], ...] = (
+        *("gcg", "adaptive_gcg", "trigger", "random_search"),
+    )
+    """Which attacks; all by default."""
+    data: Literal["development", "test"] = "development"
+    """Tune on development only."""
+    n_prompts: int = 8
+    """Prompts for each attack."""
+    steps: int = 250
+    """Steps of GCG; random search gets as many candidates."""
+    search_width: int = 512
+    """Candidates a step."""
+    topk: int = 256
+    """Ids of most negative gradient that a position may take."""
+    init: str = " x" * 20
+    """What the suffix begins as; it keeps its number of ids."""
+    control_weight: float = 0.5
+    """Of a directive's log-probability in adaptive_gcg and trigger."""
+    window: int = 8
+    """Ids over which that log-probability is averaged."""
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +229,7 @@ def generate(argv: Sequence[str]) -> None:
             print(generation.text)
 
 
-# rlbf evaluate, report ----------------------------------------------------------------------------
+# rlbf evaluate, attack, report ----------------------------------------------------------------------------
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -208,6 +239,26 @@ def evaluate(argv: Sequence[str]) -> None:
     from rlbf_jax.methods import runner
 
     runner.evaluate_stage(args.workdir, args.stage, data=args.data, n_prompts=args.n_prompts)
+    print(f"report: {args.workdir / 'report.html'}")
+
+
+def attack(argv: Sequence[str]) -> None:
+    args = _parse(AttackStage, "attack", argv)
+    from rlbf_jax.attacks.gcg import GcgConfig
+    from rlbf_jax.attacks.optimized import OptimizedConfig
+    from rlbf_jax.evaluation.report import write_report
+    from rlbf_jax.methods.attack import AttackRunConfig, attack_run
+
+    try:
+        search = GcgConfig(
+            init=args.init, steps=args.steps, search_width=args.search_width, topk=args.topk, seed=args.seed
+        )
+        optimized = OptimizedConfig(search, args.control_weight, args.window)
+        config = AttackRunConfig(args.attack, args.n_prompts, args.data, optimized)
+    except ValueError as error:
+        raise UserError(f"attack: {error}") from error
+    attack_run(args.workdir, args.stage, config)
+    write_report(args.workdir)
     print(f"report: {args.workdir / 'report.html'}")
 
 
@@ -244,6 +295,7 @@ Language models that take back what they should not have said.
   run        run an experiment: its stages in order, then the report; resumes where it stopped
   generate   sample from a stage of a run and show what was taken back
   evaluate   evaluate a stage of a run again
+  attack     search suffixes that break a stage of a run (GCG)
   report     rebuild report.md, report.html and plots/ of a run
   data       train a tokenizer, build BSAFE+ from your own file
   import     read a Hugging Face checkpoint into a model folder
@@ -274,6 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": run,
         "generate": generate,
         "evaluate": evaluate,
+        "attack": attack,
         "report": report,
         "data": data,
         "import": cli_models.import_model,

@@ -19,5 +19,5 @@ ATTACKS: dict[str, Attack] = {
 HAS_FORMS = frozenset({"prefilling", "deep_prefilling", "middle_filling"})
 """Attacks that force a violation, hence are run once a form split; the others are run once."""
 
-BENIGN = frozenset({"none", "benign_prefill", "benign_middle"})
+BENIGN = frozenset({"none", "benign_prefill", "benign_middle", "trigger"})
 """Attacks in which nothing bad is asked or forced: every directive is a false one."""

@@ -61,7 +61,7 @@ def planted_model(steps: int = 250) -> tuple[ModelConfig, dict]:
         vocab_size=VOCAB, num_layers=1, width=48, num_heads=4, num_kv_heads=4, head_dim=12, mlp_width=96,
         tied_embeddings=False,
     )  # fmt: skip
-    params = transformer.init(model, jax.random.key(0))
+    params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
     schedule = optax.cosine_decay_schedule(0.01, steps)
     optimizer = optax.adam(schedule)
     state = optimizer.init(params)

@@ -1,6 +1,8 @@
 """GCG's parts against plain ways to say the same, and what holds for a whole search."""
 
 import dataclasses
+import importlib
+import json
 import textwrap
 
 import jax
@@ -31,14 +33,20 @@ GOALS = [
 CONFIG = GcgConfig(init="xxxxx", steps=6, search_width=12, topk=8, batch_size=4)
 
 GEMMA = dict(
-    norm="rms_plus_one", post_norms=True, qk_norm=True, attention_softcap=5.0, final_softcap=8.0, windows=(6, None)
+    num_layers=2,
+    norm="rms_plus_one",
+    post_norms=True,
+    qk_norm=True,
+    attention_softcap=5.0,
+    final_softcap=8.0,
+    windows=(6, None),
 )
 LEARNED = dict(learned_positions=True, max_positions=64, scale_embeddings=False, norm="layer", gated_mlp=False)
 FAMILIES = {"gemma": GEMMA, "learned": LEARNED, "tied": dict(tied_embeddings=True, num_kv_heads=1)}
 
 
 def small(**fields) -> ModelConfig:
-    shape = dict(vocab_size=48, num_layers=2, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=24)
+    shape = dict(vocab_size=48, num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=24)
     return ModelConfig(**(shape | dict(tied_embeddings=False) | fields))
 
 
@@ -49,7 +57,7 @@ def small(**fields) -> ModelConfig:
 def test_losses_and_gradient_are_those_of_whole_rows(family):
     """Against one pass over prefix, suffix and tail with an explicit one-hot matrix; candidates start late or not."""
     model = small(**FAMILIES[family])
-    params = transformer.init(model, jax.random.key(0))
+    params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
     rng = np.random.default_rng(0)
     prefix, suffix, tail = (rng.integers(0, 48, n).tolist() for n in (7, 8, 6))
     (behavior,) = rows_of(gcg_step.stack([gcg_step.one_behavior(prefix, tail, (2, 6)), longer_behavior(rng)]), 1)
@@ -216,6 +224,10 @@ def test_the_filter_reads_the_whole_conversation():
 # Searches ----------------------------------------------------------------------------------------
 
 
+def module_of():
+    return importlib.import_module("rlbf_jax.attacks.gcg")
+
+
 def same(a, b) -> bool:
     return a.ids == b.ids and a.loss == b.loss and np.array_equal(a.losses, b.losses, equal_nan=True)
 
@@ -254,8 +266,7 @@ def test_without_anything_to_filter_the_loop_on_the_device_does_the_same(plain):
 def test_a_search_that_was_stopped_goes_on_bit_for_bit(tmp_path, filter_ids, monkeypatch):
     config = dataclasses.replace(CONFIG, filter_ids=filter_ids)
     whole = gcg(MODEL, PARAMS, TOKENIZER, GOALS, config)
-    from rlbf_jax.attacks import gcg as module
-
+    module = module_of()
     save, file = module._Work.save, tmp_path / "state.npz"
 
     def struck(self, path, states):
@@ -277,9 +288,7 @@ def test_a_search_that_was_stopped_goes_on_bit_for_bit(tmp_path, filter_ids, mon
 
 
 def test_when_everything_is_filtered_out_the_suffix_stays_and_steps_are_counted(monkeypatch):
-    from rlbf_jax.attacks import gcg as module
-
-    monkeypatch.setattr(module, "survives", lambda *args: np.zeros(len(args[-1]), bool))
+    monkeypatch.setattr(module_of(), "survives", lambda *args: np.zeros(len(args[-1]), bool))
     (found,) = gcg(MODEL, PARAMS, TOKENIZER, GOALS[:1], CONFIG)
     assert found.filtered_steps == 6 and found.evaluations == 0 and np.isposinf(found.losses).all()
     assert list(found.ids) == TOKENIZER.encode("xxxxx") and found.loss == found.start_loss
@@ -366,11 +375,10 @@ def test_early_stop_needs_a_match_and_to_be_asked_for():
 
 
 def test_a_search_stops_at_a_match():
-    target = Goal("tell me", planted_answer := (7,), (0, 1))
-    params = PARAMS | {"unembedding": PARAMS["unembedding"] * 0 + jnp.arange(MODEL.vocab_size)[:, None] * 0.0}
-    config = dataclasses.replace(CONFIG, early_stop=True)
-    (found,) = gcg(MODEL, params, TOKENIZER, [target], config)  # all logits are equal: any answer is the likeliest
-    assert found.stopped and len(found.losses) == 1 and planted_answer == (7,)
+    params = PARAMS | {"unembedding": PARAMS["unembedding"] * 0}  # all logits are equal: any answer is the likeliest
+    config = dataclasses.replace(CONFIG, early_stop=True, filter_ids=False, batch_size=12)
+    (found,) = gcg(MODEL, params, TOKENIZER, GOALS[:1], config)
+    assert found.stopped and len(found.losses) == 1
 
 
 # Mesh and messages -------------------------------------------------------------------------------
@@ -389,8 +397,6 @@ for mesh in (None, make_mesh(MeshConfig(2, 2, 2))):
 
 
 def test_a_mesh_of_eight_finds_what_one_device_finds(run_in_child):
-    import json
-
     alone, alone_device, meshed, meshed_device = map(json.loads, run_in_child(textwrap.dedent(MESHED)).splitlines())
     for one, many in ((alone, meshed), (alone_device, meshed_device)):
         assert [row[0] for row in one] == [row[0] for row in many] and len(many) == 3
@@ -411,8 +417,10 @@ def test_mistakes_are_named():
     with pytest.raises(InputError, match="n_replace is 9, and the suffix has 5 ids only"):
         gcg(MODEL, PARAMS, TOKENIZER, GOALS, dataclasses.replace(CONFIG, n_replace=9))
     with pytest.raises(InputError, match="goal 1: the loss is not a number"):
-        broken = PARAMS | {"embedding": PARAMS["embedding"].at[TOKENIZER.encode("n")[0]].set(jnp.nan)}
-        gcg(MODEL, broken, TOKENIZER, GOALS, dataclasses.replace(CONFIG, steps=1, init="xxxxx"))
+        broken = PARAMS | {"embedding": PARAMS["embedding"].at[TOKENIZER.encode("w")[0]].set(jnp.nan)}
+        start_only = dataclasses.replace(CONFIG, init="xxxxx")
+        work = module_of()._Work(search(), broken, TOKENIZER, GOALS, start_only, None)
+        work.check(work.begun(None)[0])
     for wrong in (dict(steps=0), dict(topk=0), dict(anneal=True, buffer_size=2), dict(init=""), dict(seed=-1)):
         with pytest.raises(ValueError):
             GcgConfig(**wrong)
