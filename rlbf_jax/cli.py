@@ -72,7 +72,7 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class AttackStage:
-    """Search suffixes that break a stage of a run (GCG and its control), and rebuild the report."""
+    """Search suffixes that break a stage of a run: GCG and its control. Adds to results.json and evaluation/attacks."""
 
     workdir: Workdir
     """Folder of a run."""
@@ -246,7 +246,6 @@ def attack(argv: Sequence[str]) -> None:
     args = _parse(AttackStage, "attack", argv)
     from rlbf_jax.attacks.gcg import GcgConfig
     from rlbf_jax.attacks.optimized import OptimizedConfig
-    from rlbf_jax.evaluation.report import write_report
     from rlbf_jax.methods.attack import AttackRunConfig, attack_run
 
     try:
@@ -258,8 +257,7 @@ def attack(argv: Sequence[str]) -> None:
     except ValueError as error:
         raise UserError(f"attack: {error}") from error
     attack_run(args.workdir, args.stage, config)
-    write_report(args.workdir)
-    print(f"report: {args.workdir / 'report.html'}")
+    print(f"results: {args.workdir / 'results.json'}")
 
 
 def report(argv: Sequence[str]) -> None:

@@ -89,10 +89,16 @@ def planted_model(steps: int = 250) -> tuple[ModelConfig, dict]:
     return model, params
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def next_ids(model: ModelConfig, params: dict, rows: jax.Array) -> jax.Array:
+    """[B, T]: the likeliest id after every id of rows [B, T]."""
+    hidden, _ = transformer.forward(model, params, rows, Visibility(jnp.arange(rows.shape[1])[None]))
+    return jnp.argmax(transformer.unembed(model, params, hidden), axis=-1)
+
+
 def greedy(model: ModelConfig, params: dict, prompt: list[int], count: int) -> tuple[int, ...]:
     """The likeliest answer, one whole pass an id."""
-    ids = list(prompt)
-    for _ in range(count):
-        hidden, _ = transformer.forward(model, params, jnp.asarray([ids]), Visibility(jnp.arange(len(ids))[None]))
-        ids.append(int(jnp.argmax(transformer.unembed(model, params, hidden[0, -1]))))
-    return tuple(ids[len(prompt) :])
+    ids = np.asarray([*prompt, *[0] * count])
+    for place in range(len(prompt), len(ids)):
+        ids[place] = next_ids(model, params, ids[None])[0, place - 1]
+    return tuple(ids[len(prompt) :].tolist())

@@ -110,6 +110,9 @@ def rows_of(stacked, count):
     return [jax.tree.map(lambda x, r=r: x[r], stacked) for r in range(count)]
 
 
+LOSSES = jax.jit(gcg_step.losses_of_logits, static_argnums=0)
+
+
 def logits_and_behavior():
     rng = np.random.default_rng(3)
     behavior = gcg_step.one_behavior([1], rng.integers(0, 20, 7).tolist(), (1, 4), (5, 7))
@@ -124,7 +127,7 @@ def test_losses_of_logits_are_those_of_plain_numpy(kind, reset):
     opening = [17] if reset else [14, 15]
     illegal = {0, 16, 17, 18, 19} - {17 if reset else -1} if not reset else {0}
     objective = gcg_step.Objective(kind, 2.0, target_weight=0.5, control_weight=0.3, rule=rule, first=1)
-    losses, _ = gcg_step.losses_of_logits(objective, jnp.asarray(logits), behavior)
+    losses, _ = LOSSES(objective, jnp.asarray(logits), behavior)
     for row, found in zip(logits.astype(float), losses, strict=True):
         labels = [row[j, behavior.tail[1 + j]] for j in range(3)]
         if kind == "ce":
@@ -139,13 +142,13 @@ def test_losses_of_logits_are_those_of_plain_numpy(kind, reset):
 def test_mellowmax_tends_to_the_largest_and_matches_need_every_id():
     logits, behavior = logits_and_behavior()
     objective = gcg_step.Objective("mellowmax", 200.0, first=1)
-    losses, matches = gcg_step.losses_of_logits(objective, jnp.asarray(logits), behavior)
+    losses, matches = LOSSES(objective, jnp.asarray(logits), behavior)
     worst = -np.take_along_axis(logits[:, :3], behavior.tail[None, 1:4, None], -1)[..., 0].min(1)
     np.testing.assert_allclose(losses, worst, atol=np.log(3) / 200 + 1e-4)
     assert not matches.any()
     logits[1, np.arange(3), behavior.tail[1:4]] = 50
     logits[2, np.arange(2), behavior.tail[1:3]] = 50
-    assert gcg_step.losses_of_logits(objective, jnp.asarray(logits), behavior)[1].tolist() == [False, True, False]
+    assert LOSSES(objective, jnp.asarray(logits), behavior)[1].tolist() == [False, True, False]
 
 
 # Candidates --------------------------------------------------------------------------------------
@@ -246,12 +249,17 @@ def test_a_search_lowers_the_loss_with_allowed_ids_only(plain):
         assert loss_of_text(found) == pytest.approx(found.loss, abs=1e-4)
 
 
+def log_probabilities(rows, position):
+    hidden, _ = transformer.forward(MODEL, PARAMS, rows, Visibility(position))
+    return jax.nn.log_softmax(transformer.unembed(MODEL, PARAMS, hidden[0]))
+
+
 def loss_of_text(found) -> float:
     """Of the target, by a plain pass over the conversation as text."""
     ids = [*TOKENIZER.encode_prompt(found.text), *found.goal.answer]
     begin = len(ids) - len(found.goal.answer)
-    hidden, _ = transformer.forward(MODEL, PARAMS, jnp.asarray([ids]), Visibility(jnp.arange(len(ids))[None]))
-    logp = jax.nn.log_softmax(transformer.unembed(MODEL, PARAMS, hidden[0]))
+    position = jnp.arange(len(ids))[None]
+    logp = np.asarray(jax.jit(lambda rows: log_probabilities(rows, position))(jnp.asarray([ids])))
     return -float(np.mean([logp[begin + t - 1, ids[begin + t]] for t in range(*found.goal.target)]))
 
 
@@ -308,8 +316,7 @@ def test_a_planted_weakness_is_found_by_gcg_and_not_by_random_search():
     """The model complies only when four secret ids are in the suffix (as held-out rows show)."""
     model, params = planted.planted_model()
     rows, complies = planted.training_rows(np.random.default_rng(9), 300)
-    hidden, _ = transformer.forward(model, params, rows[:, :-3], Visibility(jnp.arange(rows.shape[1] - 3)[None]))
-    answers = np.argmax(transformer.unembed(model, params, hidden[:, -1]), -1)
+    answers = planted.next_ids(model, params, rows[:, :-3])[:, -1]
     assert np.mean((answers == planted.COMPLY[0]) == complies) >= 0.98
     tokenizer = NumberTokenizer()
     goal = Goal(" ".join(map(str, planted.PROMPT)), planted.COMPLY, (0, 3))
@@ -325,11 +332,14 @@ def test_a_planted_weakness_is_found_by_gcg_and_not_by_random_search():
 # What is kept ------------------------------------------------------------------------------------
 
 
+ACCEPT = jax.jit(accept, static_argnums=0)
+
+
 def kept(search: Search, state: State, loss: float, token: int, wanted: bool = True, match: bool = False) -> State:
     """One step whose best candidate has this loss and id."""
     candidates, losses = jnp.full((2, 3), token, jnp.int32), jnp.asarray([loss + 1, loss])
     losses = jnp.where(wanted, losses, jnp.inf)
-    return accept(search, state, candidates, losses, jnp.asarray([match, False]), jnp.full(2, wanted))
+    return ACCEPT(search, state, candidates, losses, jnp.asarray([match, False]), jnp.full(2, wanted))
 
 
 def fresh(*losses: float, seed: int = 0) -> State:
