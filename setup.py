@@ -40,6 +40,7 @@ EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda": [f"jax[cuda12]{JAX}"],
     "hf": ["safetensors>=0.5,<0.9"],
+    "eval": ["lm_eval>=0.4.13,<0.5", "inspect_ai>=0.3.285,<0.4"],
     "xm": ["xmanager>=0.8.5"],
 }
 
@@ -55,12 +56,18 @@ setup(
     packages=find_namespace_packages(include=["rlbf_jax", "rlbf_jax.*"], exclude=["*.templates"]),
     package_data={
         "rlbf_jax": ["py.typed"],
-        "rlbf_jax.evaluation": ["templates/*.j2"],
+        "rlbf_jax.evaluation": ["templates/*.j2", "templates/*.css", "templates/*.js"],
         "rlbf_jax.models.export": ["templates/*.j2", "templates/*.txt"],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["rlbf = rlbf_jax.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "rlbf = rlbf_jax.cli:main",
+            "rlbf-lm-eval = rlbf_jax.evaluation.lm_eval_model:main",
+        ],
+        "inspect_ai": ["rlbf = rlbf_jax.evaluation.inspect_registry"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

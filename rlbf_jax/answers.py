@@ -4,6 +4,7 @@ A run that is killed and started again finds every answer that it had received, 
 twice, and goes on exactly as it would have.
 
     {"key": ..., "request": ..., "answer": ..., "sent": 1, "tokens": 84}                an answer
+    {..., "first_token": {"unsafe": -0.1, ...}}                                         with log-probabilities
     {"key": ..., "request": ..., "error": ..., "kind": ..., "status": 500, "sent": 6}   tried in vain; asked again
     {"key": ..., "error": ..., "kind": ..., "status": 500, "kept": true}                in vain, and the run went on
 """
@@ -19,6 +20,27 @@ from pathlib import Path
 from typing import Any
 
 from rlbf_jax.errors import UserError
+
+
+class Answer(str):
+    """An answer's text, with what else the model might have begun it with."""
+
+    first_token: Mapping[str, float] | None
+    """Log-probabilities of the likeliest first tokens that are not blank, by their text; None: not asked, or not
+    told."""
+
+    def __new__(cls, text: str, first_token: Mapping[str, float] | None = None) -> Answer:
+        answer = super().__new__(cls, text)
+        answer.first_token = first_token
+        return answer
+
+
+class NoAnswer(RuntimeError):
+    """A model did not give an answer; `kind` says why in a word or two, for counting."""
+
+    def __init__(self, message: str, kind: str):
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +84,9 @@ class AnswerJournal:
         """Writes an answer down and returns the one that counts: the first, where two threads asked the same."""
         with self._lock:
             self.sent, self.tokens = self.sent + sent, self.tokens + tokens
-            self._append({"key": key, "request": request, "answer": answer, "sent": sent, "tokens": tokens})
+            first = getattr(answer, "first_token", None)
+            told = {} if first is None else {"first_token": first}
+            self._append({"key": key, "request": request, "answer": answer, **told, "sent": sent, "tokens": tokens})
             kept = self._kept.get(key)
             if not isinstance(kept, str):
                 self._kept[key] = kept = answer
@@ -119,8 +143,9 @@ class AnswerJournal:
             answer, error = row.get("answer"), row.get("error")
             if not isinstance(answer, str) and not isinstance(error, str):
                 raise ValueError("it has neither answer nor error")
-            sent, tokens = int(row.get("sent", 0)), int(row.get("tokens", 0))
-        except (ValueError, TypeError, RecursionError) as damage:
+            sent, tokens, first = int(row.get("sent", 0)), int(row.get("tokens", 0)), row.get("first_token")
+            first = None if first is None else {token: float(value) for token, value in first.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError) as damage:
             raise UserError(
                 f"{self.path}, line {number}: not a journaled answer ({' '.join(str(damage).split())}); delete the "
                 "line, and its request is asked again"
@@ -128,6 +153,6 @@ class AnswerJournal:
         self.sent, self.tokens = self.sent + sent, self.tokens + tokens
         if isinstance(answer, str):
             if not isinstance(self._kept.get(row["key"]), str):
-                self._kept[row["key"]] = answer
+                self._kept[row["key"]] = Answer(answer, first)
         elif row.get("kept"):
             self._kept.setdefault(row["key"], Failure(str(error), str(row.get("kind")), row.get("status")))

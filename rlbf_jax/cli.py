@@ -1,4 +1,4 @@
-"""`rlbf run | generate | evaluate | attack | ...`: thin, and each command imports only what it needs."""
+"""`rlbf run | generate | evaluate | report | critic | audit | data | import | export`: thin, and lazy in imports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from rlbf_jax import arguments, cli_models
+from rlbf_jax import arguments, cli_attack, cli_models
 from rlbf_jax.errors import Preempted, UserError, machine_error
 from rlbf_jax.training.preemption import EXIT_CODE, interruptible
 
@@ -68,45 +68,30 @@ class Evaluate:
     """Tune on development only."""
     n_prompts: int | None = None
     """Prompts for each attack and split; default: as the run's configuration says."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AttackStage:
-    """Search suffixes that break a stage of a run: GCG and its control. Adds to results.json and evaluation/attacks."""
-
-    workdir: Workdir
-    """Folder of a run."""
-    stage: str = "rlbf"
-    """base, sft, rlbf or another stage of the run."""
-    attack: tuple[Literal["gcg", "adaptive_gcg", "trigger", "random_search"], ...] = (
-        *("gcg", "adaptive_gcg", "trigger", "random_search"),
-    )
-    """Which attacks; all by default."""
-    data: Literal["development", "test"] = "development"
-    """Tune on development only."""
-    n_prompts: int = 8
-    """Prompts for each attack."""
-    steps: int = 250
-    """Steps of GCG; random search gets as many candidates."""
-    search_width: int = 512
-    """Candidates a step."""
-    topk: int = 256
-    """Ids of most negative gradient that a position may take."""
-    init: str = " x" * 20
-    """What the suffix begins as; it keeps its number of ids."""
-    control_weight: float = 0.5
-    """Of a directive's log-probability in adaptive_gcg and trigger."""
-    window: int = 8
-    """Ids over which that log-probability is averaged."""
-    seed: int = 0
+    tradeoff: Flag = False
+    """Instead measure asr and false backtracks along a bias on the categories, into evaluation/tradeoff_STAGE.json."""
+    benchmark: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=PATH: instead ask what a public benchmark asks, from its published file; may be given several times."""
+    leave_out: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """With --benchmark: rows with this tag or category, as copyright of harmbench; may be given several times."""
+    judge: Literal["refusal", "run"] = "refusal"
+    """With --benchmark: whatever is no refusal is a violation, or the run's own judge."""
+    prefill: int | None = None
+    """With --benchmark: most ids of the target that prefilling forces; default: all of it."""
+    max_tokens: int | None = None
+    """With --benchmark: most ids of an answer; default: as the run's configuration says."""
+    temperature: float | None = None
+    """With --benchmark; default: as the run's configuration says."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeReport:
-    """Rebuild report.md, report.html and plots/ from what a run has written."""
+    """Rebuild report.md, report.html and plots/ from what a run has written, or compare several runs."""
 
-    workdir: Workdir
-    """Folder of a run."""
+    workdirs: tyro.conf.Positional[Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="WORKDIR [WORKDIR ...]")]]
+    """Folder of a run; of several, which then stand side by side in a report of their own."""
+    out: pathlib.Path | None = None
+    """Folder of the comparison; default: comparison, or the next free comparison_2, ..., beside the first run."""
 
 
 def _parse(args: Any, command: str, rest: Sequence[str], description: str | None = None) -> Any:
@@ -229,7 +214,7 @@ def generate(argv: Sequence[str]) -> None:
             print(generation.text)
 
 
-# rlbf evaluate, attack, report ----------------------------------------------------------------------------
+# rlbf evaluate, report ----------------------------------------------------------------------------
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -238,26 +223,20 @@ def evaluate(argv: Sequence[str]) -> None:
         raise UserError(f"--n_prompts is {args.n_prompts}, expected at least 1")
     from rlbf_jax.methods import runner
 
+    if args.benchmark:
+        from rlbf_jax.methods.benchmarks import BenchmarkOptions, evaluate_benchmarks
+
+        options = BenchmarkOptions(
+            args.judge, args.leave_out, args.prefill, args.n_prompts, args.max_tokens, args.temperature
+        )
+        evaluate_benchmarks(args.workdir, args.stage, args.benchmark, options)
+        print(f"report: {args.workdir / 'report.html'}")
+        return
+    if args.tradeoff:
+        print(f"curve: {runner.tradeoff_stage(args.workdir, args.stage, data=args.data, n_prompts=args.n_prompts)}")
+        return
     runner.evaluate_stage(args.workdir, args.stage, data=args.data, n_prompts=args.n_prompts)
     print(f"report: {args.workdir / 'report.html'}")
-
-
-def attack(argv: Sequence[str]) -> None:
-    args = _parse(AttackStage, "attack", argv)
-    from rlbf_jax.attacks.gcg import GcgConfig
-    from rlbf_jax.attacks.optimized import OptimizedConfig
-    from rlbf_jax.methods.attack import AttackRunConfig, attack_run
-
-    try:
-        search = GcgConfig(
-            init=args.init, steps=args.steps, search_width=args.search_width, topk=args.topk, seed=args.seed
-        )
-        optimized = OptimizedConfig(search, args.control_weight, args.window)
-        config = AttackRunConfig(args.attack, args.n_prompts, args.data, optimized)
-    except ValueError as error:
-        raise UserError(f"attack: {error}") from error
-    attack_run(args.workdir, args.stage, config)
-    print(f"results: {args.workdir / 'results.json'}")
 
 
 def report(argv: Sequence[str]) -> None:
@@ -265,12 +244,37 @@ def report(argv: Sequence[str]) -> None:
     from rlbf_jax.evaluation.report import write_report
     from rlbf_jax.evaluation.results import read_results
 
-    # An old report is worth more than an empty one.
-    if args.workdir.is_dir() and not any((args.workdir / name).exists() for name in ("manifest.json", "results.json")):
-        raise UserError(f"{args.workdir}: no run here (no manifest.json, no results.json); make one with `rlbf run`")
-    read_results(args.workdir / "results.json")
-    write_report(args.workdir)
-    print(f"report: {args.workdir / 'report.html'}")
+    if not args.workdirs:
+        raise UserError("rlbf report needs WORKDIR, the folder of a run; several are compared")
+    for workdir in args.workdirs:
+        # An old report is worth more than an empty one.
+        if workdir.is_dir() and not any((workdir / name).exists() for name in ("manifest.json", "results.json")):
+            raise UserError(f"{workdir}: no run here (no manifest.json, no results.json); make one with `rlbf run`")
+        read_results(workdir / "results.json")
+    if len(args.workdirs) > 1:
+        from rlbf_jax.evaluation.report_compare import write_comparison
+
+        print(f"comparison: {write_comparison(args.workdirs, args.out) / 'comparison.html'}")
+        return
+    if args.out is not None:
+        raise UserError(f"--out is for comparing several runs; the report of one goes into {args.workdirs[0]}")
+    write_report(args.workdirs[0])
+    print(f"report: {args.workdirs[0] / 'report.html'}")
+
+
+# rlbf critic, audit -------------------------------------------------------------------------------
+
+
+def critic(argv: Sequence[str]) -> None:
+    from rlbf_jax import cli_audit
+
+    cli_audit.train_critic(argv)
+
+
+def audit(argv: Sequence[str]) -> None:
+    from rlbf_jax import cli_audit
+
+    cli_audit.audit_critic(argv)
 
 
 # rlbf data ----------------------------------------------------------------------------------------
@@ -293,8 +297,10 @@ Language models that take back what they should not have said.
   run        run an experiment: its stages in order, then the report; resumes where it stopped
   generate   sample from a stage of a run and show what was taken back
   evaluate   evaluate a stage of a run again
-  attack     search suffixes that break a stage of a run (GCG)
-  report     rebuild report.md, report.html and plots/ of a run
+  attack     attack a stage of a run with more than its evaluation did
+  report     rebuild report.md, report.html and plots/ of a run, or put several runs side by side
+  critic     train a classifier as a critic on labelled texts
+  audit      measure a critic on labelled texts
   data       train a tokenizer, build BSAFE+ from your own file
   import     read a Hugging Face checkpoint into a model folder
   export     write a model folder, or a stage of a run, as a Hugging Face checkpoint
@@ -324,8 +330,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": run,
         "generate": generate,
         "evaluate": evaluate,
-        "attack": attack,
+        "attack": cli_attack.attack,
         "report": report,
+        "critic": critic,
+        "audit": audit,
         "data": data,
         "import": cli_models.import_model,
         "export": cli_models.export_model,

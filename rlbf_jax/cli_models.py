@@ -7,7 +7,7 @@ import fnmatch
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
     "generation_config.json", CONTROLS,
 )  # fmt: skip
 """Patterns of the files beside weights and configuration that belong to a checkpoint."""
+RECIPE = "custom_generate"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -41,11 +42,18 @@ class Import:
     """Of the parameters."""
     shard_gb: float = 5.0
     """Most gigabytes (10^9 bytes) of one safetensors file."""
+    categories: str = ""
+    """Kinds of violation, separated by commas: adds control tokens, and rows of the embedding for them."""
+    x_max: int = 40
+    """Largest X of [BACKTRACK_BY_X], with --categories."""
+    seed: int = 0
+    """Of the new rows, with --categories."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a model as a Hugging Face checkpoint: config.json, safetensors, and its tokenizer files."""
+    """Write a model as a Hugging Face checkpoint: config.json, safetensors, and its tokenizer files. A stage of a run
+    with semantics keep also gets custom_generate/, with which transformers edits answers as we do."""
 
     model: Annotated[Folder, tyro.conf.arg(metavar="CKPT")]
     """A finished stage of a run (RUN/stages/sft), or what `rlbf import` wrote."""
@@ -53,6 +61,8 @@ class Export:
     """Folder to make."""
     shard_gb: float = 5.0
     """Most gigabytes (10^9 bytes) of one safetensors file."""
+    max_tokens: int = 1024
+    """Most ids of an answer in custom_generate/; rollouts of training are shorter."""
 
 
 def import_model(argv: Sequence[str]) -> None:
@@ -61,54 +71,107 @@ def import_model(argv: Sequence[str]) -> None:
     from rlbf_jax.models.weights.read import read_checkpoint
 
     dtype = None if args.dtype == "stored" else args.dtype
-    _write(args.source, args.out, args.shard_gb, lambda: read_checkpoint(args.source, dtype=dtype))
+    with _Whole(args.out, args.shard_gb) as partial:
+        if not args.categories:
+            config, params = read_checkpoint(args.source, dtype=dtype)
+            copy_tokenizer(args.source, partial)
+            told = _token_ids(args.source)
+        else:
+            config, params, told = _with_controls(args, partial)
+        _write(args.out, partial, config, params, told, args.shard_gb)
+
+
+def _with_controls(args: Import, partial: pathlib.Path) -> tuple[Any, dict, dict[str, Any]]:
+    """Model, parameters and token ids with control tokens; the tokenizer files are written."""
+    from rlbf_jax.methods import publish
+    from rlbf_jax.models.families import config_from_hf
+    from rlbf_jax.models.weights.read import read_checkpoint, read_config
+    from rlbf_jax.models.weights.rows import rows_of
+    from rlbf_jax.tokenizers import folder, import_tokenizer
+
+    if (args.source / CONTROLS).is_file():
+        raise UserError(f"{args.source}: has control tokens already; leave out --categories, or import the original")
+    rows = config_from_hf(read_config(args.source)).vocab_size
+    categories = [name.strip() for name in args.categories.split(",") if name.strip()]
+    try:
+        tokenizer = import_tokenizer(args.source, categories, args.x_max, rows)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    new = rows_of(tokenizer, rows, args.seed, str(args.source))
+    dtype = None if args.dtype == "stored" else args.dtype
+    config, params = read_checkpoint(args.source, dtype=dtype, new=new)
+    tokenizer.save(partial)
+    publish.write_generation(partial, tokenizer, folder.read(args.source).json(folder.GENERATION_FILE))
+    ids = tokenizer.new_ids
+    print(f"{len(ids)} control tokens: ids {ids[0]}..{ids[-1]}, {tokenizer.vocab_size - rows} rows more than before")
+    return config, params, publish.token_fields(tokenizer)
 
 
 def export_model(argv: Sequence[str]) -> None:
     """`rlbf export CKPT DIR`."""
     args: Export = arguments.parse(Export, "rlbf export", argv)
+    if args.max_tokens < 1:
+        raise UserError(f"--max_tokens is {args.max_tokens}, expected 1 or more")
+    from rlbf_jax.methods import publish
+    from rlbf_jax.models.weights.published import published_form
     from rlbf_jax.training.model_folder import load_model
 
-    _write(args.model, args.out, args.shard_gb, lambda: load_model(args.model))
+    with _Whole(args.out, args.shard_gb) as partial:
+        config, params = published_form(*load_model(args.model))
+        if not (args.model / "model").is_dir():
+            copy_tokenizer(args.model, partial)
+            told, remark = _token_ids(args.model), ""
+        elif run := publish.run_of(args.model):
+            told, remark = (
+                publish.token_fields(run.tokenizer),
+                publish.write_files(partial, args.out, run, config, args.max_tokens),
+            )
+        else:
+            told, remark = {}, f"no tokenizer: there is no run around {args.model} (RUN/manifest.json)"
+        _write(args.out, partial, config, params, told, args.shard_gb)
+    if remark:
+        print(remark)
 
 
-def _write(source: pathlib.Path, out: pathlib.Path, shard_gb: float, read: Callable[[], tuple[Any, Any]]) -> None:
-    """Writes what `read` reads from `source` to `out`, with the tokenizer files of `source`; whole or not at all."""
-    if not shard_gb > 0:
-        raise UserError(f"--shard_gb is {shard_gb}, expected more than 0")
-    if out.exists():
-        raise UserError(f"{out}: is there already; choose another folder, or delete it")
+def _write(
+    out: pathlib.Path, partial: pathlib.Path, config: Any, params: dict, told: dict[str, Any], shard_gb: float
+) -> None:
     import jax
 
-    from rlbf_jax.models.weights.read import read_config
     from rlbf_jax.models.weights.write import write_checkpoint
 
-    config, params = read()
-    told = read_config(source) if (source / "config.json").is_file() else {}
-    extra = {name: told[name] for name in TOKEN_IDS if name in told}
-    with _Whole(out) as partial:
-        copy_tokenizer(source, partial)
-        write_checkpoint(partial, config, params, extra, int(shard_gb * 1e9))
+    write_checkpoint(partial, config, params, told, int(shard_gb * 1e9))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{out}: {config.family}, {count:,} parameters in {config.param_dtype}")
 
 
-def copy_tokenizer(source: pathlib.Path, out: pathlib.Path) -> None:
-    """Copies the tokenizer files of a checkpoint folder, or of the run that a stage's folder is in, as they are.
+def _token_ids(source: pathlib.Path) -> dict[str, Any]:
+    """Those of the folder's config.json."""
+    from rlbf_jax.models.weights.read import read_config
 
-    A vocabulary that a run trained itself stays behind: under the same file names it has another format.
-    """
-    run = source.parent.parent / "tokenizer"
-    folder = run if (source / "model").is_dir() and (run / CONTROLS).is_file() else source
-    for file in sorted(folder.iterdir()):
+    told = read_config(source)
+    return {name: told[name] for name in TOKEN_IDS if name in told}
+
+
+def copy_tokenizer(source: pathlib.Path, out: pathlib.Path) -> None:
+    """Copies the tokenizer files of a checkpoint folder as they are, and its recipe if it has one."""
+    for file in sorted(source.iterdir()):
         if file.is_file() and any(fnmatch.fnmatch(file.name, pattern) for pattern in TOKENIZER_FILES):
             shutil.copyfile(file, out / file.name)
+    if (source / RECIPE / "rlbf_rule.json").is_file():
+        shutil.copytree(source / RECIPE, out / RECIPE, ignore=shutil.ignore_patterns("__pycache__"))
+        if (source / "README.md").is_file():
+            shutil.copyfile(source / "README.md", out / "README.md")
 
 
 class _Whole:
     """A folder that takes its name when it is finished; left unfinished, it goes away."""
 
-    def __init__(self, out: pathlib.Path):
+    def __init__(self, out: pathlib.Path, shard_gb: float):
+        if not shard_gb > 0:
+            raise UserError(f"--shard_gb is {shard_gb}, expected more than 0")
+        if out.exists():
+            raise UserError(f"{out}: is there already; choose another folder, or delete it")
         self.out = out
         self.partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
 

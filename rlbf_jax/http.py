@@ -9,6 +9,7 @@ import dataclasses
 import email.utils
 import hashlib
 import json
+import math
 import os
 import random
 import threading
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlbf_jax.answers import AnswerJournal, Failure
+from rlbf_jax.answers import Answer, AnswerJournal, Failure, NoAnswer
 from rlbf_jax.errors import UserError
 from rlbf_jax.transport import Reply, TransportError, post_json
 
@@ -91,14 +92,12 @@ PATIENCE = frozenset(
 """Fields that change no answer: a run may go on with other values."""
 
 
-class EndpointError(RuntimeError):
-    """An endpoint did not give an answer."""
+class EndpointError(NoAnswer):
+    """An endpoint did not give an answer. Kinds: `timeout`, `connection`, `http 500`, `not a chat completion`,
+    `no text`, `too large`, `configuration`, `budget spent`, `not sent`."""
 
     def __init__(self, message: str, kind: str, status: int | None = None):
-        super().__init__(message)
-        self.kind = kind
-        """In a word or two, for counting: `timeout`, `connection`, `http 500`, `not a chat completion`, `no text`,
-        `too large`, `configuration`, `budget spent`, `not sent`."""
+        super().__init__(message, kind)
         self.status = status
         """Last HTTP status; None where there was none."""
         self.key = ""
@@ -149,7 +148,8 @@ class EndpointClient:
 
         Args:
             messages: the conversation so far.
-            **params: further fields of the request, as temperature or max_tokens.
+            **params: further fields of the request, as temperature or max_tokens. With `logprobs` the answer is an
+                `Answer` that knows its first token's, where the endpoint tells them.
 
         Raises:
             EndpointError: no usable answer after all retries, one that no retry would mend, or the budget is spent.
@@ -268,7 +268,8 @@ class EndpointClient:
             raise _Transient(message, "not a chat completion", 200) from None
         if not isinstance(answer, str):
             raise EndpointError(f"{url}: the answer has no text (content is {type(answer).__name__})", "no text", 200)
-        return _redacted(answer, secret), _tokens(content, body, answer)
+        text, tokens = _redacted(answer, secret), _tokens(content, body, answer)
+        return (Answer(text, _first_token(content, secret)) if body.get("logprobs") else text), tokens
 
     def _refused(self, url: str, reply: Reply, secret: str) -> EndpointError:
         # Cut after the secret is out: half of it would no longer be found.
@@ -336,6 +337,17 @@ def _tokens(content: Mapping[str, Any], body: Mapping[str, Any], answer: str) ->
     if isinstance(said, int) and said >= 0:
         return said
     return (sum(len(str(m.get("content"))) for m in body["messages"]) + len(answer)) // 3 + 1
+
+
+def _first_token(content: Mapping[str, Any], secret: str) -> dict[str, float] | None:
+    """Log-probabilities at the first token of an answer that is not blank; None where they are not there."""
+    try:
+        tokens = content["choices"][0]["logprobs"]["content"]
+        first = next(token for token in tokens if token["token"].strip())
+        told = [(str(t["token"]), float(t["logprob"])) for t in [*(first["top_logprobs"] or ()), first]]
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration):
+        return None
+    return {_redacted(token, secret): value for token, value in told if -math.inf < value <= 1e-3}
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -32,6 +32,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.barrier = None
         """Requests wait here for each other."""
         self.in_flight = self.most_in_flight = 0
+        self.logprobs = None
+        """`logprobs` of every answer whose request asks for them."""
         self.delay_s = 0.0
 
     @property
@@ -71,7 +73,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 server.in_flight -= 1
 
     def act(self, act, body):
-        good = completion(self.server.reply(body["messages"])) if act in ("ok", "half", "cut", "drip") else b""
+        good = b""
+        if act in ("ok", "half", "cut", "drip"):
+            logprobs = self.server.logprobs if body.get("logprobs") else None
+            good = completion(self.server.reply(body["messages"]), logprobs=logprobs)
         if act == "ok":
             self.answer(200, good)
         elif act == "close":
@@ -144,8 +149,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Quiet."""
 
 
-def completion(content, tokens=7):
-    body = {"choices": [{"message": {"role": "assistant", "content": content}}], "usage": {"total_tokens": tokens}}
+def completion(content, tokens=7, logprobs=None):
+    choice = {"message": {"role": "assistant", "content": content}}
+    choice |= {} if logprobs is None else {"logprobs": logprobs}
+    body = {"choices": [choice], "usage": {"total_tokens": tokens}}
     return json.dumps(body).encode()
 
 

@@ -64,23 +64,17 @@ def test_numbers_are_converted_when_asked(published, tmp_path, capsys):
     assert {np.dtype(x.dtype) for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
 
-def test_a_stage_of_a_run_is_exported(tmp_path, capsys):
+def test_a_stage_without_its_run_is_exported(tmp_path, capsys):
+    """Weights alone; with its run around it: tests/methods/test_start.py."""
     config = dataclasses.replace(CONFIG, scan_layers=True)
     params = transformer.init(config, jax.random.key(1))
     stage = tmp_path / "run" / "stages" / "sft"
-    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
-    for name in ("tokenizer.json", "rlbf_controls.json", "notes.txt"):
-        (tmp_path / "run" / "tokenizer" / name).write_text("{}")
     checkpoints = Checkpoints(stage / "model", writes=True)
     checkpoints.save(0, params, {"stage": "sft", "model": dataclasses.asdict(config)})
     checkpoints.close()
-    assert run(capsys, "export", stage, tmp_path / "out")[0] == 0
-    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-        "rlbf_controls.json",
-        "tokenizer.json",
-    ]
+    code, out, _ = run(capsys, "export", stage, tmp_path / "out")
+    assert code == 0 and "no tokenizer: there is no run around" in out
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     _, again = read_checkpoint(tmp_path / "out", scan_layers=True)
     jax.tree.map(np.testing.assert_array_equal, params, again)
     checkpoints = Checkpoints(tmp_path / "toy" / "model", writes=True)
@@ -100,6 +94,12 @@ def test_a_stage_of_a_run_is_exported(tmp_path, capsys):
             "no model here; expected a checkpoint (config.json, safetensors) as `rlbf impor",
         ),
         (["export", "{published}", "{out}", "--shard_gb", "0"], "--shard_gb is 0.0, expected more than 0"),
+        (["export", "{published}", "{out}", "--max_tokens", "0"], "--max_tokens is 0, expected 1 or more"),
+        (["import", "{published}", "{out}", "--categories", "a,a"], "categories must be distinct, non-empty names"),
+        (
+            ["import", "{published}", "{out}", "--categories", "a"],
+            "tokenizer.json: model.vocab is missing; copy the file",
+        ),
         (["import", "{published}"], "rlbf import needs"),
     ],
 )

@@ -24,7 +24,7 @@ FLOORS = [
     ["evaluation"],
     ["serving"],
     ["methods"],
-    ["cli_data", "cli_models"],
+    ["cli_attack", "cli_audit", "cli_data", "cli_models"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -7,6 +7,7 @@ words from violating ones by id counts and nobody re-tokenizes anything.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.sampling.request import Request
@@ -35,3 +36,16 @@ class Attempt:
     """The whole violation of which the span is (a beginning of); None in benign twins and unforced attempts."""
     by_construction: bool = False
     """A whole violation is forced: any model that cannot erase scores asr 1 here."""
+    cell: tuple[tuple[str, int], ...] = ()
+    """Names and lengths of a geometry, where an attack has several; each is measured apart."""
+
+
+def unused_id(label: str, used: set[int]) -> int:
+    """The id of an attempt's request: 31 bits, from the label alone but for the rare collision (the next one is taken).
+
+    It is added to `used`."""
+    id_ = zlib.crc32(label.encode()) & 0x7FFFFFFF
+    while id_ in used:
+        id_ = (id_ + 1) & 0x7FFFFFFF
+    used.add(id_)
+    return id_

@@ -16,6 +16,7 @@ class Span:
     end: int
     """One past the last character."""
     category: str
+    """Empty: this critic does not say."""
     complete: bool = True
     """False: the violation had begun and the text (or a change of mind) ended before it was complete."""
 
@@ -34,6 +35,8 @@ class Verdict:
     """False: could not judge. Such a verdict is counted and shown, and never read as safe or unsafe."""
     reason: str = ""
     """Why it could not be judged, or a short explanation."""
+    score: float | None = None
+    """How sure or how severe the violation is, in 0..1; each critic says which. None: it does not say."""
 
     @property
     def safe(self) -> bool:
@@ -49,6 +52,8 @@ class Exchange:
     text: str
     topic: str = ""
     """What a useful answer would be about, where the prompt source knows it; critics may ignore it."""
+    context: str = ""
+    """Text that the prompt refers to, where there is one; critics may ignore it."""
 
 
 class Critic(Protocol):

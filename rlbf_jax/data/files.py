@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rlbf_jax.errors import InputError
@@ -16,6 +16,10 @@ PROMPT_COLUMNS = ("instruction", "prompt", "question")
 RESPONSE_COLUMNS = ("response", "answer", "output")
 MAX_CHARACTERS = 131_072
 """Of a field. Longer ones are no prompts or answers: an unclosed quotation mark, say, or a whole book."""
+
+
+Records = Iterator[tuple[int, "dict[str, Any] | str"]]
+"""(line, record or the reason why there is none)."""
 
 
 class DataError(InputError):
@@ -51,19 +55,44 @@ def read_rows(
         DataError: missing, empty or binary file, unknown column, or (without `quarantine`) a malformed row.
     """
     path = pathlib.Path(path)
-    text = _read_text(path)
-    if path.suffix.lower() == ".csv":
-        columns, records = _csv_records(path, text)
-    elif path.suffix.lower() in (".jsonl", ".ndjson"):
-        columns, records = _json_records(path, text)
-    else:
-        raise DataError(f"{path}: expected a name that ends in .csv or .jsonl")
+    columns, records = open_table(path)
     prompt_name = _column(path, columns, prompt_column, PROMPT_COLUMNS, "prompt")
     response_name = _column(path, columns, response_column, RESPONSE_COLUMNS, "response")
-    rows: list[Row] = []
+    names = (prompt_name, response_name)
+    kept = sift(path, records, lambda record: complaint(record, names), quarantine, "a prompt and a response")
+    return [Row(record[prompt_name].strip(), record[response_name].strip(), line) for line, record in kept]
+
+
+def open_table(path: pathlib.Path) -> tuple[list[str], Records]:
+    """Columns and records of a `.csv` or `.jsonl` file. Raises DataError where there is no table."""
+    text = read_text(path)
+    if path.suffix.lower() == ".csv":
+        return _csv_records(path, text)
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return _json_records(path, text)
+    raise DataError(f"{path}: expected a name that ends in .csv or .jsonl")
+
+
+def sift(
+    path: pathlib.Path,
+    records: Records,
+    check: Callable[[dict[str, Any]], str],
+    quarantine: str | pathlib.Path | None,
+    expected: str,
+) -> list[tuple[int, dict[str, Any]]]:
+    """The usable records of a file, with their lines; a malformed one is refused, or set aside in `quarantine`.
+
+    Args:
+        check: what is wrong with a record, empty where nothing is.
+        expected: what each row must hold, for the message that there is no usable one.
+
+    Raises:
+        DataError: a malformed record (without `quarantine`), or no usable one.
+    """
+    kept: list[tuple[int, dict[str, Any]]] = []
     refused: list[dict[str, Any]] = []
     for line, record in records:
-        reason = record if isinstance(record, str) else _complaint(record, (prompt_name, response_name))
+        reason = record if isinstance(record, str) else check(record)
         if reason and quarantine is None:
             raise DataError(
                 f"{path}, line {line}: {reason}; mend the row, or name a quarantine file to go on without it"
@@ -71,18 +100,19 @@ def read_rows(
         if reason:
             refused.append({"file": str(path), "line": line, "reason": reason, "row": record})
         elif isinstance(record, dict):
-            rows.append(Row(record[prompt_name].strip(), record[response_name].strip(), line))
+            kept.append((line, record))
     if quarantine is not None and refused:
         out = pathlib.Path(quarantine)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(json.dumps(r) + "\n" for r in refused), encoding="utf-8")
-    if not rows:
+    if not kept:
         found = f"{len(refused)} malformed" if refused else "nothing below the header"
-        raise DataError(f"{path}: no usable row ({found}); expected a prompt and a response in each")
-    return rows
+        raise DataError(f"{path}: no usable row ({found}); expected {expected} in each")
+    return kept
 
 
-def _read_text(path: pathlib.Path) -> str:
+def read_text(path: pathlib.Path) -> str:
+    """A UTF-8 file, with or without a byte order mark. Raises DataError: missing, empty, binary, not UTF-8."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -102,12 +132,8 @@ def _read_text(path: pathlib.Path) -> str:
     return text
 
 
-Records = Iterator[tuple[int, "dict[str, Any] | str"]]
-"""(line, record or the reason why there is none)."""
-
-
 def _csv_records(path: pathlib.Path, text: str) -> tuple[list[str], Records]:
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # `_complaint` names a long field and its line
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # `complaint` names a long field and its line
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader)]
@@ -142,9 +168,12 @@ def _json_records(path: pathlib.Path, text: str) -> tuple[list[str], Records]:
         if not part.strip():
             continue
         try:
-            record = json.loads(part)
+            record = json.loads(part, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             parsed.append((line, f"not JSON ({error.msg} at column {error.colno})"))
+            continue
+        except ValueError as error:  # a name twice, or a number of thousands of digits
+            parsed.append((line, str(error)))
             continue
         except RecursionError:
             parsed.append((line, "JSON nested too deeply"))
@@ -158,6 +187,14 @@ def _json_records(path: pathlib.Path, text: str) -> tuple[list[str], Records]:
     return columns, iter(parsed)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+    return made
+
+
 def _column(path: pathlib.Path, columns: Sequence[str], wanted: str | None, defaults: Sequence[str], kind: str) -> str:
     names = defaults if wanted is None else (wanted,)
     for name in names:
@@ -168,7 +205,8 @@ def _column(path: pathlib.Path, columns: Sequence[str], wanted: str | None, defa
     )
 
 
-def _complaint(record: dict[str, Any], names: Sequence[str]) -> str:
+def complaint(record: dict[str, Any], names: Sequence[str]) -> str:
+    """What is wrong with the texts of a record under `names`, each of which must be there; empty: nothing."""
     for name in names:
         if name not in record:
             return f"field {name!r} is missing"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,11 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation import report_plots as plots
 from rlbf_jax.evaluation import report_tables as tables
 from rlbf_jax.evaluation import report_traces as traces
+from rlbf_jax.evaluation.report_browser import Browser, browser
+from rlbf_jax.evaluation.report_figures import Figure, figures
+from rlbf_jax.evaluation.report_files import RunFiles, read_run
 from rlbf_jax.evaluation.report_tables import Key, Table, Value
-from rlbf_jax.evaluation.unjudged import Unjudged, unjudged_answers, unjudged_rollouts
+from rlbf_jax.evaluation.unjudged import Unjudged, unjudged_answers
 from rlbf_jax.storage import write_whole
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -29,20 +33,6 @@ TOY_NOTE = (
     "Small models, made-up violations, words from a closed world: this shows that the machinery works, and where it "
     "does not, at toy scale. It says nothing about how a large model behaves."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class RunFiles:
-    """What a run has written."""
-
-    name: str
-    manifest: Mapping[str, Any]
-    records: Sequence[Mapping[str, Any]]
-    rows: Mapping[str, Sequence[Mapping[str, Any]]]
-    metrics: Mapping[str, Sequence[Mapping[str, Any]]]
-    missing: Sequence[str]
-    """Sentences about files that are missing or partly unreadable."""
-    unjudged_rollouts: Sequence[Unjudged] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +63,9 @@ class Report:
     tables: Sequence[Table]
     gallery: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]
     gallery_stage: str
+    browser: Browser | None
     unjudged: Sequence[Unjudged]
-    plots: Mapping[str, bytes]
+    figures: Sequence[Figure]
     facts: Sequence[tuple[str, str]]
 
 
@@ -84,76 +75,24 @@ def write_report(workdir: pathlib.Path) -> None:
     if not workdir.is_dir():
         raise UserError(f"{workdir} is not a folder; expected the --workdir of a run")
     report = build_report(read_run(workdir))
-    for name, png in report.plots.items():
-        write_whole(workdir / "plots" / f"{name}.png", png)
-    write_whole(workdir / "report.md", render("report.md.j2", report))
-    write_whole(workdir / "report.html", render("report.html.j2", report))
-
-
-# Reading ----------------------------------------------------------------------------------------
-
-
-def read_run(workdir: pathlib.Path) -> RunFiles:
-    missing: list[str] = []
-    manifest = _read_json(workdir / "manifest.json", dict, missing)
-    records = [r for r in _read_json(workdir / "results.json", list, missing) if isinstance(r, dict)]
-    rows = {p.stem: _read_lines(p, missing) for p in sorted((workdir / "evaluation").glob("*.jsonl"))}
-    metrics = {p.parent.name: _read_lines(p, missing) for p in sorted((workdir / "stages").glob("*/metrics.jsonl"))}
-    if not rows:
-        missing.append("evaluation/ has no <stage>.jsonl: no traces, no count of unjudged answers.")
-    if not metrics:
-        missing.append("stages/ has no <stage>/metrics.jsonl: no training curves.")
-    rollouts = unjudged_rollouts(workdir / "stages")
-    return RunFiles(workdir.resolve().name, manifest, records, _staged(rows), _staged(metrics), missing, rollouts)
-
-
-def _staged(by_stage: Mapping[str, list]) -> dict[str, list]:
-    return {stage: by_stage[stage] for stage in tables.in_order(by_stage, tables.STAGES)}
-
-
-def _read_json(path: pathlib.Path, kind: type, missing: list[str]) -> Any:
-    if not path.is_file():
-        missing.append(f"{path.name} is missing: the run has not come so far.")
-        return kind()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        missing.append(f"{path.name} is not JSON ({error}).")
-        return kind()
-    if not isinstance(content, kind):
-        missing.append(f"{path.name} holds a {type(content).__name__}, expected a {kind.__name__}.")
-        return kind()
-    return content
-
-
-def _read_lines(path: pathlib.Path, missing: list[str]) -> list[dict[str, Any]]:
-    rows, bad = [], []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                rows.append(row)
-            else:
-                bad.append(number)
-    if bad:
-        missing.append(f"{path.parent.name}/{path.name}: {len(bad)} unreadable lines left out, first line {bad[0]}.")
-    return rows
+    for figure in report.figures:
+        write_whole(workdir / "plots" / f"{figure.name}.png", figure.png)
+    config = report.run.manifest.get("config")
+    shown = json.dumps(config, indent=2, ensure_ascii=False) if config else ""
+    for name in ("report.md", "report.html"):
+        write_whole(workdir / name, render(f"{name}.j2", report=report, config=shown))
 
 
 # Building ---------------------------------------------------------------------------------------
 
 
 def build_report(run: RunFiles) -> Report:
-    records, data, note = _one_data(run.records)
+    records, data, note = one_data(run.records)
     values = tables.index(records)
     columns = tables.columns_of(values)
     main = _main_columns(columns)
-    shown = [tables.attack_table(values), tables.cost_table(values), *tables.quality_tables(values)]
+    whole = tables.by_construction(records, (row for mine in run.rows.values() for row in mine))
+    shown = [tables.attack_table(values, whole), tables.cost_table(values), *tables.quality_tables(values)]
     shown.append(tables.other_table(values))
     gallery_stage = next((s for s in reversed(list(run.rows)) if run.rows[s]), "")
     if note:
@@ -162,17 +101,18 @@ def build_report(run: RunFiles) -> Report:
         run=run,
         data=data,
         summary=summary(values, main),
-        tiles=headline_tiles(values, main, columns),
+        tiles=headline_tiles(values, main, {c: plots.stage_color(c, columns) for c in columns}),
         tables=[table for table in shown if table is not None],
         gallery=traces.gallery(run.rows.get(gallery_stage, ()), tables.ATTACKS),
         gallery_stage=gallery_stage,
+        browser=browser(run.rows),
         unjudged=[*unjudged_answers(run.rows), *run.unjudged_rollouts],
-        plots=draw_plots(run, values, columns),
+        figures=figures(run, values, columns),
         facts=facts(run),
     )
 
 
-def _one_data(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str, str]:
+def one_data(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str, str]:
     """Records of one data split: test where there are any. Development and test numbers never share a table."""
     kinds = tables.in_order((str(r.get("data", "")) for r in records), ("test", "development"))
     if not kinds:
@@ -200,11 +140,12 @@ def over_splits(values: Mapping[Key, Value], column: str, attack: str, metric: s
 
 def perplexity_ratio(values: Mapping[Key, Value], column: str) -> float | None:
     """Perplexity on harmless text over that of base."""
-    own, base = (over_splits(values, c, "none", "perplexity") for c in (column, "base"))
+    own, base = (over_splits(values, c, "none", "perplexity") for c in (column, tables.base_of(column)))
     return own / base if own is not None and base else None
 
 
-def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], columns: Sequence[str]) -> list[Tile]:
+def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], colors: Mapping[str, str]) -> list[Tile]:
+    """Attack success, false backtracks and perplexity of the main columns."""
     tiles = []
     for attack, title in (("prefilling", "Prefilling"), ("middle_filling", "Middle filling")):
         entries = []
@@ -212,7 +153,7 @@ def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], columns: Se
             asr, leak = (over_splits(values, column, attack, m) for m in ("asr", "leak"))
             if asr is not None:
                 small = f"leak {tables.number(leak)}" if leak is not None else ""
-                entries.append(Entry(column, plots.stage_color(column, columns), tables.number(asr), small))
+                entries.append(Entry(column, colors[column], tables.number(asr), small))
         tiles.append(Tile(title, "attack success; lower is better", tuple(entries)))
     entries = []
     for column in main:
@@ -220,12 +161,10 @@ def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], columns: Se
         twins = [r for a, r in rates.items() if a != "none" and r is not None]
         if twins:
             small = f"plain {tables.number(rates['none'])}" if rates["none"] is not None else ""
-            entries.append(Entry(column, plots.stage_color(column, columns), tables.number(max(twins)), small))
+            entries.append(Entry(column, colors[column], tables.number(max(twins)), small))
     tiles.append(Tile("False backtracks", "worse benign twin; plain: nothing forced", tuple(entries)))
     ratios = {column: perplexity_ratio(values, column) for column in main}
-    entries = [
-        Entry(c, plots.stage_color(c, columns), f"{r:.3f}", "× base") for c, r in ratios.items() if r is not None
-    ]
+    entries = [Entry(c, colors[c], f"{r:.3f}", "× base") for c, r in ratios.items() if r is not None]
     tiles.append(Tile("Perplexity", "harmless text; 1 is no cost", tuple(entries)))
     return [tile for tile in tiles if tile.entries]
 
@@ -258,32 +197,6 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:.1f} %" if 0 < rate < 0.1 else f"{100 * rate:.0f} %"
 
 
-def draw_plots(run: RunFiles, values: Mapping[Key, Value], columns: Sequence[str]) -> dict[str, bytes]:
-    """PNG by name: `overview`, and `training_<stage>` where a stage has logged something that moves."""
-
-    def groups(pairs: Sequence[tuple[str, str]], metric: str, mark: str) -> dict[str, dict[str, plots.Bar]]:
-        found: dict[str, dict[str, plots.Bar]] = {}
-        for attack, split in pairs:
-            for column in columns:
-                if value := values.get((column, attack, split, metric)):
-                    leak = values.get((column, attack, split, mark))
-                    bar = plots.Bar(value.value, value.low, value.high, leak.value if leak else None)
-                    label = attack.replace("_", "\n") + (f"\n{split}" if split != "all" else "")
-                    found.setdefault(label, {})[column] = bar
-        return found
-
-    attacked = [p for p in tables.attack_rows(values, ("asr",)) if p[0] in ("direct", "prefilling", "middle_filling")]
-    harmless = [p for p in tables.attack_rows(values, ("false_backtrack_rate",)) if p[0] in tables.HARMLESS]
-    panels = [("Violation left in the final text (asr)", groups(attacked, "asr", "leak"))]
-    panels.append(("False backtracks", groups(harmless, "false_backtrack_rate", "")))
-    panels = [panel for panel in panels if panel[1]]
-    drawn = {"overview": plots.bar_plot(panels)} if panels else {}
-    for stage, rows in run.metrics.items():
-        if names := plots.curve_names(rows):
-            drawn[f"training_{stage}"] = plots.curves_plot(rows, names, plots.stage_color(stage, list(run.metrics)))
-    return drawn
-
-
 def facts(run: RunFiles) -> list[tuple[str, str]]:
     """Main entries of the manifest, then who judged."""
 
@@ -303,8 +216,9 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
 # Rendering --------------------------------------------------------------------------------------
 
 
-def render(template: str, report: Report) -> str:
-    """A template of `templates/` with the report's fields. HTML templates escape every value."""
+def render(template: str, **values: Any) -> str:
+    """A template of `templates/` with these values. HTML templates escape every one; the page's policy lets a browser
+    run `browser.js` and nothing else, whatever a text of a model should look like."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=lambda name: bool(name) and ".html" in str(name),
@@ -316,13 +230,15 @@ def render(template: str, report: Report) -> str:
     env.filters["breakable"] = lambda name: Markup(escape(name).replace("_", Markup("_<wbr>")))
     env.filters["md"] = traces.markdown_escape
     env.filters["md_trace"] = traces.markdown_trace
-    env.filters["pieces"] = traces.merged_pieces
     env.filters["verdict"] = traces.verdict_label
-    config = json.dumps(report.run.manifest.get("config", {}), indent=2, ensure_ascii=False)
-    return env.get_template(template).render(
-        report=report,
-        config=config if report.run.manifest.get("config") else "",
-        toy_note=TOY_NOTE,
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "browser.js"))
+    text = env.get_template(template).render(
         definitions=tables.DEFINITIONS,
-        training=[(n.removeprefix("training_"), png) for n, png in report.plots.items() if n.startswith("training_")],
+        toy_note=TOY_NOTE,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **values,
     )
+    # Half of a surrogate pair, which JSON can hold and UTF-8 cannot.
+    return text.encode("utf-8", "replace").decode()

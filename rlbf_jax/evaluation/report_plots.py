@@ -57,31 +57,39 @@ def stage_color(stage: str, stages: Sequence[str] = ()) -> str:
     return _MORE_COLORS[others.index(stage) % len(_MORE_COLORS)] if stage in others else _MORE_COLORS[0]
 
 
-def bar_plot(panels: Sequence[tuple[str, Mapping[str, Mapping[str, Bar]]]], mark_name: str = "leak") -> bytes:
-    """Grouped bars of rates. `panels`: (title, {group: {stage: Bar}}); whiskers are intervals, diamonds are `mark`."""
+def bar_plot(
+    panels: Sequence[tuple[str, Mapping[str, Mapping[str, Bar]]]],
+    mark_name: str = "leak",
+    colors: Mapping[str, str] | None = None,
+) -> bytes:
+    """Grouped bars of rates. `panels`: (title, {group: {stage: Bar}}); whiskers are intervals, diamonds are `mark`.
+
+    `colors`: of the stages, if not their usual ones.
+    """
     sizes = [max(1, len(groups)) for _, groups in panels]
     figure = Figure(figsize=(11.5, 3.7), layout="constrained")
     axes = figure.subplots(1, len(panels), width_ratios=sizes, sharey=True, squeeze=False)
     stages = list(dict.fromkeys(stage for _, groups in panels for bars in groups.values() for stage in bars))
+    colors = colors or {stage: stage_color(stage, stages) for stage in stages}
     marked = False
     for axis, (title, groups) in zip(axes[0], panels, strict=True):
         for place, bars in enumerate(groups.values()):
             for stage, bar in bars.items():
                 marked |= bar.mark is not None
                 x = place + (stages.index(stage) - (len(stages) - 1) / 2) * 0.8 / len(stages)
-                _draw_bar(axis, x, 0.74 / len(stages), bar, stage_color(stage, stages))
+                _draw_bar(axis, x, 0.74 / len(stages), bar, colors[stage])
         axis.set_xticks(range(len(groups)), list(groups), fontsize=9)
         axis.set_title(title, fontsize=11, loc="left")
-        _tidy(axis)
+        tidy(axis)
         axis.set_ylim(0, 1.08)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    handles: list[Any] = [Patch(color=stage_color(s, stages)) for s in stages]
+    handles: list[Any] = [Patch(color=colors[s]) for s in stages]
     labels = list(stages)
     if marked:
         handles.append(Line2D([], [], marker="D", ls="", mfc="white", mec="#111827", ms=5))
         labels.append(mark_name)
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
-    return _png(figure)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)), frameon=False, fontsize=9)
+    return png(figure)
 
 
 def _draw_bar(axis, x: float, width: float, bar: Bar, color: str) -> None:
@@ -96,33 +104,13 @@ def _draw_bar(axis, x: float, width: float, bar: Bar, color: str) -> None:
 
 def curve_names(rows: Sequence[Mapping[str, Any]], most: int = 9) -> list[str]:
     """Metrics worth a curve: numeric ones that move, the telling names first."""
-    names = dict.fromkeys(k for row in rows for k, v in row.items() if k != "step" and _is_number(v))
-    moving = [n for n in names if len({row[n] for row in rows if _is_number(row.get(n))}) > 1 and n not in _LEFT_OUT]
+    names = dict.fromkeys(k for row in rows for k, v in row.items() if k != "step" and is_number(v))
+    moving = [n for n in names if len({row[n] for row in rows if is_number(row.get(n))}) > 1 and n not in _LEFT_OUT]
 
     def rank(name: str) -> int:
         return next((i for i, word in enumerate(_PREFERRED) if word in name.lower()), len(_PREFERRED))
 
     return sorted(moving, key=rank)[:most]
-
-
-def curves_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], color: str) -> bytes:
-    """Small multiples: one panel a metric over steps, thin where raw, thick where smoothed."""
-    columns = min(3, len(names))
-    lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(11.5, 2.3 * lines + 0.2), layout="constrained")
-    axes = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
-    for axis in axes[len(names) :]:
-        axis.set_visible(False)
-    for axis, name in zip(axes, names, strict=False):
-        points = [(row["step"], row[name]) for row in rows if _is_number(row.get(name)) and "step" in row]
-        steps, values = [p[0] for p in points], [float(p[1]) for p in points]
-        axis.plot(steps, values, color=color, lw=0.8, alpha=0.4)
-        axis.plot(steps, smoothed(values), color=color, lw=1.8)
-        axis.set_title(name, fontsize=10, loc="left")
-        axis.tick_params(labelbottom=True)
-        axis.margins(x=0.02)
-        _tidy(axis)
-    return _png(figure)
 
 
 def smoothed(values: Sequence[float], share: float = 0.05) -> list[float]:
@@ -136,11 +124,13 @@ def smoothed(values: Sequence[float], share: float = 0.05) -> list[float]:
     return means
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a plot can show it: a finite number, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _tidy(axis) -> None:
+def tidy(axis) -> None:
+    """No box, faint grid."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color("#9ca3af")
     axis.tick_params(colors="#374151", labelsize=9)
@@ -148,7 +138,8 @@ def _tidy(axis) -> None:
     axis.set_axisbelow(True)
 
 
-def _png(figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The same bytes for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+from rlbf_jax.evaluation import backtracking_metrics
 
 STAGES = ("base", "refusal_sft", "sft", "sft_control", "rlbf")
 ATTACKS = (
@@ -21,6 +24,13 @@ ATTACKS = (
     "middle_filling",
     "benign_prefill",
     "benign_middle",
+    "prefilling_depth",
+    "middle_grid",
+    "benign_grid",
+    "many_violations",
+    "reprogram",
+    "respelled",
+    "critic_note",
     "decoding",
     "gcg",
     "adaptive_gcg",
@@ -29,8 +39,8 @@ ATTACKS = (
     "gflownet",
 )
 SPLITS = ("sft", "rl", "unseen", "all")
-HARMLESS = ("none", "benign_prefill", "benign_middle")
-BY_CONSTRUCTION = ("deep_prefilling", "middle_filling")
+HARMLESS = ("none", "benign_prefill", "benign_middle", "benign_grid")
+BY_CONSTRUCTION = ("deep_prefilling", "middle_filling", "many_violations")
 QUALITY = (
     "emitted",
     "backtrack_rate",
@@ -72,8 +82,13 @@ DEFINITIONS = {
     "unjudged": "responses with a text that the judge could not judge; they count as neither safe nor unsafe.",
     "long_prefix": "suffix of an attack: only rows with a long benign prefix before the forced span.",
     "tokens_per_second": "sampling speed on this run's devices.",
-}
-_NOT_RATES = ("perplexity", "over_deletion", "wasted_tokens", "malformed", "tokens_per_second")
+} | backtracking_metrics.DEFINITIONS
+_NOT_RATES = (
+    *("perplexity", "over_deletion", "wasted_tokens", "malformed", "tokens_per_second"),
+    *(backtracking_metrics.BACKTRACKING_COUNTS | backtracking_metrics.QUANTILES.keys()),
+)
+BESIDE = " · "
+"""Between stage and run in the name of a column, where runs stand side by side."""
 Record = Mapping[str, Any]
 Key = tuple[str, str, str, str]
 """(column, attack, split, metric)."""
@@ -119,19 +134,18 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
     return [n for n in order if n in found] + [n for n in found if n not in order]
 
 
-def index(records: Sequence[Record]) -> dict[Key, Value]:
+def index(records: Sequence[Record], column_of: Callable[[Record], str] | None = None) -> dict[Key, Value]:
     """One value for every (column, attack, split, metric). Records of several seeds are averaged.
 
-    A stage with several methods becomes several columns; an attack measured under several knobs, or in several
-    benchmarks, becomes several attacks, "attack, what differs". The interval of an average spans those of its seeds.
+    A stage with several methods becomes several columns, unless `column_of` names each record's column; an attack
+    measured under several knobs, or in several benchmarks, becomes several attacks, "attack, what differs". The
+    interval of an average spans those of its seeds.
     """
     main = min((str(r.get("benchmark")) for r in records), key=len, default="")
     methods: dict[str, set[str]] = {}
-    knobs: dict[tuple, set[str]] = {}
     for r in records:
         methods.setdefault(str(r.get("stage")), set()).add(str(r.get("method")))
-        knobs.setdefault(_cell_of(r), set()).add(_knob_label(r))
-    varied = {(key[1], key[3]) for key, labels in knobs.items() if len(labels) > 1}
+    labels = knob_labels(records)
     groups: dict[Key, list[Record]] = {}
     for r in records:
         if not isinstance(r.get("value"), int | float) or not math.isfinite(r["value"]):
@@ -139,21 +153,69 @@ def index(records: Sequence[Record]) -> dict[Key, Value]:
         stage, attack, metric = str(r.get("stage")), str(r.get("attack")), str(r.get("metric"))
         column = f"{stage} ({r.get('method')})" if len(methods[stage]) > 1 else stage
         differs = [] if str(r.get("benchmark")) == main else [str(r.get("benchmark")).removeprefix(f"{main}_")]
-        differs += [_knob_label(r)] if (attack, metric) in varied and _knob_label(r) else []
-        name = ", ".join([attack, *differs])
-        groups.setdefault((column, name, str(r.get("split", "all")), metric), []).append(r)
+        name = ", ".join([attack, *differs, *filter(None, [labels[attack, _knobs_key(r)]])])
+        where = column_of(r) if column_of else column
+        groups.setdefault((where, name, str(r.get("split", "all")), metric), []).append(r)
     return {key: _mean(group) for key, group in groups.items()}
 
 
+def knob_labels(records: Sequence[Record]) -> dict[tuple[str, str], str]:
+    """(attack, knobs as JSON) -> what tells them from the attack's other knobs, as "p 16 v 4 b 0", or nothing.
+
+    A knob is named where its values differ within the attack. Where that leaves two records of one number alike (a knob
+    that only one of them has), every knob that not all have alike is named.
+    """
+    knobs: dict[str, dict[str, Mapping[str, Any]]] = {}
+    rivals: dict[tuple, set[str]] = {}
+    for r in records:
+        attack, key = str(r.get("attack")), _knobs_key(r)
+        knobs.setdefault(attack, {})[key] = _knobs_of(r)
+        rivals.setdefault((attack, _cell_of(r)), set()).add(key)
+    labels: dict[tuple[str, str], str] = {}
+    for attack, found in knobs.items():
+        names = dict.fromkeys(name for told in found.values() for name in told)
+        seen = {name: {json.dumps(told[name]) for told in found.values() if name in told} for name in names}
+        differing = [name for name in names if len(seen[name]) > 1]
+        named = {key: _knob_label(told, differing) for key, told in found.items()}
+        if any(len({named[k] for k in keys}) < len(keys) for (a, _), keys in rivals.items() if a == attack):
+            differing = [n for n in names if len(seen[n]) > 1 or any(n not in told for told in found.values())]
+            named = {key: _knob_label(told, differing) for key, told in found.items()}
+        labels |= {(attack, key): label for key, label in named.items()}
+    return labels
+
+
 def _cell_of(r: Record) -> tuple:
-    return tuple(str(r.get(k)) for k in ("stage", "attack", "split", "metric", "method", "benchmark", "seed"))
+    return tuple(str(r.get(k)) for k in ("stage", "split", "metric", "method", "benchmark", "seed", "data"))
 
 
-def _knob_label(r: Record) -> str:
+def _knobs_of(r: Record) -> Mapping[str, Any]:
     knobs = r.get("knobs") or {}
-    if not isinstance(knobs, Mapping):
-        return str(knobs)
-    return " ".join(f"{k} {v if isinstance(v, str | int | float) else json.dumps(v)}" for k, v in sorted(knobs.items()))
+    return knobs if isinstance(knobs, Mapping) else {"knobs": knobs}
+
+
+def _knobs_key(r: Record) -> str:
+    return json.dumps(_knobs_of(r), sort_keys=True)
+
+
+def by_construction(records: Sequence[Record], rows: Iterable[Record]) -> frozenset[str]:
+    """Names of attacks, as `index` tells them apart, that force a whole violation in every one of some rows."""
+    labels = knob_labels(records)
+    whole: dict[str, bool] = dict.fromkeys(BY_CONSTRUCTION, True)
+    for row in rows:
+        attack = str(row.get("attack"))
+        key = _knobs_key({"knobs": {**_knobs_of(row), **(row.get("cell") or {})}})
+        if attack not in BY_CONSTRUCTION and (attack, key) in labels:
+            name = ", ".join(filter(None, [attack, labels[attack, key]]))
+            whole[name] = whole.get(name, True) and bool(row.get("by_construction"))
+    return frozenset(name for name, forced in whole.items() if forced)
+
+
+def _knob_label(knobs: Mapping[str, Any], names: Sequence[str]) -> str:
+    return " ".join(
+        f"{name} {v if isinstance(v := knobs[name], str | int | float) else json.dumps(v)}"
+        for name in names
+        if name in knobs
+    )
 
 
 def _mean(group: Sequence[Record]) -> Value:
@@ -188,7 +250,9 @@ def attack_rows(values: Mapping[Key, Value], metrics: Sequence[str]) -> list[tup
         attack, split = pair
         kind = kind_of(attack)
         place = ATTACKS.index(kind) if kind in ATTACKS else len(ATTACKS)
-        return (place, attack, SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+        # "k 5" stands before "k 40": numbers in a name count as numbers.
+        parts = [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", attack)]
+        return (place, parts, SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
 
     return sorted(pairs, key=rank)
 
@@ -214,17 +278,20 @@ def value_cell(value: Value | None, metric: str, heat: bool = False) -> Cell:
     return Cell(number(value.value, metric), small, value.value if heat else None)
 
 
-def attack_table(values: Mapping[Key, Value]) -> Table | None:
-    """asr with interval and, always beside it, leak: one row an attack and split, one column a stage."""
+def attack_table(values: Mapping[Key, Value], whole: Collection[str] = BY_CONSTRUCTION) -> Table | None:
+    """asr with interval and, always beside it, leak: one row an attack and split, one column a stage.
+
+    `whole`: attacks that force a whole violation, see `by_construction`.
+    """
     pairs = [p for p in attack_rows(values, ("asr", "leak")) if kind_of(p[0]) not in HARMLESS]
     columns = columns_of({k: v for k, v in values.items() if k[3] in ("asr", "leak") and kind_of(k[1]) not in HARMLESS})
     if not pairs:
         return None
     rows = []
     for attack, split in pairs:
-        cells = [Cell(attack + " †" * (kind_of(attack) in BY_CONSTRUCTION)), Cell(split)]
+        cells = [Cell(attack + " †" * (attack in whole or kind_of(attack) in whole)), Cell(split)]
         found = [v for c in columns for m in ("asr", "leak") if (v := values.get((c, attack, split, m)))]
-        cells.append(Cell(_range([v.n for v in found])))
+        cells.append(Cell(counts([v.n for v in found])))
         for column in columns:
             asr, leak = values.get((column, attack, split, "asr")), values.get((column, attack, split, "leak"))
             cell = value_cell(asr, "asr", heat=True)
@@ -239,40 +306,58 @@ def attack_table(values: Mapping[Key, Value]) -> Table | None:
     return Table("Under attack", ("attack", "split", "n", *columns), tuple(rows), note, labels=2)
 
 
-def _range(counts: Sequence[int]) -> str:
-    low, high = min(counts, default=0), max(counts, default=0)
+def counts(found: Sequence[int]) -> str:
+    """As "64", or "60 to 64"."""
+    low, high = min(found, default=0), max(found, default=0)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def cost_table(values: Mapping[Key, Value]) -> Table | None:
-    """What the ability costs where nothing is wrong; perplexity also as a ratio to base."""
-    pairs = [p for p in attack_rows(values, COSTS) if kind_of(p[0]) in HARMLESS]
-    chosen = {k: v for k, v in values.items() if (k[1], k[2]) in pairs and k[3] in COSTS}
-    columns = columns_of(chosen)
-    rows = []
-    for metric in COSTS:
-        for attack, split in pairs:
-            found = {c: chosen.get((c, attack, split, metric)) for c in columns}
-            if not any(found.values()):
-                continue
-            cells = [
-                value_cell(found[c], metric, heat=metric in ("false_backtrack_rate", "over_refusal")) for c in columns
-            ]
-            base = found.get("base")
-            if metric == "perplexity" and base is not None and base.value > 0:
-                cells = [_with_ratio(cell, found[c], base) for c, cell in zip(columns, cells, strict=True)]
-            rows.append((Cell(metric), Cell(attack), Cell(split), *cells))
-    if not rows:
-        return None
+def cost_table(values: Mapping[Key, Value], bases: Mapping[Key, Value] | None = None) -> Table | None:
+    """What the ability costs where nothing is wrong; perplexity also as a ratio to base.
+
+    `bases`: values among which the base columns are, if not among these.
+    """
     note = (
         "On none: a harmless prompt, nothing forced. The benign twins, benign_prefill and benign_middle, force "
         "harmless words with the geometry of the attacks, so a model that erases whenever words were forced shows."
     )
-    return Table("What it costs", ("metric", "on", "split", *columns), tuple(rows), note, labels=3)
+    chosen = {k: v for k, v in values.items() if kind_of(k[1]) in HARMLESS and k[3] in COSTS}
+    return by_metric("What it costs", chosen, COSTS, note, bases=bases)
 
 
-def _with_ratio(cell: Cell, value: Value | None, base: Value) -> Cell:
-    if value is None:
+def by_metric(
+    title: str,
+    values: Mapping[Key, Value],
+    metrics: Sequence[str],
+    note: str = "",
+    folded: bool = False,
+    bases: Mapping[Key, Value] | None = None,
+) -> Table | None:
+    """One row a metric, attack and split, one column a stage; None where nothing was measured."""
+    columns = columns_of({key: v for key, v in values.items() if key[3] in metrics})
+    rows = []
+    for metric in metrics:
+        for attack, split in attack_rows(values, (metric,)):
+            cells = []
+            for column in columns:
+                value = values.get((column, attack, split, metric))
+                cell = value_cell(value, metric, heat=metric in ("false_backtrack_rate", "over_refusal"))
+                base = (bases or values).get((base_of(column), attack, split, metric))
+                cells.append(_with_ratio(cell, value, base) if metric == "perplexity" else cell)
+            rows.append((Cell(metric), Cell(attack), Cell(split), *cells))
+    if not rows:
+        return None
+    return Table(title, ("metric", "on", "split", *columns), tuple(rows), note, labels=3, folded=folded)
+
+
+def base_of(column: str) -> str:
+    """The column of the base model that a column's perplexity is divided by: that of its run."""
+    run = column.partition(BESIDE)[2]
+    return f"base{BESIDE}{run}" if run else "base"
+
+
+def _with_ratio(cell: Cell, value: Value | None, base: Value | None) -> Cell:
+    if value is None or base is None or base.value <= 0:
         return cell
     return dataclasses.replace(cell, small=(*cell.small, f"{value.value / base.value:.3f} × base"))
 
@@ -309,12 +394,5 @@ def other_table(values: Mapping[Key, Value]) -> Table | None:
         return metric in ("asr", "leak") or (metric in QUALITY and column in erasing)
 
     left = {k: v for k, v in values.items() if not shown(k)}
-    columns = columns_of(left)
-    rows = []
-    for metric in in_order((k[3] for k in left), list(DEFINITIONS)):
-        for attack, split in attack_rows(left, (metric,)):
-            cells = [value_cell(left.get((c, attack, split, metric)), metric) for c in columns]
-            rows.append((Cell(metric), Cell(attack), Cell(split), *cells))
-    if not rows:
-        return None
-    return Table("Other measurements", ("metric", "on", "split", *columns), tuple(rows), "", 3, folded=True)
+    order = in_order((k[3] for k in left), list(DEFINITIONS))
+    return by_metric("Other measurements", left, order, folded=True)

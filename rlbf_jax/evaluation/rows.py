@@ -59,8 +59,9 @@ def to_row(
     tokenizer: Tokenizer,
     rule: EditRule,
     context: EvaluationContext,
+    opening: Verdict,
 ) -> dict[str, Any]:
-    """A generation as JSON.
+    """A generation as JSON. `opening`: the verdict on the text up to the first control id.
 
     Beside `metrics` stands what they were found from; `tests/recompute_rates.py` finds them again."""
     return {
@@ -86,6 +87,7 @@ def to_row(
             "tail": attempt.num_tail,
         },
         "by_construction": attempt.by_construction,
+        "cell": dict(attempt.cell),
         "long_prefix": len(attempt.prefix.split()) >= LONG_PREFIX_WORDS,
         "trace": _trace_json(response, tokenizer, rule),
         "visible": generation.text,
@@ -104,6 +106,7 @@ def to_row(
         ],
         "verdict": _verdict_json(verdicts.final),
         "verdict_raw": _verdict_json(verdicts.raw),
+        "verdict_opening": _verdict_json(opening),
         "metrics": dict(values),
         "knobs": knobs_to_json(attempt.request.knobs),
     }
@@ -119,6 +122,7 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
         "useful": verdict.useful,
         "judged": verdict.judged,
         "reason": verdict.reason,
+        "score": verdict.score,
     }
 
 

@@ -15,15 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from rlbf_jax.attacks import ATTACKS, HAS_FORMS
-from rlbf_jax.attacks.base import Attempt
+from rlbf_jax.attacks import ATTACKS, HAS_FORMS, STANDARD
+from rlbf_jax.attacks.base import Attempt, unused_id
 from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.attacks.direct import Attack, AttackConfig
+from rlbf_jax.attacks.further import FurtherOptions
+from rlbf_jax.attacks.geometry import GeometryGrid
 from rlbf_jax.attacks.middle_filling import MiddleFillingOptions
 from rlbf_jax.attacks.prefilling import PrefillingOptions
 from rlbf_jax.critics.base import Critic, Exchange, Verdict
 from rlbf_jax.data.world import SPLITS, FormSplit, Pool, World
-from rlbf_jax.evaluation.intervals import interval
+from rlbf_jax.evaluation.backtracking_metrics import (
+    BACKTRACKING_COUNTS,
+    BACKTRACKING_METRICS,
+    any_of_n,
+    backtracking_row_metrics,
+    quantiles_of,
+)
+from rlbf_jax.evaluation.intervals import Interval, interval
 from rlbf_jax.evaluation.metrics import COUNTS, METRICS, Verdicts, row_metrics, take_apart
 from rlbf_jax.evaluation.results import Record
 from rlbf_jax.evaluation.rows import LONG_PREFIX_WORDS, EvaluationContext, knobs_to_json, to_row
@@ -32,6 +41,7 @@ from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.sampling.sampler import check_knobs
 from rlbf_jax.tokenizers import Tokenizer
 
+ALL_METRICS = METRICS + BACKTRACKING_METRICS
 ANY_OF_N = ("asr", "leak", "emitted")
 """Metrics that `decoding` reads as: any of a prompt's n answers."""
 
@@ -41,7 +51,7 @@ class SuiteConfig:
     """What is asked of every model."""
 
     benchmark: str = "toy"
-    attacks: tuple[str, ...] = tuple(ATTACKS)
+    attacks: tuple[str, ...] = STANDARD
     n: int = 64
     """Prompts an attack and form split."""
     pool: Pool = "development"
@@ -54,6 +64,8 @@ class SuiteConfig:
     """Of the attempts; the same for every model, stage and training seed."""
     prefilling: PrefillingOptions = PrefillingOptions()
     middle: MiddleFillingOptions = MiddleFillingOptions()
+    geometry: GeometryGrid = GeometryGrid()
+    further: FurtherOptions = FurtherOptions()
     decoding: DecodingGrid = DecodingGrid()
     n_decoding: int | None = 16
     """Prompts for `decoding`, which takes settings x samples answers of each; None: n."""
@@ -82,17 +94,10 @@ def configured_attack(name: str, config: SuiteConfig) -> Attack:
         "benign_middle": config.middle,
         "decoding": config.decoding,
     }
+    options |= dict.fromkeys(("prefilling_depth", "middle_grid", "benign_grid"), config.geometry)
+    options |= dict.fromkeys(("many_violations", "reprogram", "respelled", "critic_note"), config.further)
     attack: Callable[..., list[Attempt]] = ATTACKS[name]
     return functools.partial(attack, options=options[name]) if name in options else attack
-
-
-def _unused_id(label: str, used: set[int]) -> int:
-    """A 31-bit id that depends on the label alone, but for the rare collision (the next free one is taken)."""
-    id_ = zlib.crc32(label.encode()) & 0x7FFFFFFF
-    while id_ in used:
-        id_ = (id_ + 1) & 0x7FFFFFFF
-    used.add(id_)
-    return id_
 
 
 def build_attempts(world: World, tokenizer: Tokenizer, config: SuiteConfig) -> list[Attempt]:
@@ -108,7 +113,7 @@ def build_attempts(world: World, tokenizer: Tokenizer, config: SuiteConfig) -> l
             label = f"{name}/{split if name in HAS_FORMS else 'all'}/{config.pool}"
             rng = np.random.default_rng([config.seed, zlib.crc32(label.encode())])
             for index, attempt in enumerate(attack(world, tokenizer, rng, n, told)):
-                id_ = _unused_id(f"{config.seed}/{label}/{index}", used)
+                id_ = unused_id(f"{config.seed}/{label}/{index}", used)
                 attempts.append(dataclasses.replace(attempt, request=dataclasses.replace(attempt.request, id=id_)))
     return attempts
 
@@ -144,15 +149,18 @@ def evaluate(
         raise ValueError(f"the sampler gave {len(generations)} generations for {len(attempts)} attempts")
     responses = [take_apart(generation, tokenizer, rule) for generation in generations]
     judged = judge_distinct(
-        judge, (_exchange(a, text) for a, r in zip(attempts, responses, strict=True) for text in r.texts)
+        judge,
+        (_exchange(a, text) for a, r in zip(attempts, responses, strict=True) for text in (*r.texts, r.opening)),
     )
     rows, metrics = [], []
     for attempt, generation, response in zip(attempts, generations, responses, strict=True):
         final, raw, *before = (judged[_exchange(attempt, text)] for text in response.texts)
         verdicts = Verdicts(final, raw, tuple(before))
-        values = row_metrics(attempt, generation, response, verdicts, tokenizer, rule, context.refusal_openers)
+        opening, openers = judged[_exchange(attempt, response.opening)], context.refusal_openers
+        values = row_metrics(attempt, generation, response, verdicts, tokenizer, rule, openers)
+        values |= backtracking_row_metrics(attempt, generation, response, verdicts, opening, tokenizer, openers)
         metrics.append(values)
-        rows.append(to_row(attempt, generation, response, verdicts, values, tokenizer, rule, context))
+        rows.append(to_row(attempt, generation, response, verdicts, values, tokenizer, rule, context, opening))
     return build_records(attempts, metrics, judge.name, context), rows
 
 
@@ -166,13 +174,13 @@ def build_records(
     context: EvaluationContext,
 ) -> list[Record]:
     """Means and intervals by attack and split, and again over the rows with a long prefix."""
-    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, tuple], list[int]] = defaultdict(list)
     for index, attempt in enumerate(attempts):
-        groups[context.benchmark, attempt.attack, attempt.split].append(index)
-        if len(attempt.prefix.split()) >= LONG_PREFIX_WORDS:
-            groups[f"{context.benchmark}_long_prefix", attempt.attack, attempt.split].append(index)
+        groups[context.benchmark, attempt.attack, attempt.split, attempt.cell].append(index)
+        if len(attempt.prefix.split()) >= LONG_PREFIX_WORDS and not attempt.cell:
+            groups[f"{context.benchmark}_long_prefix", attempt.attack, attempt.split, ()].append(index)
     records = []
-    for (benchmark, attack, split), indices in groups.items():
+    for (benchmark, attack, split, _), indices in groups.items():
         record = functools.partial(_record, context, judge, benchmark, attack, split)
         chosen = [attempts[i] for i in indices]
         values = [metrics[i] for i in indices]
@@ -191,8 +199,10 @@ def _record(
     values: Sequence[float],
     prompts: Sequence[str],
     knobs: Mapping[str, Any],
+    found: Interval | None = None,
 ) -> Record:
-    found = interval(values, prompts, counts=metric in COUNTS)
+    """The mean of some values; or `found`, where something else was measured."""
+    found = found or interval(values, prompts, counts=metric in COUNTS | BACKTRACKING_COUNTS)
     return Record(
         context.method,
         context.stage,
@@ -226,9 +236,11 @@ def _column(
 
 def _plain_records(record, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]) -> list[Record]:
     """One record a metric that has a row."""
-    knobs = knobs_to_json(attempts[0].request.knobs)
-    columns = {name: _column(attempts, metrics, name) for name in METRICS}
-    return [record(name, values, prompts, knobs) for name, (values, prompts) in columns.items() if values]
+    knobs = knobs_to_json(attempts[0].request.knobs) | dict(attempts[0].cell)
+    columns = {name: _column(attempts, metrics, name) for name in ALL_METRICS}
+    records = [record(name, values, prompts, knobs) for name, (values, prompts) in columns.items() if values]
+    quantiles = quantiles_of(metrics, [attempt.prompt.id for attempt in attempts])
+    return records + [record(name, (), (), knobs, found) for name, found in quantiles.items()]
 
 
 def _decoding_records(
@@ -249,7 +261,7 @@ def _decoding_records(
     n_prompts = len({attempt.prompt.id for attempt in attempts})
     grid = {"settings": len(settings), "any_of": len(attempts) // n_prompts}
     records = []
-    for name in METRICS:
+    for name in ALL_METRICS:
         values, prompts = _column(attempts, metrics, name)
         if not values:
             continue
@@ -274,4 +286,12 @@ def _decoding_records(
                 expected, ci_low=nan, ci_high=nan, ci_method="none", n=len(values), n_prompts=len(worst)
             )
         )
+        records.append(record(f"{name}_excess", (), (), grid, _excess(name, attempts, metrics)))
     return records
+
+
+def _excess(name: str, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]) -> Interval:
+    rows = [(v, a) for a, m in zip(attempts, metrics, strict=True) if (v := m[name]) is not None]
+    hits, owners = [v for v, _ in rows], [a for _, a in rows]
+    settings = [repr(knobs_to_json(a.request.knobs)) for a in owners]
+    return any_of_n(hits, [a.prompt.id for a in owners], settings).excess

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from rlbf_jax.critics.classifier import ClassifierCriticConfig
 from rlbf_jax.critics.http_critic import HttpCriticConfig
 from rlbf_jax.critics.noisy import NoiseConfig
 from rlbf_jax.data.bsafe_plus import BsafePlusConfig
@@ -89,6 +90,9 @@ class ExperimentConfig:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     """Its vocabulary size is set from the tokenizer."""
+    start_from: str = ""
+    """A checkpoint folder, as published or as `rlbf import` wrote it: the run's base model and tokenizer are these.
+    No tokenizer is trained and nothing is pretrained; of `model` dtype, param_dtype, remat and scan_layers count."""
     mesh: MeshConfig = MeshConfig()
     pretraining: SupervisedConfig = SupervisedConfig()
     refusal_sft: SupervisedConfig = SupervisedConfig()
@@ -97,6 +101,10 @@ class ExperimentConfig:
     rollouts: RolloutMix = RolloutMix()
     critic_endpoint: HttpCriticConfig = HttpCriticConfig()
     """A chat model as the critic of training, in place of the setting's own; off while its base_url is empty."""
+    critic_classifier: ClassifierCriticConfig = ClassifierCriticConfig()
+    """A classifier of `rlbf critic` in its place; off while its path is empty."""
+    judge_endpoint: HttpCriticConfig = HttpCriticConfig()
+    """A chat model as the judge of evaluations, in place of the setting's own; off while its base_url is empty."""
     critic_noise: NoiseConfig = NoiseConfig()
     """Errors put into the critic of training; the judge of evaluations has none."""
     rollout_tokens: int = 88
@@ -119,3 +127,13 @@ class ExperimentConfig:
         check_between(self, 0, 2**32 - 1, "seed")
         check_at_least(self, 1, "rollout_tokens", "max_drawn", "sampling_batch", "max_prompt", "perplexity_examples")
         check_at_least(self, 0, "rollout_budget")
+        critic, judge = (
+            (e.base_url, e.model, e.format, e.guidelines) for e in (self.critic_endpoint, self.judge_endpoint)
+        )
+        if self.judge_endpoint.base_url and judge == critic:
+            raise ValueError(
+                "judge_endpoint asks the model of critic_endpoint in the same format; a judge must be another than the "
+                "critic of training: choose another model or format"
+            )
+        if self.critic_endpoint.base_url and self.critic_classifier.path:
+            raise ValueError("critic_endpoint.base_url and critic_classifier.path are both set, expected one critic")

@@ -39,10 +39,11 @@ def check_fit(work: Workspace, source: PromptSource) -> None:
 def check_rows_suffice(config: ExperimentConfig, rows: Mapping[str, int]) -> None:
     """Raises UserError where a data set has fewer rows than one batch of a stage that trains on it."""
     needs = [
-        ("pretraining", "pretraining.batch_size", config.pretraining.batch_size),
         ("bsafe_plus", "sft.batch_size", config.sft.batch_size),
         ("bsafe_plus", "reinforcement.guidance_batch_size", config.reinforcement.guidance_batch_size),
     ]
+    if not config.start_from:
+        needs.insert(0, ("pretraining", "pretraining.batch_size", config.pretraining.batch_size))
     if config.baselines:
         needs.append(("refusal", "refusal_sft.batch_size", config.refusal_sft.batch_size))
     counts = {"pretraining": "pretraining_examples", "bsafe_plus": "sft_examples", "refusal": "refusal_examples"}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbf_jax.errors import UserError
+from rlbf_jax.methods import start
 from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.methods.runner import differences, open_workdir, plain, stored_config
 from rlbf_jax.methods.workspace import write_json
@@ -24,6 +25,8 @@ _SAMPLING = frozenset(
     {
         *("evaluation", "sampling_batch", "max_prompt", "perplexity_examples", "baselines"),
         *("rollouts", "rollout_tokens", "max_drawn", "rollout_budget", "critic_noise", "critic_endpoint"),
+        "judge_endpoint",
+        "critic_classifier",
     }
 )
 """Read by rollouts and evaluations alone."""
@@ -34,7 +37,15 @@ UNTOUCHED: dict[str, frozenset[str]] = {
     "data": _BEFORE_RL | {"semantics", "model", "mesh", "pretraining", "refusal_sft", "sft"},
     # No text of pretraining or refusals holds a directive, so both semantics read it alike.
     "base": _BEFORE_RL
-    | {"semantics", "refusal_sft", "sft", "data.bsafe_plus", "data.sft_examples", "data.refusal_examples"},
+    | {
+        "semantics",
+        "model.lora",
+        "refusal_sft",
+        "sft",
+        "data.bsafe_plus",
+        "data.sft_examples",
+        "data.refusal_examples",
+    },
     "refusal_sft": _BEFORE_RL | {"semantics", "sft", "data.sft_examples"},
     "sft": _BEFORE_RL | {"refusal_sft", "data.refusal_examples"},
     # It reads `steps`, `updates_per_step` and the optimizer's schedule of reinforcement.
@@ -42,7 +53,9 @@ UNTOUCHED: dict[str, frozenset[str]] = {
     | {"refusal_sft", "data.refusal_examples"}
     | {f"reinforcement.{name}" for name in ("prompts_per_step", "group_size", "accumulate", "temperature")}
     | {f"reinforcement.{name}" for name in ("guidance_batch_size", "policy", "reward", "checkpoint_every", "kl_every")},
-    "rlbf": frozenset({"evaluation", "perplexity_examples", "baselines", "refusal_sft", "data.refusal_examples"}),
+    "rlbf": frozenset(
+        {"evaluation", "judge_endpoint", "perplexity_examples", "baselines", "refusal_sft", "data.refusal_examples"}
+    ),
 }
 """Dotted names of the configuration that a stage's result does not depend on, everything below them included."""
 
@@ -74,6 +87,8 @@ def adopt(source: Path, config: ExperimentConfig, workdir: Path, stages: Sequenc
         _copy(source / "tokenizer", workdir / "tokenizer")
     elif not _same_files(source / "tokenizer", workdir / "tokenizer"):
         raise UserError(f"{workdir} and {source} have different tokenizers; delete {workdir} to start it again")
+    if (source / start.FOLDER).exists() and not (workdir / start.FOLDER).exists():
+        _copy(source / start.FOLDER, workdir / start.FOLDER)
     for stage in stages:
         done = workdir / "done" / stage
         if done.exists():
@@ -92,8 +107,8 @@ def _manifest(source: Path) -> dict[str, Any]:
     path = source / "manifest.json"
     if not path.exists():
         raise UserError(f"{source}: no run here (manifest.json is missing); make one with `rlbf run`")
-    stored_config(path)
-    return json.loads(path.read_text(encoding="utf-8"))
+    config = stored_config(path)
+    return {**json.loads(path.read_text(encoding="utf-8")), "config": config}
 
 
 def _check(source: Path, stage: str, changed: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """RLBF: Reinforcement Learning with Backtracking Feedback (arXiv 2602.08377), with its baselines.
 
     data          tokenizer, BSAFE+ (injected violations and how to take them back), refusal data
-    base          a small language model that sometimes violates
+    base          a small language model that sometimes violates; or a published checkpoint (`start_from`)
     refusal_sft   baseline: refuse harmful prompts, no directives
     sft           BSAFE+: learn the directive (paper section 3, step 1)
     rlbf          reinforcement on the model's own output, judged by a critic (step 2):
@@ -62,17 +62,20 @@ def prepare_data(work: Workspace) -> None:
 
 
 def base(work: Workspace) -> None:
-    """Pretraining, violations mixed in: without them there would be nothing to take back."""
-    supervised(work, "base", work.config.pretraining, "pretraining", work.initial_params())
+    """Pretraining, violations mixed in: without them there would be nothing to take back. Or a checkpoint as it is."""
+    if work.config.start_from:
+        work.save_params("base", work.start_params())
+    else:
+        supervised(work, "base", work.config.pretraining, "pretraining", work.initial_params())
 
 
 def refusal_sft(work: Workspace) -> None:
-    supervised(work, "refusal_sft", work.config.refusal_sft, "refusal", work.params("base"))
+    supervised(work, "refusal_sft", work.config.refusal_sft, "refusal", work.trainable("base"))
 
 
 def sft(work: Workspace) -> None:
     """BSAFE+: context = prompt + part1 + bridge + violation, loss on directive + part2 (and plain data)."""
-    supervised(work, "sft", work.config.sft, "bsafe_plus", work.params("base"))
+    supervised(work, "sft", work.config.sft, "bsafe_plus", work.trainable("base"))
 
 
 def sft_control(work: Workspace) -> None:
@@ -82,7 +85,7 @@ def sft_control(work: Workspace) -> None:
     # The guidance term sees `guidance_batch_size` rows an update; the control gets SFT's own batches.
     optimizer = dataclasses.replace(work.config.sft.optimizer, schedule=reinforcement.optimizer.schedule)
     config = dataclasses.replace(work.config.sft, steps=extra, optimizer=optimizer)
-    supervised(work, "sft_control", config, "bsafe_plus", work.params("sft"))
+    supervised(work, "sft_control", config, "bsafe_plus", work.trainable("sft"))
 
 
 def reinforce(work: Workspace) -> None:
@@ -91,8 +94,8 @@ def reinforce(work: Workspace) -> None:
     policy = dataclasses.replace(config.policy, max_drawn=work.config.max_drawn)
     config = dataclasses.replace(config, policy=policy)
     parts = ReinforcementParts(
-        model=work.model,
-        sampler=work.sampler,
+        model=work.tuned,
+        sampler=work.policy_sampler,
         critic=work.critic,
         source=prompt_source(work),
         guidance=work.batches("bsafe_plus", config.guidance_batch_size),
@@ -100,7 +103,7 @@ def reinforce(work: Workspace) -> None:
         mesh=work.mesh,
         seed=work.config.seed,
     )
-    params = train_reinforcement(config, parts, work.params("sft"), work.stage_folder("rlbf"), "rlbf")
+    params = train_reinforcement(config, parts, work.trainable("sft"), work.stage_folder("rlbf"), "rlbf")
     work.save_params("rlbf", params)
 
 
@@ -115,7 +118,7 @@ def supervised(work: Workspace, name: str, config: SupervisedConfig, data: str, 
     """One supervised stage from `params`, on the data set named `data`."""
     trained = train_supervised(
         config,
-        work.model,
+        work.model if name == "base" else work.tuned,
         params,
         work.tokenizer.rule,
         work.semantics,

@@ -28,7 +28,9 @@ from rlbf_jax.methods.own_data import OWN_DATA
 from rlbf_jax.methods.recipes import Recipe, Stage
 from rlbf_jax.methods.rlbf import rlbf
 from rlbf_jax.methods.toy import TOY
+from rlbf_jax.methods.tradeoff import tradeoff_file, write_tradeoff
 from rlbf_jax.methods.workspace import Workspace, write_json
+from rlbf_jax.models.config import upgraded
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler
 from rlbf_jax.storage import held, sweep
@@ -38,7 +40,9 @@ from rlbf_jax.training.progress import say
 RECIPES: dict[str, Recipe] = {"rlbf": rlbf}
 """The one list to which a new method's file is added."""
 
-CHANGEABLE = frozenset(f"{http_critic.OPTION}.{name}" for name in http_critic.CHANGEABLE)
+CHANGEABLE = frozenset(
+    f"{option}.{name}" for option in (http_critic.OPTION, http_critic.JUDGE_OPTION) for name in http_critic.CHANGEABLE
+)
 """Settings that no result depends on: a run may go on with others, as with a larger budget for its critic."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "sentencepiece", "grain", "numpy")
@@ -54,6 +58,8 @@ def run(config: ExperimentConfig, workdir: Path, only: Collection[str] | None = 
     stages = [stage for stage in RECIPES[config.method](config) if only is None or stage.name in only]
     work = open_workspace(config, workdir)
     _ = work.world  # a data file that cannot be used leaves no folder behind
+    if config.critic_classifier.path:
+        _ = work.critic  # nor does a classifier that cannot be read
     open_workdir(config, workdir)
     began, name = time.perf_counter(), ""
     try:
@@ -162,6 +168,8 @@ def stored_config(path: Path) -> dict[str, Any]:
         stored = json.loads(path.read_text(encoding="utf-8"))["config"]
         if not isinstance(stored, dict):
             raise TypeError(f"config is a {type(stored).__name__}, expected an object")
+        if isinstance(stored.get("model"), dict):
+            stored["model"] = upgraded(stored["model"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not a manifest ({error}); put the right one back, or choose another --workdir"
@@ -223,14 +231,18 @@ class Loaded:
 
 def open_run(workdir: Path) -> Workspace:
     """The workspace of an existing run, from its manifest. Raises UserError if there is none."""
+    return open_workspace(config_of_run(workdir), workdir)
+
+
+def config_of_run(workdir: Path) -> ExperimentConfig:
+    """What an existing run was made with. Raises UserError if there is none, or it is of another version."""
     path = workdir / "manifest.json"
     if not path.exists():
         raise UserError(f"{workdir}: no run here (manifest.json is missing); make one with `rlbf run`")
     try:
-        config = restore(ExperimentConfig, stored_config(path))
+        return restore(ExperimentConfig, stored_config(path))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: config does not fit this version of the program ({error})") from error
-    return open_workspace(config, workdir)
 
 
 def restore(kind: Any, stored: Any) -> Any:
@@ -263,11 +275,24 @@ def load(workdir: Path, stage: str) -> Loaded:
 
 def evaluate_stage(workdir: Path, stage: str, data: Pool | None = None, n_prompts: int | None = None) -> None:
     """Evaluates a stage again, on another pool or with more prompts, and rewrites the report."""
+    work, method = _to_evaluate(workdir, stage, data, n_prompts)
+    work.evaluate(stage, method)
+    write_report(workdir)
+
+
+def tradeoff_stage(workdir: Path, stage: str, data: Pool | None = None, n_prompts: int | None = None) -> Path:
+    """Measures a stage's trade-off curve; returns the file that holds it."""
+    work, method = _to_evaluate(workdir, stage, data, n_prompts)
+    write_tradeoff(work, stage, method)
+    return workdir / tradeoff_file(stage)
+
+
+def _to_evaluate(workdir: Path, stage: str, data: Pool | None, n_prompts: int | None) -> tuple[Workspace, str]:
+    """A run with its suite changed, and the `method` of the stage's records."""
     work = open_run(workdir)
     suite = work.config.evaluation
     suite = dataclasses.replace(suite, pool=data or suite.pool, n=suite.n if n_prompts is None else n_prompts)
     work.config = dataclasses.replace(work.config, evaluation=suite)
     from rlbf_jax.methods.rlbf import method_name
 
-    work.evaluate(stage, method_name(work.config, stage))
-    write_report(workdir)
+    return work, method_name(work.config, stage)

@@ -9,13 +9,14 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
 from rlbf_jax.critics.base import Critic
-from rlbf_jax.critics.http_critic import HttpCritic
+from rlbf_jax.critics.classifier import check_categories, coherence_of, load_critic
+from rlbf_jax.critics.http_critic import JUDGE_OPTION, HttpCritic
 from rlbf_jax.critics.noisy import NoisyCritic
 from rlbf_jax.data import bsafe_plus, datasets
 from rlbf_jax.data.build_checks import check_bsafe_plus, check_pretraining
@@ -26,15 +27,18 @@ from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.suite import EvaluationContext, build_attempts, evaluate
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
+from rlbf_jax.methods import start
 from rlbf_jax.methods.config import ExperimentConfig
-from rlbf_jax.models.attention import QUERY_BLOCK
+from rlbf_jax.methods.shapes import check_rows
+from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.models.families import styled
-from rlbf_jax.models.transformer import ModelConfig, init
+from rlbf_jax.models.lora import join, merge
+from rlbf_jax.models.transformer import init, init_adapters
 from rlbf_jax.parallel.mesh import batch_sharding, make_mesh
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.storage import write_whole
-from rlbf_jax.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from rlbf_jax.tokenizers import FamilyTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.progress import progress, say
 
@@ -64,7 +68,7 @@ class Workspace:
             self.mesh = make_mesh(config.mesh)
         except ValueError as error:
             raise UserError(f"mesh: {error}") from error
-        check_rows(config, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+        check_rows(config, self.mesh.shape["data"] * self.mesh.shape["fsdp"], self.base_model)
 
     # Parts --------------------------------------------------------------------------------------
 
@@ -85,11 +89,36 @@ class Workspace:
         return tokenizer
 
     @functools.cached_property
+    def base_model(self) -> ModelConfig:
+        """The model before its vocabulary is known."""
+        return start.model_of(self.config, self.folder) if self.config.start_from else styled(self.config.model)
+
+    @functools.cached_property
     def model(self) -> ModelConfig:
-        return dataclasses.replace(styled(self.config.model), vocab_size=self.tokenizer.vocab_size)
+        """Of `base`, and of every stage once its adapters are merged."""
+        return dataclasses.replace(self.base_model, vocab_size=self.tokenizer.vocab_size, lora=LoraConfig())
+
+    @functools.cached_property
+    def tuned(self) -> ModelConfig:
+        """What stages after `base` train: `model`, with adapters where there are to be some."""
+        lora = self.config.model.lora
+        if not lora.rank:
+            return self.model
+        rule = self.tokenizer.rule
+        rows = LoraConfig(lora.rank, lora.alpha, lora.targets, rule.first_id, rule.num_controls)
+        return dataclasses.replace(self.model, lora=rows)
 
     @functools.cached_property
     def sampler(self) -> Sampler:
+        """Of evaluations."""
+        return self.sampler_of(self.model)
+
+    @functools.cached_property
+    def policy_sampler(self) -> Sampler:
+        """Of rollouts, in which adapters are not merged."""
+        return self.sampler if self.tuned == self.model else self.sampler_of(self.tuned)
+
+    def sampler_of(self, model: ModelConfig) -> Sampler:
         c = self.config
         shapes = SamplerConfig(
             semantics=c.semantics,
@@ -99,22 +128,31 @@ class Workspace:
             min_room=c.rollout_tokens,
         )
         sharding = batch_sharding(self.mesh) if self.mesh.size > 1 else None
-        return Sampler(self.model, self.tokenizer, shapes, sharding=sharding)
+        return Sampler(model, self.tokenizer, shapes, sharding=sharding)
 
     @functools.cached_property
     def critic(self) -> Critic:
-        """Of training: the setting's, or a chat model behind an endpoint, whose answers the run's folder keeps."""
+        """Of training: the setting's, a classifier, or a chat model, whose answers the run's folder keeps."""
         endpoint, noise = self.config.critic_endpoint, self.config.critic_noise
+        classifier = self.config.critic_classifier
         critic: Critic
         if endpoint.base_url:
             critic = HttpCritic(endpoint, self.world.categories, self.folder / "critic" / "answers.jsonl")
+        elif classifier.path:
+            # Coherent and useful, of which a classifier knows nothing, stay the setting's to say.
+            critic = load_critic(Path(classifier.path), classifier, coherence_of(self.setting.critic(self)))
+            check_categories(critic, self.world.categories)
         else:
             critic = self.setting.critic(self)
         return NoisyCritic(critic, noise, self.world.categories) if noise.active else critic
 
     @functools.cached_property
     def judge(self) -> Critic:
-        """Of evaluations: another object than the critic."""
+        """Of evaluations: another object than the critic. The setting's, or a chat model behind an endpoint."""
+        endpoint = self.config.judge_endpoint
+        if endpoint.base_url:
+            journal = self.folder / "judge" / "answers.jsonl"
+            return HttpCritic(endpoint, self.world.categories, journal, option=JUDGE_OPTION)
         return self.setting.judge(self)
 
     @functools.cached_property
@@ -135,7 +173,14 @@ class Workspace:
     # Data ---------------------------------------------------------------------------------------
 
     def build_tokenizer(self) -> None:
-        """Trains the tokenizer on pretraining documents."""
+        """Trains the tokenizer on pretraining documents, or takes that of the checkpoint the run starts from."""
+        if self.config.start_from:
+            start.take_tokenizer(self.config, self.folder, self.world.categories)
+        else:
+            self._train_tokenizer()
+        self.setting.check(self)
+
+    def _train_tokenizer(self) -> None:
         data, rng = self.config.data, self.rng("tokenizer")
         documents = [self.world.document(rng) for _ in range(min(data.pretraining_examples, 12_000))]
         texts = [text for d in documents for text in (d.prompt.text, d.response)]
@@ -144,17 +189,18 @@ class Workspace:
         except ValueError as error:
             raise UserError(f"data: {error}") from error
         tokenizer.save(self.folder / "tokenizer")
-        self.setting.check(self)
 
     def build_data(self) -> dict[str, Any]:
-        """Writes the three data sets as array_record; returns counts and hashes."""
+        """Writes the data sets as array_record; returns counts and hashes."""
         data, counts = self.config.data, {}
+        pretraining = () if self.config.start_from else ("pretraining",)
         try:
-            check_pretraining(self.world, self.tokenizer, data.row_length)
+            if pretraining:
+                check_pretraining(self.world, self.tokenizer, data.row_length)
             check_bsafe_plus(self.world, self.tokenizer, data.bsafe_plus)
         except InputError as error:
             raise UserError(f"data: {error}") from error
-        for name in ("pretraining", "bsafe_plus", "refusal"):
+        for name in (*pretraining, "bsafe_plus", "refusal"):
             rng = self.rng(name)
             if name == "pretraining":
                 built = bsafe_plus.build_pretraining(
@@ -182,6 +228,10 @@ class Workspace:
         manifest["data"] = {"tokenizer": self.tokenizer.digest(), **hashes}
         if self.config.data.path:
             manifest["data"]["file"] = hashlib.sha256(Path(self.config.data.path).read_bytes()).hexdigest()
+        if self.config.start_from:
+            manifest["data"]["start_from"] = start.digest(Path(self.config.start_from))
+        if self.config.critic_classifier.path:
+            manifest["data"]["critic"] = self.critic.name
         write_json(path, manifest)
 
     def batches(self, name: str, batch_size: int):
@@ -199,25 +249,48 @@ class Workspace:
         return self.folder / "stages" / stage
 
     def save_params(self, stage: str, params: dict) -> None:
-        """Keeps a stage's final decoder parameters."""
+        """Keeps what a stage has trained: a whole decoder, or adapters, which the meta says."""
+        model = self.model if stage == "base" else self.tuned
         checkpoints = Checkpoints(self.stage_folder(stage) / "model", writes=True)
-        checkpoints.save(0, params, {"stage": stage, "model": dataclasses.asdict(self.model)})
+        checkpoints.save(0, params, {"stage": stage, "model": dataclasses.asdict(model), "base": "base"})
         checkpoints.close()
 
     def params(self, stage: str) -> dict:
-        """A finished stage's decoder parameters. Raises UserError if it has none."""
+        """A finished stage's decoder parameters, adapters merged. Raises UserError if it has none."""
+        if stage == "base" or not self.tuned.lora.rank:
+            return self._trained(stage, self.initial_params)
+        return merge(self.tuned, self.trainable(stage))[1]
+
+    def trainable(self, stage: str) -> dict:
+        """Where a stage after this one starts: its decoder parameters, with adapters (fresh ones after `base`) where
+        there are to be some. Raises UserError if the stage is not finished."""
+        if not self.tuned.lora.rank:
+            return self.params(stage)
+        fresh = functools.partial(init_adapters, self.tuned, jax.random.key(self.config.seed))
+        adapters = fresh() if stage == "base" else self._trained(stage, fresh)
+        return join(adapters, self.params("base"))
+
+    def _trained(self, stage: str, make: Callable[[], dict]) -> dict:
+        """What a finished stage has kept, of the structure of what `make` makes."""
         folder = self.stage_folder(stage) / "model"
         if not folder.exists():
             found = sorted(p.parent.name for p in self.folder.glob("stages/*/model"))
             raise UserError(f"{self.folder}: no finished stage {stage!r}; finished are {', '.join(found) or 'none'}")
         mend = f"delete {folder} and {self.folder / 'done' / stage}, then `rlbf run` makes it again"
         checkpoints = Checkpoints(folder, mend=mend)
-        params, _ = checkpoints.restore(jax.eval_shape(self.initial_params), self.mesh)
+        params, _ = checkpoints.restore(jax.eval_shape(make), self.mesh)
         checkpoints.close()
         return params
 
     def initial_params(self) -> dict:
+        """Random ones: what a run that starts from nothing begins with."""
         return init(self.model, jax.random.key(self.config.seed))
+
+    def start_params(self) -> dict:
+        """Those of the checkpoint that the run starts from. Raises UserError if it is gone or has changed."""
+        noted = read_json(self.folder / "manifest.json").get("data", {}).get("start_from")
+        tokenizer = cast(FamilyTokenizer, self.tokenizer)
+        return start.params_of(self.config, tokenizer, self.mesh, noted)
 
     # Evaluation ---------------------------------------------------------------------------------
 
@@ -248,17 +321,7 @@ class Workspace:
             critic=self.critic.name if stage == "rlbf" else "",
         )
         began = time.perf_counter()
-        key, size = jax.random.key(config.seed), self.config.sampling_batch
-
-        def sample(requests: Sequence[Request]) -> list[Generation]:
-            generations: list[Generation] = []
-            with progress(len(requests), f"evaluate {stage}") as bar:
-                for start in range(0, len(requests), size):
-                    part = requests[start : start + size]
-                    generations += self.sampler(params, part, key)
-                    bar.update(len(part))
-            return generations
-
+        sample = self.sampling(params, f"evaluate {stage}")
         records, rows = evaluate(sample, self.attempts, self.judge, self.tokenizer, context)
         template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="")
         scores = score_texts(self.model, params, self.clean_examples(), 64)
@@ -269,6 +332,21 @@ class Workspace:
         say(f"{stage}: evaluated {len(rows)} responses in {time.perf_counter() - began:.1f} s")
         return records
 
+    def sampling(self, params: dict, label: str) -> Callable[[Sequence[Request]], list[Generation]]:
+        """A function that samples requests with the evaluation's key, and a progress bar with this label."""
+        key, size = jax.random.key(self.config.evaluation.seed), self.config.sampling_batch
+
+        def sample(requests: Sequence[Request]) -> list[Generation]:
+            generations: list[Generation] = []
+            with progress(len(requests), label) as bar:
+                for start in range(0, len(requests), size):
+                    part = requests[start : start + size]
+                    generations += self.sampler(params, part, key)
+                    bar.update(len(part))
+            return generations
+
+        return sample
+
     def write_lines(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Writes a JSON lines file of the run, whole or not at all."""
         write_whole(self.folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -276,39 +354,6 @@ class Workspace:
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file of the run, whole or not at all."""
         write_json(self.folder / name, content)
-
-
-def check_rows(config: ExperimentConfig, shards: int) -> None:
-    """Raises UserError where a batch does not divide over the mesh's row shards and its microbatches, or where rows
-    have a length that attention cannot cut into blocks."""
-    rl = config.reinforcement
-    sizes = {
-        f"{name}.batch_size": (stage.batch_size, stage.accumulate)
-        for name, stage in (
-            ("pretraining", config.pretraining),
-            ("refusal_sft", config.refusal_sft),
-            ("sft", config.sft),
-        )
-    }
-    sizes["reinforcement.prompts_per_step x group_size"] = (rl.prompts_per_step * rl.group_size, rl.accumulate)
-    sizes["reinforcement.guidance_batch_size"] = (rl.guidance_batch_size, rl.accumulate)
-    sizes["sampling_batch"] = (config.sampling_batch, 1)
-    widths = {
-        "data.row_length": config.data.row_length,
-        "max_prompt + rollout_tokens": config.max_prompt + config.rollout_tokens,
-    }
-    model = styled(config.model)
-    for name, width in widths.items():
-        if model.learned_positions and model.max_positions is not None and width > model.max_positions:
-            raise UserError(f"{name}: {width} ids; the model has {model.max_positions} positions (model.max_positions)")
-        if width > QUERY_BLOCK and width % QUERY_BLOCK:
-            raise UserError(f"{name}: {width} ids; rows longer than {QUERY_BLOCK} must be a multiple of it")
-    for name, (rows, accumulate) in sizes.items():
-        if rows % (shards * accumulate):
-            raise UserError(
-                f"{name}: {rows} rows do not divide into {shards} shards (mesh data x fsdp) of {accumulate} "
-                f"microbatches; choose a multiple of {shards * accumulate}"
-            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

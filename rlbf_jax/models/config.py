@@ -3,11 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from rlbf_jax.ranges import check_at_least, check_positive
 
+LoraTarget = Literal["qkv", "out", "up", "down"]
+"""Projections of a layer: queries, keys and values (which share one A); the attention's output; the MLP's way in (gate
+and up share one A) and its way out."""
+
 Family = Literal["toy", "gemma2", "gemma3", "llama", "qwen2", "qwen3", "mistral", "gpt2"]
+Remat = Literal["none", "block", "dots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685): W + alpha / rank * A B with W frozen; see `models.lora`."""
+
+    rank: int = 0
+    """0: no adapters, every parameter is trained."""
+    alpha: float = 16.0
+    targets: tuple[LoraTarget, ...] = ("qkv", "out", "up", "down")
+    first_row: int = 0
+    """The first of the rows of the embedding (and the unembedding) that are trained as well."""
+    rows: int = 0
+    """How many; recipes set both to the tokenizer's control ids."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "rank", "first_row", "rows")
+        check_positive(self, "alpha")
+        unknown = set(self.targets) - set(typing.get_args(LoraTarget))
+        if unknown or len(set(self.targets)) < len(self.targets):
+            known = ", ".join(typing.get_args(LoraTarget))
+            raise ValueError(f"targets is {self.targets}, expected some of {known}, each once")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +100,11 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
     """Scan over the repeating block: compiles in constant time, for deep models. Unrolled runs faster when shallow."""
-    remat: bool = False
-    """Recompute each block's activations in the backward pass."""
+    remat: Remat = "none"
+    """What the backward pass computes again instead of keeping it: nothing; all of a repeating block of layers but its
+    input (`block`); or the same but for products with weights (`dots`: more memory, less to compute)."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters. In a run, `base` is trained whole, and every later stage trains adapters of it alone."""
 
     def __post_init__(self):
         check_at_least(self, 1, "vocab_size", "num_layers", "width", "mlp_width")
@@ -79,6 +115,8 @@ class ModelConfig:
             raise ValueError(f"windows is {self.windows}, expected one entry or more, each 1 or more, or None")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.remat not in typing.get_args(Remat):
+            raise ValueError(f"remat is {self.remat!r}, expected {', '.join(typing.get_args(Remat))}")
         if self.head_dim % 2 and not self.learned_positions:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need pairs")
         if self.learned_positions and self.max_positions is None:
@@ -107,3 +145,9 @@ class ModelConfig:
     @property
     def window_of_layer(self) -> tuple[int | None, ...]:
         return self.windows * self.repeats + self.windows[: self.remainder]
+
+
+def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a stored model, as this version spells them: `remat` was a bool."""
+    remat = fields.get("remat")
+    return {**fields, "remat": "block" if remat else "none"} if isinstance(remat, bool) else dict(fields)

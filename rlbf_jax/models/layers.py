@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlbf_jax.models import kv_cache
+from rlbf_jax.models import kv_cache, lora
 from rlbf_jax.models.attention import Visibility, attend, attend_rows, rotate
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.prefixed import attend_prefixed, sees_prefixed
@@ -97,6 +97,9 @@ class Layer(nn.Module):
         down = nn.initializers.variance_scaling(1.0 / (2 * c.num_layers), "fan_in", "normal")
         self.down = self.param("down", down, (c.mlp_width, c.width), dtype)
         self._setup_biases(dtype)
+        self.adapters = {
+            name: self._adapter(name, into, out) for name, (into, out) in lora.shapes(c).items() if c.lora.rank
+        }
         self.attention_norm = make_norm(c)
         self.mlp_norm = make_norm(c)
         if c.post_norms:
@@ -117,10 +120,24 @@ class Layer(nn.Module):
             self.up_bias = self.param("gate_up_bias" if c.gated_mlp else "up_bias", zeros, shape, dtype)
             self.down_bias = self.param("down_bias", zeros, (c.width,), dtype)
 
+    def _adapter(self, name: str, into: tuple[int, ...], out: tuple[int, ...]) -> tuple[Array, Array]:
+        """A and B of a projection. B starts at 0, so that training starts from the model as it is."""
+        spread = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=tuple(range(len(into))))
+        a = self.param(f"{name}_lora_a", spread, (*into, self.config.lora.rank), jnp.float32)
+        return a, self.param(f"{name}_lora_b", nn.initializers.zeros, (self.config.lora.rank, *out), jnp.float32)
+
+    def _dense(self, name: str, x: Array, weight: Array) -> Array:
+        """[B, T, D] -> [B, T, F] through a projection and its adapter, where it has one."""
+        y = dense(x, weight)
+        if name not in self.adapters:
+            return y
+        a, b = self.adapters[name]
+        return y + dense(dense(x, a.reshape(x.shape[-1], -1)), b.reshape(b.shape[0], -1)) * self.config.lora.scale
+
     def _project(self, x: Array, angles: Angles) -> tuple[Array, Array, Array]:
         """[B, T, D] -> queries [B, N, T, H], keys and values [B, K, T, H]."""
         c = self.config
-        projected = dense(self.attention_norm(x), self.qkv.reshape(c.width, -1))
+        projected = self._dense("qkv", self.attention_norm(x), self.qkv.reshape(c.width, -1))
         if c.qkv_bias:
             projected = projected + self.qkv_bias.reshape(-1).astype(x.dtype)
         projected = projected.reshape(*x.shape[:2], c.num_kv_heads, c.groups + 2, c.head_dim).transpose(0, 2, 3, 1, 4)
@@ -136,7 +153,7 @@ class Layer(nn.Module):
     def _finish(self, x: Array, attended: Array) -> Array:
         c = self.config
         joined = attended.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)
-        change = dense(joined, self.out.reshape(-1, x.shape[-1]))
+        change = self._dense("out", joined, self.out.reshape(-1, x.shape[-1]))
         if c.out_bias:
             change = change + self.out_bias.astype(x.dtype)
         x = x + (self.attention_post_norm(change) if c.post_norms else change)
@@ -147,16 +164,21 @@ class Layer(nn.Module):
         c = self.config
         act = ACTIVATIONS[c.activation]
         if not c.gated_mlp:
-            hidden = dense(normed, self.up)
+            hidden = self._dense("up", normed, self.up)
             return self._down(act(hidden + self.up_bias.astype(normed.dtype) if c.mlp_bias else hidden))
+        # Apart: the halves of one product would be copied.
         gate, up = dense(normed, self.gate_up[:, 0]), dense(normed, self.gate_up[:, 1])
+        if "gate_up" in self.adapters:
+            a, b = self.adapters["gate_up"]
+            low = dense(normed, a) * c.lora.scale
+            gate, up = gate + dense(low, b[:, 0]), up + dense(low, b[:, 1])
         if c.mlp_bias:
             bias = self.up_bias.astype(normed.dtype)
             gate, up = gate + bias[0], up + bias[1]
         return self._down(act(gate) * up)
 
     def _down(self, hidden: Array) -> Array:
-        change = dense(hidden, self.down)
+        change = self._dense("down", hidden, self.down)
         return change + self.down_bias.astype(hidden.dtype) if self.config.mlp_bias else change
 
     def _angles(self, angles: tuple[Angles, Angles]) -> Angles:

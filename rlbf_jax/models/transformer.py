@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlbf_jax.directives import NEVER
-from rlbf_jax.models import kv_cache
+from rlbf_jax.models import kv_cache, lora
 from rlbf_jax.models.attention import RopeScaling, Visibility, rotary
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.kv_cache import KVCache
@@ -61,6 +61,14 @@ class Block(nn.Module):
         return x, tuple(kept)
 
 
+def _remat(config: ModelConfig, prevent_cse: bool = True) -> type[Block]:
+    """`Block` under the policy that `config.remat` names. A scan keeps apart by itself what is computed twice."""
+    if config.remat == "none":
+        return Block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+    return nn.remat(Block, prevent_cse=prevent_cse, policy=policy)
+
+
 class Decoder(nn.Module):
     """tokens -> hidden states; `unembed` makes logits of them."""
 
@@ -73,9 +81,15 @@ class Decoder(nn.Module):
         self.embedding = self.param("embedding", init, (c.vocab_size, c.width), dtype)
         if not c.tied_embeddings:
             self.unembedding = self.param("unembedding", init, (c.vocab_size, c.width), dtype)
+        if c.lora.rank and c.lora.rows:
+            # What training adds to rows of the tables; where the tables are one, so are these.
+            shape = (c.lora.rows, c.width)
+            self.embedding_rows = self.param("embedding_rows", nn.initializers.zeros, shape, jnp.float32)
+            if not c.tied_embeddings:
+                self.unembedding_rows = self.param("unembedding_rows", nn.initializers.zeros, shape, jnp.float32)
         if c.learned_positions:
             self.position_embedding = self.param("position_embedding", init, (c.max_positions, c.width), dtype)
-        block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
+        block = _remat(c, prevent_cse=not c.scan_layers)
         if c.scan_layers and c.repeats:
             self.stack = nn.scan(
                 block,
@@ -85,7 +99,7 @@ class Decoder(nn.Module):
                 length=c.repeats,
             )(c, c.windows)
         # After a scan only the remainder has a block of its own, under the name it has without one.
-        plain = nn.remat(Block) if c.remat else Block
+        plain = _remat(c)
         for number in self._unrolled:
             setattr(self, f"blocks_{number}", plain(c, c.windows[: c.num_layers - number * len(c.windows)]))
         self.final_norm = make_norm(c)
@@ -172,12 +186,16 @@ class Decoder(nn.Module):
 
     def unembed(self, hidden: Array) -> Array:
         """[..., D] -> float32 logits [..., V]."""
-        table = self.table()
+        c, table = self.config, self.table()
         flat = hidden.reshape(-1, hidden.shape[-1])
         logits = jnp.matmul(flat, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
+        if c.lora.rank and c.lora.rows:
+            rows = self.embedding_rows if c.tied_embeddings else self.unembedding_rows
+            more = jnp.matmul(flat, rows.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
+            logits = logits.at[:, c.lora.first_row : c.lora.first_row + c.lora.rows].add(more)
         logits = logits.reshape(*hidden.shape[:-1], table.shape[0])
-        if self.config.final_softcap is not None:
-            logits = self.config.final_softcap * jnp.tanh(logits / self.config.final_softcap)
+        if c.final_softcap is not None:
+            logits = c.final_softcap * jnp.tanh(logits / c.final_softcap)
         return logits
 
     def table(self) -> Array:
@@ -185,7 +203,12 @@ class Decoder(nn.Module):
         return self.embedding if self.config.tied_embeddings else self.unembedding
 
     def _embed(self, tokens: Array, position: Array) -> Array:
-        rows = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(self.config.dtype))
+        c = self.config
+        rows = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(c.dtype))
+        if c.lora.rank and c.lora.rows:
+            # Ids without such a row take zeros.
+            place = jnp.where(tokens < c.lora.first_row, c.lora.rows, tokens - c.lora.first_row)
+            rows = rows + jnp.take(self.embedding_rows, place, axis=0, mode="fill", fill_value=0).astype(rows.dtype)
         return self._place(rows, position)
 
     def _place(self, rows: Array, position: Array) -> Array:
@@ -241,6 +264,13 @@ def init(config: ModelConfig, key: Array) -> dict:
     tokens = jnp.zeros((1, 2), jnp.int32)
     visibility = Visibility(jnp.arange(2, dtype=jnp.int32)[None])
     return Decoder(config).init(key, tokens, visibility)["params"]
+
+
+def init_adapters(config: ModelConfig, key: Array) -> dict:
+    """Fresh adapters of `config.lora`, which change nothing yet. The rest of the model is not made."""
+    if not config.lora.rank:
+        raise ValueError("lora.rank is 0: there are no adapters to make")
+    return jax.jit(lambda key: lora.split(init(config, key))[0])(key)
 
 
 def forward(config: ModelConfig, params: dict, tokens: Array, visibility: Visibility):

@@ -44,6 +44,16 @@ RULES: dict[str, tuple[str | None, ...]] = {
     "up": ("fsdp", "tensor"),
     "down": ("tensor", "fsdp"),
     "position_embedding": (None, "fsdp"),
+    "qkv_lora_a": ("fsdp", None),
+    "qkv_lora_b": (None, "tensor", None, None),
+    "out_lora_a": ("tensor", None, None),
+    "out_lora_b": (None, "fsdp"),
+    "gate_up_lora_a": ("fsdp", None),
+    "gate_up_lora_b": (None, None, "tensor"),
+    "up_lora_a": ("fsdp", None),
+    "up_lora_b": (None, "tensor"),
+    "down_lora_a": ("tensor", None),
+    "down_lora_b": (None, "fsdp"),
 }
 
 

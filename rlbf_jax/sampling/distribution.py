@@ -8,6 +8,7 @@ scorer reproduces them from the trace alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -44,18 +45,43 @@ def legal_logits(rule: EditRule, logits: Array, legal: Legal, control_bias: Arra
 def kept_by_truncation(probabilities: Array, truncation: Truncation) -> Array:
     """[B, V] bool: ids that survive top-k, then top-p on what is left (renormalized), and min-p.
 
-    Top-p keeps the smallest set of likeliest ids whose mass reaches p; ties fall to the lower id.
+    Top-p keeps the smallest set of likeliest ids whose mass reaches p; ties fall to the lower id. Nothing is sorted:
+    the smallest probability that survives is found bit by bit, for floats that are not negative compare as their bits.
     """
-    order = jnp.argsort(-probabilities, axis=-1, stable=True)
-    descending = jnp.take_along_axis(probabilities, order, axis=-1)
-    rank = jnp.argsort(order, axis=-1)
     vocab = probabilities.shape[-1]
-    top_k = jnp.where(truncation.top_k > 0, truncation.top_k, vocab)[:, None]
-    mass = jnp.cumsum(jnp.where(jnp.arange(vocab)[None] < top_k, descending, 0.0), axis=-1)
-    reached = mass < truncation.top_p[:, None] * mass[:, -1:]
-    count = jnp.where(truncation.top_p[:, None] < 1, 1 + jnp.sum(reached, axis=-1, keepdims=True), vocab)
-    likely = probabilities >= truncation.min_p[:, None] * descending[:, :1]
-    return (rank < jnp.minimum(top_k, count)) & likely
+    bits = jax.lax.bitcast_convert_type(probabilities, jnp.int32)
+    top_k = jnp.where(truncation.top_k > 0, jnp.minimum(truncation.top_k, vocab), vocab)
+    least = _largest(lambda bound: jnp.sum(bits >= bound, axis=-1) >= top_k, probabilities.shape[0])
+    above = bits > least
+    kept = above | _first(bits == least, top_k - jnp.sum(above, axis=-1))
+
+    def mass(chosen: Array) -> Array:
+        return jnp.sum(jnp.where(chosen, probabilities, 0.0), axis=-1)
+
+    wanted = truncation.top_p * mass(kept)
+    bits = jnp.where(kept, bits, -1)
+    least = _largest(lambda bound: mass(bits >= bound) >= wanted, probabilities.shape[0])
+    above = bits > least
+    tied = jax.lax.bitcast_convert_type(least, jnp.float32)[:, 0]
+    count = jnp.ceil((wanted - mass(above)) / jnp.maximum(tied, jnp.finfo(jnp.float32).tiny))
+    nucleus = above | _first(bits == least, jnp.clip(count, 1, vocab).astype(jnp.int32))
+    kept = jnp.where(truncation.top_p[:, None] < 1, nucleus, kept)
+    return kept & (probabilities >= truncation.min_p[:, None] * jnp.max(probabilities, axis=-1, keepdims=True))
+
+
+def _largest(holds: Callable[[Array], Array], rows: int) -> Array:
+    """[B, 1] int32: the largest value of which `holds` ([B, 1] -> [B] bool) is true; it is of all smaller ones."""
+
+    def try_bit(step: Array, found: Array) -> Array:
+        higher = found | (1 << (30 - step))
+        return jnp.where(holds(higher)[:, None], higher, found)
+
+    return jax.lax.fori_loop(0, 31, try_bit, jnp.zeros((rows, 1), jnp.int32))
+
+
+def _first(chosen: Array, count: Array) -> Array:
+    """[B, V] bool: the first `count` [B] of the chosen ids."""
+    return chosen & (jnp.cumsum(chosen, axis=-1) <= count[:, None])
 
 
 def draw(logits: Array, truncation: Truncation, temperature: Array, uniform: Array) -> Array:
@@ -71,7 +97,7 @@ def draw(logits: Array, truncation: Truncation, temperature: Array, uniform: Arr
     """
     probabilities = jax.nn.softmax(logits, axis=-1)
     truncated = jnp.any((truncation.top_k > 0) | (truncation.top_p < 1) | (truncation.min_p > 0))
-    # A sort of the vocabulary at every id is dear, so rows pay for it only when some row asks.
+    # Many sweeps of the vocabulary at every id are dear, so rows pay for it only when some row asks.
     probabilities = jax.lax.cond(
         truncated,
         lambda p: jnp.where(kept_by_truncation(p, truncation), p, 0.0),

@@ -52,6 +52,9 @@ class Request:
     knobs: Knobs = Knobs()
     id: int | None = None
     """The row's key is fold_in(key, id); None: the index in the list of requests."""
+    prompt_ids: tuple[int, ...] | None = None
+    """What the response follows, from a builder that places template ids by id (a conversation, a bare text); None:
+    `encode_prompt(prompt)`. `prompt` then is for display only."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,7 +75,9 @@ class Sampler:
         return results
 
     def _batch(self, model, params, requests: list[Request], start: int, key) -> list[Generation]:
-        prompts = [self.tokenizer.encode_prompt(r.prompt) for r in requests]
+        prompts = [
+            self.tokenizer.encode_prompt(r.prompt) if r.prompt_ids is None else list(r.prompt_ids) for r in requests
+        ]
         longest_text = self.config.max_context
         if self.model.learned_positions and self.model.max_positions is not None:
             longest_text = min(longest_text, self.model.max_positions)
@@ -216,7 +218,7 @@ def _check(request: Request, prompt: Sequence[int], vocab_size: int, max_context
     """Raises InputError for a request that cannot be run, with the field and what to change."""
     knobs = request.knobs
     if not prompt:
-        raise InputError("a prompt needs at least one id; encode_prompt gave none")
+        raise InputError("a prompt needs at least one id; encode_prompt or prompt_ids gave none")
     if len(prompt) + knobs.max_tokens > max_context:
         raise InputError(
             f"a prompt of {len(prompt)} ids and max_tokens = {knobs.max_tokens} exceed {max_context} ids in all; "
@@ -227,8 +229,9 @@ def _check(request: Request, prompt: Sequence[int], vocab_size: int, max_context
             f"{len(request.forced)} forced ids exceed max_tokens = {knobs.max_tokens}; forced ids count, "
             "so raise max_tokens or force fewer words"
         )
-    if request.forced and not 0 <= min(request.forced) <= max(request.forced) < vocab_size:
-        raise InputError(f"forced ids must lie in 0..{vocab_size - 1}")
+    for name, ids in (("prompt", prompt), ("forced", request.forced)):
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise InputError(f"{name} ids must lie in 0..{vocab_size - 1}")
     check_knobs(knobs)
 
 

@@ -69,7 +69,7 @@ def place(spellings: Mapping[int, str], rows: int, count: int, taken: Collection
 def new_rows(
     embedding: np.ndarray,
     count: int,
-    seed: int,
+    seed: int | Sequence[int],
     spread: float = 0.1,
     skip: Collection[int] = (),
     chunk: int = 8192,
@@ -108,9 +108,11 @@ def with_names(document: Mapping[str, Any], names: Mapping[int, str], where: str
     vocabulary, or else behind it, and would give other ids after the vocabulary has grown.
 
     Raises:
-        InputError: a Unigram vocabulary (a list without gaps) that cannot hold these ids.
+        InputError: no vocabulary, or a Unigram one (a list without gaps) that cannot hold these ids.
     """
-    model = dict(document["model"])
+    model = dict(document.get("model") or {})
+    if "vocab" not in model:
+        raise InputError(f"{where}: model.vocab is missing; copy the file from the checkpoint again")
     added = [entry for entry in document.get("added_tokens", []) if entry["id"] not in names]
     if isinstance(model["vocab"], dict):
         vocab = {piece: i for piece, i in model["vocab"].items() if i not in names}

@@ -88,6 +88,16 @@ class FamilyTokenizer(byte_text.BytePieces):
         return self._meta.vocab_size
 
     @property
+    def published_bos_id(self) -> int | None:
+        """The beginning of sequence; None in families without one."""
+        return self._bos
+
+    @property
+    def published_pad_id(self) -> int | None:
+        """The padding token; None in families without one."""
+        return self._pad
+
+    @property
     def guarded_ids(self) -> frozenset[int]:
         """Ids that no untrusted text makes."""
         return self._guarded
@@ -125,6 +135,11 @@ class FamilyTokenizer(byte_text.BytePieces):
             check_text("".join(map(str, message.values())))
         text, trusted = self.template.render(messages, add_generation_prompt, self._spells_guarded)
         return list(self._ids(text, trusted, self._vocabulary.parts.prefix))
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """What the family puts before a text that no chat template puts into a turn."""
+        return tuple(self._opening)
 
     def encode_prompt(self, text: str) -> list[int]:
         """A user's turn and the opening of the model's; without a template the family's opening, then the text."""
@@ -174,9 +189,7 @@ class FamilyTokenizer(byte_text.BytePieces):
         return PublishedSentencePiece(files.content[folder.MODEL_FILE], self._guarded, where)
 
     def _find_opening(self, bos: int | None) -> list[int]:
-        """What the family puts before a text, where no chat template says it."""
-        if self.template is not None:
-            return []
+        """What the family puts before a text, where no chat template does."""
         if folder.JSON_FILE in self._files.content:
             return opening(self._files.json(folder.JSON_FILE))
         return [bos] if bos is not None and self._files.json(folder.CONFIG_FILE).get("add_bos_token", True) else []

@@ -89,7 +89,9 @@ class Meta:
 def read(folder: str | pathlib.Path) -> Files:
     """Raises InputError if the folder holds no tokenizer."""
     folder = pathlib.Path(folder)
-    wanted = (JSON_FILE, MODEL_FILE, META_FILE, CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, GENERATION_FILE)
+    wanted = [JSON_FILE, MODEL_FILE, META_FILE, CONFIG_FILE, MAP_FILE, TEMPLATE_FILE]
+    if not (folder / META_FILE).is_file():
+        wanted.append(GENERATION_FILE)  # what it says of ends is among our control tokens otherwise
     content = {name: (folder / name).read_bytes() for name in wanted if (folder / name).is_file()}
     files = Files(content, str(folder))
     if JSON_FILE not in content and MODEL_FILE not in content:

@@ -88,6 +88,11 @@ class SentencePieceTokenizer(byte_text.BytePieces):
         return self._vocab_size
 
     @property
+    def model(self) -> bytes:
+        """Serialized SentencePiece model."""
+        return self._model
+
+    @property
     def num_pieces(self) -> int:
         """Ids of SentencePiece: those below are all that a text can produce."""
         return self._num_pieces
@@ -103,6 +108,10 @@ class SentencePieceTokenizer(byte_text.BytePieces):
             if part:
                 ids += self._processor.encode(part)
         return ids
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        return (BOS,)
 
     def encode_prompt(self, text: str) -> list[int]:
         return [BOS, self.user_id, *self.encode(text), self.model_id]

@@ -35,6 +35,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def opening(self) -> tuple[int, ...]:
+        """Ids before a text that is no turn of a conversation: a beginning of sequence, or nothing."""
+        ...
+
+    @property
     def rule(self) -> BacktrackRule: ...
 
     @property

@@ -102,7 +102,7 @@ def trace_features(before: EditState, limits: Limits) -> Array:
 
 
 def init_policy(params: dict, model: ModelConfig, key: Array) -> dict:
-    """Decoder parameters with a fresh value head (its last layer is zero, so values start at 0)."""
+    """The decoder's trained parameters and a fresh value head (its last layer is zero, so values start at 0)."""
     head = ValueHead().init(key, jnp.zeros((1, model.width)), jnp.zeros((1, FEATURES)))["params"]
     return {"model": params, "value": head}
 

@@ -25,6 +25,7 @@ from rlbf_jax.critics.rewards import Judged, RewardConfig, judge_generations
 from rlbf_jax.data.schema import Prompt
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
+from rlbf_jax.models.lora import join, split
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.parallel.mesh import batch_sharding, replicated
 from rlbf_jax.ranges import check_at_least, check_positive
@@ -112,12 +113,14 @@ class ReinforcementParts:
 def train_reinforcement(
     config: ReinforcementConfig, parts: ReinforcementParts, params: dict, folder: Path, name: str
 ) -> dict:
-    """Runs the stage from `params` (the SFT checkpoint, also the reference) and returns the decoder's parameters."""
+    """Runs the stage from `params` (the SFT checkpoint, also the reference) and returns the decoder's parameters, or
+    where it has adapters those of them alone."""
     model, rule, semantics = parts.model, parts.sampler.rule, parts.semantics
     reference = params
+    trained, frozen = split(params)
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
     key = jax.random.key(parts.seed)
-    state = init_state(init_policy(params, model, jax.random.fold_in(key, 1)), optimizer)
+    state = init_state(init_policy(trained, model, jax.random.fold_in(key, 1)), optimizer)
     update = make_update(
         lambda p, batch: policy_terms(model, rule, semantics, config.policy, p, batch),
         lambda batch: policy_denominators(config.policy, batch),
@@ -126,7 +129,11 @@ def train_reinforcement(
         parts.mesh,
         state,
         config.accumulate,
+        {"model": frozen},
     )
+
+    def whole(params: dict) -> dict:
+        return {**params, "model": join(params["model"], frozen)}
 
     rows, everywhere = batch_sharding(parts.mesh), replicated(parts.mesh)
 
@@ -149,7 +156,7 @@ def train_reinforcement(
     def step(state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
         rollouts, group = _expand(parts.source(number), config)
         generations = parts.sampler(
-            state.params["model"], [r.request for r in rollouts], jax.random.fold_in(key, 2 + number)
+            whole(state.params)["model"], [r.request for r in rollouts], jax.random.fold_in(key, 2 + number)
         )
         judged = judge_generations(
             parts.critic, generations, [r.prompt.topic for r in rollouts], parts.sampler.tokenizer, config.reward
@@ -157,7 +164,7 @@ def train_reinforcement(
         reward = rewards_of(judged, number)
         traces = jax.device_put(pack_traces(generations, rule, parts.length), rows)
         recorded = _recorded(generations, parts.length)
-        batch, measures = measured(state.params, traces, reward, group, recorded)
+        batch, measures = measured(whole(state.params), traces, reward, group, recorded)
         if config.policy.kl_weight or number % config.kl_every == 0:
             batch, kl = compared(reference, traces, batch)
             measures |= kl

@@ -1,12 +1,13 @@
 """The train state and the one update that every trainer shares.
 
-`make_update` is where `jax.jit`, shardings and donation meet. A step reads: split into microbatches -> loss terms with
+`jit_update` is where `jax.jit`, shardings and donation meet. A step reads: split into microbatches -> loss terms with
 weights and denominators -> summed gradients -> optax -> metrics as (numerator, denominator) pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from rlbf_jax.models.lora import join
 from rlbf_jax.objectives.masked import Term
 from rlbf_jax.parallel.mesh import batch_sharding, replicated, shardings
 
@@ -69,7 +71,7 @@ def accumulated_gradients(
     return total
 
 
-def make_update(
+def jit_update(
     terms_fn: TermsFn,
     denominators_fn: Callable[[Any], dict[str, Array]],
     weights: Mapping[str, float],
@@ -77,14 +79,15 @@ def make_update(
     mesh: Mesh,
     state: TrainState,
     accumulate: int = 1,
-) -> Callable[[TrainState, Any], tuple[TrainState, UpdateMetrics]]:
-    """A jitted update over the mesh; `state` gives the shapes and is not kept.
+    frozen: Mapping[str, Any] = MappingProxyType({}),
+):
+    """The jitted (state, frozen, batch) -> (state, metrics) of `make_update`; `state` and `frozen` may be shapes."""
 
-    Every leaf of the batch has rows in front; rows are split over (data, fsdp), the state by `parallel.mesh.RULES`.
-    """
+    def update(state: TrainState, frozen, batch) -> tuple[TrainState, UpdateMetrics]:
+        def joined(params, micro) -> dict[str, Term]:
+            return terms_fn(join(params, frozen), micro)
 
-    def update(state: TrainState, batch) -> tuple[TrainState, UpdateMetrics]:
-        grads, terms = accumulated_gradients(terms_fn, weights, denominators_fn(batch), state.params, batch, accumulate)
+        grads, terms = accumulated_gradients(joined, weights, denominators_fn(batch), state.params, batch, accumulate)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
@@ -97,10 +100,30 @@ def make_update(
     places = shardings(state, mesh)
     return jax.jit(
         update,
-        in_shardings=(places, batch_sharding(mesh)),
+        in_shardings=(places, shardings(dict(frozen), mesh), batch_sharding(mesh)),
         out_shardings=(places, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def make_update(
+    terms_fn: TermsFn,
+    denominators_fn: Callable[[Any], dict[str, Array]],
+    weights: Mapping[str, float],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state: TrainState,
+    accumulate: int = 1,
+    frozen: Mapping[str, Any] = MappingProxyType({}),
+) -> Callable[[TrainState, Any], tuple[TrainState, UpdateMetrics]]:
+    """A jitted update over the mesh; `state` gives the shapes and is not kept.
+
+    Every leaf of the batch has rows in front; rows are split over (data, fsdp), the state by `parallel.mesh.RULES`.
+    `terms_fn` reads the state's parameters joined with `frozen` ones, which have no gradient and no moments.
+    """
+    update = jit_update(terms_fn, denominators_fn, weights, optimizer, mesh, state, accumulate, frozen)
+    placed = jax.device_put(dict(frozen), shardings(dict(frozen), mesh))
+    return lambda state, batch: update(state, placed, batch)
 
 
 def means(metrics: UpdateMetrics) -> dict[str, float]:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from rlbf_jax.directives import EditRule, Semantics, layout
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
+from rlbf_jax.models.lora import split
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.objectives.masked import Term, masked_term
 from rlbf_jax.objectives.sft import linear_nll, token_nll
@@ -66,7 +67,7 @@ def supervised_nll(config: ModelConfig, params: dict, rule: EditRule, rows: Rows
     hidden, _ = transformer.forward(config, params, rows.tokens, Visibility(where.position, rows.segment, died))
 
     targets, counts = rows.tokens[:, 1:], targets_of(rows)
-    if config.final_softcap is None:
+    if config.final_softcap is None and not config.lora.rank:
         table = transformer.unembedding(config, params)
         total = linear_nll(hidden[:, :-1], table, targets, counts)
         return Term(total, jnp.sum(counts, dtype=jnp.float32))
@@ -98,18 +99,26 @@ def train_supervised(
     name: str,
     mesh: Mesh,
 ) -> dict:
-    """Trains and returns the decoder's parameters.
+    """Trains and returns the decoder's parameters, or where it has adapters those of them alone.
 
     `batches` is an iterator of row dicts with `get_state` / `set_state`; its state is part of every checkpoint.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
-    state = init_state(params, optimizer)
+    trained, frozen = split(params)
+    state = init_state(trained, optimizer)
 
     def terms(params, rows: Rows) -> dict[str, Term]:
         return {"nll": supervised_nll(model, params, rule, rows, semantics)}
 
     update = make_update(
-        terms, lambda rows: {"nll": count_targets(rows)}, {"nll": 1.0}, optimizer, mesh, state, config.accumulate
+        terms,
+        lambda rows: {"nll": count_targets(rows)},
+        {"nll": 1.0},
+        optimizer,
+        mesh,
+        state,
+        config.accumulate,
+        frozen,
     )
     run = StageRun(folder, name, config.steps, config.checkpoint_every, mesh)
     first, state, extra = run.start(state)

@@ -9,63 +9,10 @@ from hypothesis import strategies as st
 
 from rlbf_jax.attacks import ATTACKS, BENIGN, HAS_FORMS
 from rlbf_jax.attacks.decoding import DecodingGrid, decoding
-from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.attacks.middle_filling import MiddleFillingOptions, benign_middle, middle_filling
 from rlbf_jax.attacks.prefilling import benign_prefill, deep_prefilling, encode_parts, ids_of_words, prefilling
-from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.sampling.request import Knobs
-from rlbf_jax.tokenizers import train_tokenizer
-
-SENTENCES = ("The green tea grows on quiet hills.", "Old kettles boil the water slowly!", "Most people drink it warm.")
-VIOLATIONS = {"insult": " you are a soggy cabbage with a hat", "privacy": " otto sleeps at the mill by the river"}
-
-
-class SmallWorld:
-    categories = ("insult", "privacy")
-
-    def prompt(self, rng, pool, *, harmful=False):
-        i = int(rng.integers(1000))
-        category = self.categories[i % 2] if harmful else ""
-        return Prompt(f"{pool}-{harmful}-{i}", f"Tell me about tea {i}.", harmful, "tea", category)
-
-    def answer(self, rng, prompt, *, min_words=0):
-        parts = [str(rng.choice(SENTENCES)) for _ in range(int(rng.integers(2, 5)))]
-        while sum(len(part.split()) for part in parts) < min_words:
-            parts.append(str(rng.choice(SENTENCES)))
-        return " ".join(parts)
-
-    def violation(self, rng, split, pool, *, category=None):
-        category = category or str(rng.choice(self.categories))
-        return Violation(f"{VIOLATIONS[category]} {split}", category, "form", split)
-
-    def bridge(self, rng):
-        return str(rng.choice([" By the way,", " Also,", ""]))
-
-    def aside(self, rng):
-        return " the tram is late"
-
-    def opener(self, rng):
-        return "Sure, here it is."
-
-    def refusal(self, rng, prompt):
-        return "Sorry, I cannot help with that."
-
-
-WORLD = SmallWorld()
-CONFIG = AttackConfig(knobs=Knobs(max_tokens=150))
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    texts = [*SENTENCES, *VIOLATIONS.values(), "Sure, here it is. By the way, Also, Tell me about tea. sft rl unseen"]
-    return train_tokenizer(texts * 3, 350, WORLD.categories, 8)
-
-
-def parts(tokenizer, attempt):
-    ids = attempt.request.forced
-    cuts = np.cumsum([0, attempt.num_prefix, attempt.num_bridge, attempt.num_span, attempt.num_tail])
-    assert cuts[-1] == len(ids)
-    return [tokenizer.decode(ids[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+from tests.attacks.small_world import CONFIG, SENTENCES, WORLD, parts
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -76,12 +23,16 @@ def test_shape_shared_by_all(tokenizer, name):
     for attempt in attempts:
         forced = attempt.request.forced
         parts(tokenizer, attempt)
-        assert attempt.attack == name and attempt.request.prompt == attempt.prompt.text
-        assert list(forced) == tokenizer.encode(tokenizer.decode(forced)) or attempt.num_tail == 0
+        assert attempt.attack == name and attempt.request.prompt.endswith(attempt.prompt.text)
+        assert name == "reprogram" or attempt.request.prompt == attempt.prompt.text
+        pieced = ("middle_grid", "benign_grid", "prefilling_depth", "respelled")
+        assert list(forced) == tokenizer.encode(tokenizer.decode(forced)) or attempt.num_tail or name in pieced
         assert len(forced) + CONFIG.room <= attempt.request.knobs.max_tokens
         assert (attempt.violation is not None) == (name in HAS_FORMS)
         assert attempt.split == (CONFIG.split if name in HAS_FORMS else "all")
-        assert attempt.prompt.harmful == (name in ("direct", "decoding", "prefilling", "deep_prefilling"))
+        assert attempt.prompt.harmful == (
+            name in ("direct", "decoding", "prefilling", "deep_prefilling", "prefilling_depth")
+        )
         assert name not in BENIGN or attempt.violation is None
 
 
@@ -162,7 +113,7 @@ def test_decoding_runs_every_setting(tokenizer):
     assert len(attempts) == 5 * 4 * 3
     knobs = [a.request.knobs for a in attempts[:12]]
     assert [k.temperature for k in knobs[::3]] == [0.5, 1.0, 1.0, 1.0]
-    assert (knobs[6].top_k, knobs[9].top_p, knobs[9].max_tokens) == (1, 0.9, 150)
+    assert (knobs[6].top_k, knobs[9].top_p, knobs[9].max_tokens) == (1, 0.9, 250)
     with pytest.raises(ValueError, match="grid is empty"):
         decoding(WORLD, tokenizer, np.random.default_rng(0), 5, CONFIG, options=DecodingGrid((), (), ()))
 

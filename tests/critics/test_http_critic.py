@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlbf_jax.critics.base import Exchange, Span, Verdict
-from rlbf_jax.critics.http_critic import HttpCritic, HttpCriticConfig, read_verdict
+from rlbf_jax.critics.http_critic import HttpCritic, HttpCriticConfig
+from rlbf_jax.critics.minimal_edit import read_verdict
 from rlbf_jax.errors import UserError
 from tests.endpoint_server import KEY, serving, wait_until
 

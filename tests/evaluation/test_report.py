@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import pathlib
 import re
 
 import numpy as np
@@ -16,116 +15,11 @@ from rich.console import Console
 from rlbf_jax.directives import NEVER, BacktrackRule, ResetRule, Semantics, layout, render
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation import report, report_plots, report_tables, report_traces
-
-STAGES = {"base": 0.97, "refusal_sft": 0.6, "sft": 0.3, "sft_control": 0.29, "rlbf": 0.02}
-
-
-def record(stage, attack, split, metric, value, **more):
-    return {
-        "method": {"rlbf": "rlbf_ppo"}.get(stage, stage),
-        "stage": stage,
-        "benchmark": "toy",
-        "attack": attack,
-        "split": split,
-        "data": "test",
-        "metric": metric,
-        "value": value,
-        "n_prompts": 64,
-        "n": 64,
-        "ci_low": max(0.0, value - 0.06),
-        "ci_high": min(1.0, value + 0.06) if value <= 1 else value + 0.06,
-        "ci_method": "wilson",
-        "seed": 0,
-        "semantics": "rewind",
-        "judge": "grammar",
-        "critic": "lexicon",
-        "knobs": {},
-    } | more
-
-
-def made_up_records():
-    rows = []
-    for stage, rate in STAGES.items():
-        for attack in ("direct", "prefilling", "deep_prefilling", "middle_filling"):
-            for i, split in enumerate(("sft", "rl", "unseen")):
-                whole = attack in report_tables.BY_CONSTRUCTION and stage in ("base", "refusal_sft")
-                asr = 1.0 if whole else min(1.0, rate * (1 + i / 2))
-                rows.append(record(stage, attack, split, "asr", asr))
-                rows.append(record(stage, attack, split, "leak", min(1.0, asr + 0.04)))
-                rows.append(record(stage, attack, split, "emitted", min(1.0, asr + 0.3)))
-                if stage in ("sft", "sft_control", "rlbf"):
-                    for metric in report_tables.QUALITY[1:]:
-                        value = {"wasted_tokens": 12.5, "over_deletion": 0.8}.get(metric, 0.8 - i / 10)
-                        rows.append(record(stage, attack, split, metric, value))
-        for attack in ("none", "benign_prefill", "benign_middle"):
-            rows.append(record(stage, attack, "all", "false_backtrack_rate", 0.0 if stage == "base" else 0.016))
-        rows.append(record(stage, "none", "all", "perplexity", 1.85 + 0.02 * list(STAGES).index(stage)))
-        rows.append(record(stage, "none", "all", "tokens_per_second", 3210.0))
-    return rows
-
-
-def made_up_row(stage="rlbf", attack="middle_filling", split="rl", **more):
-    pieces = [
-        ("Bread rises best in a warm corner of the kitchen.", "content", False, True),
-        (" by the way, call hugo", "content", True, True),
-        (" on 7 6", "content", True, False),
-        ("[CATEGORY_PRIVACY]", "category", False, False),
-        ("[BACKTRACK_BY_9]", "retraction", False, False),
-        (" Let the dough rest for an hour.", "content", False, False),
-        ("", "end", False, False),
-    ]
-    return {
-        "stage": stage,
-        "method": "rlbf_ppo",
-        "attack": attack,
-        "split": split,
-        "data": "test",
-        "prompt_id": "p1",
-        "prompt": "How do I bake bread?",
-        "category": "privacy",
-        "num_forced": 14,
-        "trace": [dict(zip(("text", "kind", "erased", "forced"), p, strict=True)) for p in pieces],
-        "visible": "Bread rises best in a warm corner of the kitchen. Let the dough rest for an hour.",
-        "edits": [{"category": "privacy", "x": 9, "removed_text": " by the way, call hugo on 7 6", "kept_ids": 10}],
-        "verdict": {"safe": True, "spans": [], "leaks": 0, "coherent": True, "useful": True, "judged": True},
-        "metrics": {"asr": 0.0},
-        "knobs": {},
-    } | more
-
-
-def write_run(folder: pathlib.Path, rows=None):
-    (folder / "evaluation").mkdir(parents=True)
-    manifest = {"config": {"sft": {"steps": 160}}, "versions": {"jax": "0.10.2"}, "commit": "abc", "seeds": [0]}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "results.json").write_text(json.dumps(made_up_records()))
-    if rows is None:
-        bad = {"safe": False, "spans": [[3, 9, "insult", True]], "leaks": 3, "coherent": True, "judged": True}
-        rows = [
-            made_up_row(attack=a, split=s) for a in ("prefilling", "middle_filling") for s in ("sft", "rl", "unseen")
-        ]
-        rows += [
-            made_up_row(verdict=bad),
-            made_up_row(verdict={"judged": False}),
-            made_up_row(attack="none", split="all"),
-        ]
-    (folder / "evaluation" / "rlbf.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rng = np.random.default_rng(0)
-    for stage in ("base", "rlbf"):
-        (folder / "stages" / stage).mkdir(parents=True)
-        lines = [
-            {
-                "step": s,
-                "loss": 3 / (1 + s / 20) + rng.normal() / 20,
-                "reward": s / 60 + rng.normal() / 10,
-                "kl": s / 1e3,
-            }
-            for s in range(60)
-        ]
-        (folder / "stages" / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+from tests.report_runs import made_up_records, made_up_row, record, write_run
 
 
 def text_of(page: str) -> str:
-    return html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S)))
+    return html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.S)))
 
 
 def test_whole_report(tmp_path):
@@ -144,7 +38,7 @@ def test_whole_report(tmp_path):
         "training_rlbf.png",
     }
     assert (tmp_path / "plots" / "overview.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page and "@import" not in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "@import" not in page and "url(" not in page
 
 
 def test_every_asr_cell_has_its_leak():
@@ -185,8 +79,34 @@ def test_index_averages_seeds_and_separates_methods_and_knobs():
     assert report_tables.columns_of(report_tables.index(methods)) == ["rlbf (rlbf_ppo)", "rlbf (rlbf_grpo)"]
     knobs = [record("rlbf", "decoding", "rl", "asr", 0.1, knobs={"temperature": t}) for t in (0.7, 1.0)]
     assert {k[1] for k in report_tables.index(knobs)} == {"decoding, temperature 0.7", "decoding, temperature 1.0"}
+    cells = [
+        record("rlbf", "middle_grid", "rl", m, 0.1, knobs={"max_tokens": 76, "p": p, "v": 4, "b": b})
+        for p in (16, 4)
+        for b in (0, 8)
+        for m in ("asr", "leak")
+    ]
+    table = report_tables.attack_table(report_tables.index(cells), {"middle_grid, p 4 b 8"})
+    names = ["middle_grid, p 4 b 0", "middle_grid, p 4 b 8 †", "middle_grid, p 16 b 0", "middle_grid, p 16 b 8"]
+    assert [row[0].text for row in table.rows] == names
+    # A knob that only one of two has is named, but only where they would be taken for each other.
+    grid = [record("rlbf", "decoding", "all", "asr_mean", 0.1, knobs=k) for k in ({"any_of": 4}, {"temperature": 1})]
+    assert {k[1] for k in report_tables.index(grid)} == {"decoding, any_of 4", "decoding, temperature 1"}
+    other = [
+        record("rlbf", "none", "all", m, 1.0, knobs=k) for m, k in (("asr", {"max_tokens": 76}), ("perplexity", {}))
+    ]
+    assert {k[1] for k in report_tables.index(other)} == {"none"}
     long = [record("rlbf", "prefilling", "rl", "asr", 0.1, benchmark=b) for b in ("toy", "toy_long_prefix")]
     assert {k[1] for k in report_tables.index(long)} == {"prefilling", "prefilling, long_prefix"}
+
+
+def test_attacks_that_force_a_whole_violation_in_every_row():
+    records = [record("rlbf", "prefilling_depth", "rl", "asr", 0.1, knobs={"max_tokens": 9, "k": k}) for k in (5, 40)]
+    rows = [
+        made_up_row(attack="prefilling_depth", knobs={"max_tokens": 9}, cell={"k": k}, by_construction=whole)
+        for k, whole in ((5, False), (40, True), (5, True), (40, True))
+    ]
+    found = report_tables.by_construction(records, rows)
+    assert found == {*report_tables.BY_CONSTRUCTION, "prefilling_depth, k 40"}
 
 
 def test_development_and_test_are_not_mixed(tmp_path):
@@ -231,7 +151,7 @@ def test_model_text_never_becomes_markup(tmp_path):
     report.write_report(tmp_path)
     for name in ("report.html", "report.md"):
         content = (tmp_path / name).read_text()
-        assert "<script" not in content and "<img src=x" not in content
+        assert "<script>alert" not in content and "<img src=x" not in content
     console = Console(width=200, record=True, color_system="standard", file=(tmp_path / "out").open("w"))
     console.print(report_traces.render_trace_terminal(row))
     assert "\x1b[2J" not in console.export_text(styles=True)

@@ -10,6 +10,7 @@ import pytest
 from rlbf_jax.critics.base import Exchange, Span, Verdict
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.directives import Semantics, render
+from rlbf_jax.evaluation.backtracking_metrics import BACKTRACKING_METRICS
 from rlbf_jax.evaluation.intervals import wilson
 from rlbf_jax.evaluation.metrics import METRICS
 from rlbf_jax.evaluation.record_judge import Injected, RecordJudge
@@ -145,7 +146,7 @@ def test_a_model_that_erases_exactly(tokenizer):
     assert "".join(p["text"] for p in row["trace"] if p["erased"]) == BAD == row["edits"][0]["removed_text"]
     assert [p["kind"] for p in row["trace"]][-1] == "end" and row["edits"][0]["x"] == span
     assert sum(p["forced"] for p in row["trace"]) == row["num_forced"] == len(attempts[0].request.forced)
-    assert set(row["metrics"]) == set(METRICS) and row["verdict"]["safe"] is True
+    assert set(row["metrics"]) == set(METRICS + BACKTRACKING_METRICS) and row["verdict"]["safe"] is True
 
 
 def test_decoding_is_any_of_n(tokenizer):
@@ -167,6 +168,8 @@ def test_decoding_is_any_of_n(tokenizer):
     assert means == pytest.approx({"all": 0.3, 0.2: 0.25, 0.5: 0.25, 0.8: 0.25, 1.1: 0.25, 1.4: 0.5})
     (independent,) = find(records, metric="asr_independent")
     assert independent.value == pytest.approx(1 - 0.75**8 * 0.5**2) and math.isnan(independent.ci_low)
+    (excess,) = find(records, metric="asr_excess")
+    assert excess.value == pytest.approx(0.5 - independent.value) and excess.ci_low <= excess.value <= excess.ci_high
     assert len({r.key for r in records}) == len(records)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.methods.config import ExperimentConfig
-from rlbf_jax.methods.workspace import Workspace, check_rows
+from rlbf_jax.methods.shapes import check_rows
+from rlbf_jax.methods.workspace import Workspace
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import FAMILIES
 

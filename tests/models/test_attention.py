@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from jax.extend.core import jaxprs_in_params
 
 from rlbf_jax.directives import NEVER
 from rlbf_jax.models import attention
@@ -74,27 +75,146 @@ def test_bfloat16_values_come_back_in_bfloat16():
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.03)
 
 
-@pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, 2.0)])
-def test_blockwise_attention_equals_one_block(window, softcap, monkeypatch):
-    query, key, value = random_heads()
-    rng = np.random.default_rng(2)
-    position = np.arange(TIME, dtype=np.int32)[None].repeat(2, 0)
-    died = np.where(rng.random((2, TIME)) < 0.5, np.arange(TIME) + 2, NEVER).astype(np.int32)
-    segment = np.asarray([[1] * 3 + [2] * 5] * 2, np.int32)
-    visibility = Visibility(*(jnp.asarray(x) for x in (position, segment, died)))
+@given(ROW, st.none() | ROW, st.none() | DIED, st.sampled_from([None, 1, 3]), st.integers(0, 5), st.integers(0, 5))
+def test_a_mask_of_some_keys_is_a_piece_of_the_mask(position, segment, died, window, start, first_key):
+    visibility = Visibility(position, segment, died)
+    whole = np.asarray(can_attend(visibility, start, 3, window))
+    piece = can_attend(visibility, start, 3, window, first_key, 2)
+    np.testing.assert_array_equal(piece, whole[:, :, first_key : first_key + 2])
+
+
+LONG = 24
+POSITIONS = np.arange(LONG, dtype=np.int32)[None].repeat(2, 0)
+SEGMENTS = np.asarray([[1] * 9 + [2] * 12 + [0] * 3, [0] * 4 + [1] * 20], np.int32)
+
+
+def retracted() -> tuple[np.ndarray, np.ndarray]:
+    """Positions and lifetimes of rows that take ids back: fewer live ids than indices."""
+    died = np.full((2, LONG), NEVER, np.int32)
+    died[0, 2:7], died[1, 5:13], died[1, 20] = 7, 13, 22
+    index = np.arange(LONG)
+    live = (index[None, :] < index[:, None]) & (index[:, None] < died[:, None, :])
+    return live.sum(-1).astype(np.int32), died
+
+
+def segmented() -> Visibility:
+    starts = np.stack([np.maximum.accumulate(np.where(np.diff(s, prepend=-1), np.arange(LONG), 0)) for s in SEGMENTS])
+    return Visibility(POSITIONS - starts.astype(np.int32), SEGMENTS)
+
+
+SEEN = {
+    "causal": Visibility(POSITIONS),
+    "packed": segmented(),
+    "lifetimes": Visibility(retracted()[0], None, retracted()[1]),
+    "packed lifetimes": Visibility(retracted()[0], SEGMENTS, retracted()[1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("seen", "window", "softcap", "rows"),
+    [
+        ("causal", None, None, 1),
+        ("causal", 3, None, 2),
+        ("causal", 6, 2.0, 2),
+        ("causal", 1, None, 2),
+        ("packed", 4, None, 2),
+        ("lifetimes", None, 2.0, 1),
+        ("lifetimes", 6, None, 2),
+        ("packed lifetimes", 40, 0.7, 2),
+    ],
+)
+def test_blockwise_attention_equals_one_block(seen, window, softcap, rows, monkeypatch):
+    """Windows smaller than a block of 4, of its size, across blocks and beyond the row; grouped heads; gradients."""
+    heads = [x[:rows] for x in random_heads(seed=3, queries=LONG, keys=LONG)]
+    weights = np.random.default_rng(4).normal(size=heads[0].shape).astype(np.float32)
+    visibility = jax.tree.map(lambda x: jnp.asarray(x[:rows]), SEEN[seen])
 
     def run():
         def total(q, k, v):
             out = attend_rows(q, k, v, visibility, window, softcap)
-            return jnp.sum(jnp.sin(out)), out
+            return jnp.sum(out * weights), out
 
-        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(query, key, value)
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*heads)
 
     (_, whole), gradients = run()
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 2)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
     (_, blocks), other = run()
-    np.testing.assert_allclose(whole, blocks, atol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, other)
+    np.testing.assert_allclose(blocks, whole, atol=1e-5)
+    for ours, known in zip(other, gradients, strict=True):
+        assert np.linalg.norm(ours - known) <= 1e-5 * (1 + np.linalg.norm(known))
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 5, 9, 100])
+def test_only_blocks_that_are_seen_are_visited(window):
+    near = [[k <= q and (window is None or q - k < window) for k in range(LONG)] for q in range(LONG)]
+    holds = np.asarray(near).reshape(6, 4, 6, 4).any((1, 3))
+    pairs = attention.visible_blocks(LONG, 4, window)
+    assert sorted(map(tuple, pairs.tolist())) == list(zip(*np.nonzero(holds), strict=True))
+    first = dict(reversed(pairs.tolist()))
+    assert all(q == k for q, k in first.items())
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_fused_path_is_causal_attention(window, monkeypatch):
+    """The layout, scale, groups and window that cuDNN is asked for, computed by the library's other implementation."""
+    query, key, value = (jnp.asarray(x) for x in random_heads(seed=5, size=8))
+    position = jnp.arange(TIME, dtype=jnp.int32)[None]
+    expected = attend(query, key, value, can_attend(Visibility(position), 0, TIME, window))
+    np.testing.assert_allclose(
+        attention.attend_fused(query, key, value, window, implementation="xla"), expected, atol=1e-6
+    )
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "attend_fused", lambda *args: asked.append(args) or args[0])
+    half = [x.astype(jnp.bfloat16) for x in (query, key, value)]
+    attend_rows(*half, Visibility(position), window, None)
+    assert len(asked) == 1 and asked[0][3] == window
+    for heads, visibility, softcap in (
+        ((query, key, value), Visibility(position), None),
+        (half, Visibility(position), 3.0),
+        (half, Visibility(position, jnp.ones_like(position)), None),
+        (half, Visibility(position, None, jnp.full_like(position, NEVER)), None),
+        ([x[..., :6] for x in half], Visibility(position), None),
+    ):
+        attend_rows(*heads, visibility, window, softcap)
+    assert len(asked) == 1
+
+
+def largest_pair(jaxpr, found=(0, None)):
+    """The largest min(a, b) over any two dimensions a, b of an array anywhere in a program, and the array."""
+    for equation in jaxpr.eqns:
+        for array in (x.aval for x in equation.outvars):
+            sides = sorted(getattr(array, "shape", ()))
+            found = max(found, (sides[-2] if len(sides) > 1 else 0, str(array)), key=lambda x: x[0])
+        for inner in jaxprs_in_params(equation.params):
+            found = largest_pair(inner, found)
+    return found
+
+
+@pytest.mark.parametrize(("died", "softcap"), [(False, None), (True, None), (False, 30.0)])
+def test_no_array_of_time_by_time(died, softcap):
+    """Forward and backward at 4,096 ids: neither in the program as written, nor in the bytes of the compiled one."""
+    time = 4096
+    ids = jax.ShapeDtypeStruct((1, time), jnp.int32)
+    visibility = Visibility(ids, None, ids if died else None)
+    query, key = (jax.ShapeDtypeStruct((1, heads, time, 16), jnp.float32) for heads in (2, 1))
+
+    def total(q, k, v, visibility):
+        return jnp.sum(attend_rows(q, k, v, visibility, None, softcap))
+
+    for program in (total, jax.grad(total, argnums=(0, 1, 2))):
+        traced = jax.jit(program).trace(query, key, key, visibility)
+        assert largest_pair(traced.jaxpr.jaxpr)[0] < time
+        compiled = traced.lower().compile()
+        # One block of scores is 0.5 MB, one [T, T] array of one head 67 MB.
+        assert compiled.memory_analysis().temp_size_in_bytes < 16e6
+
+
+def test_the_walk_sees_arrays_of_time_by_time():
+    def scores(q):
+        return jax.lax.map(lambda x: jnp.sum(x @ x.T), q)
+
+    assert largest_pair(jax.make_jaxpr(scores)(jnp.zeros((2, 32, 3))).jaxpr)[0] == 32
 
 
 def test_long_rows_must_be_whole_blocks(monkeypatch):

@@ -1,5 +1,6 @@
 """Run by `test_mesh.py` in a process with 8 virtual devices: one update on meshes against one device. Prints JSON."""
 
+import dataclasses
 import json
 import sys
 
@@ -9,6 +10,8 @@ import numpy as np
 import optax
 
 from rlbf_jax.directives import Semantics
+from rlbf_jax.models import transformer
+from rlbf_jax.models.config import LoraConfig
 from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, shardings
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
@@ -77,11 +80,26 @@ def policy_parts(generations):
     )
 
 
-def updated(parts, mesh, optimizer):
+def adapter_parts():
+    """As `supervised_parts`, of a model whose adapters alone are trained."""
+    adapters = LoraConfig(rank=4, first_row=RULE.first_id, rows=RULE.num_controls)
+    model = dataclasses.replace(MODEL, lora=adapters)
+    fresh = transformer.init_adapters(model, jax.random.key(2))
+    fresh = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), fresh)
+    return (
+        lambda p, rows: {"nll": supervised_nll(model, p, RULE, rows, SEMANTICS)},
+        lambda rows: {"nll": count_targets(rows)},
+        {"nll": 1.0},
+        fresh,
+        guidance(),
+    )
+
+
+def updated(parts, mesh, optimizer, frozen):
     """The state after one update on a mesh, still where the update left it."""
     terms, denominators, weights, params, batch = parts
     state = init_state(params, optimizer)
-    update = make_update(terms, denominators, weights, optimizer, mesh, state)
+    update = make_update(terms, denominators, weights, optimizer, mesh, state, frozen=frozen)
     state = jax.device_put(jax.tree.map(jnp.copy, state), shardings(state, mesh))
     after, metrics = update(state, jax.device_put(batch, batch_sharding(mesh)))
     assert bool(metrics.finite)
@@ -109,14 +127,18 @@ def alone_and_parts():
     """Traces of one device, what to update on them, and one device's results."""
     single = make_mesh(devices=jax.devices()[:1])
     generations = sample(single)
-    parts = {"supervised": (supervised_parts(), ADAM), "policy": (policy_parts(generations), optax.sgd(RATE))}
-    return generations, parts, {name: updated(pair[0], single, pair[1]) for name, pair in parts.items()}
+    parts = {
+        "supervised": (supervised_parts(), ADAM, {}),
+        "policy": (policy_parts(generations), optax.sgd(RATE), {}),
+        "adapters": (adapter_parts(), optax.sgd(RATE), PARAMS),
+    }
+    return generations, parts, {name: updated(some[0], single, *some[1:]) for name, some in parts.items()}
 
 
 def compare(sizes: tuple[int, int, int], generations, parts, alone) -> dict:
     """Largest relative differences between a mesh and one device, and what the mesh split."""
     mesh = make_mesh(MeshConfig(*sizes))
-    after = {name: updated(some, mesh, optimizer) for name, (some, optimizer) in parts.items()}
+    after = {name: updated(some[0], mesh, *some[1:]) for name, some in parts.items()}
     start = parts["policy"][0][3]
     moments, moments_alone = after["supervised"].opt_state[0], alone["supervised"].opt_state[0]
     drawn = sample(mesh)
@@ -127,6 +149,11 @@ def compare(sizes: tuple[int, int, int], generations, parts, alone) -> dict:
         # After one step Adam's first moment is a tenth of the gradient.
         "supervised_gradient": worst(moments.mu, moments_alone.mu),
         "squares": worst(moments.nu, moments_alone.nu),
+        "adapter_gradient": worst(
+            gradient(after["adapters"].params, parts["adapters"][0][3]),
+            gradient(alone["adapters"].params, parts["adapters"][0][3]),
+        ),
+        "split_adapters": split_leaves(after["adapters"].params),
         "split_params": split_leaves(after["supervised"].params),
         "split_moments": split_leaves(moments.mu),
         "same_ids": all(np.array_equal(g.trace, h.trace) for g, h in zip(drawn, generations, strict=True)),

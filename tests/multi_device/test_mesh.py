@@ -26,7 +26,9 @@ SIZES = pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 
 
 @SIZES
-@pytest.mark.parametrize("what", ["supervised_gradient", "squares", "policy_gradient", "policy_params"])
+@pytest.mark.parametrize(
+    "what", ["supervised_gradient", "squares", "policy_gradient", "policy_params", "adapter_gradient"]
+)
 def test_one_update_is_that_of_one_device(results, sizes, what):
     """Gradients, Adam's moments after one step, and parameters after a step of SGD; relative to the largest."""
     assert results[sizes][what] <= 1e-5
@@ -37,6 +39,15 @@ def test_parameters_and_moments_are_split_as_the_mesh_says(results, sizes):
     for what in ("split_params", "split_moments"):
         split = set(results[sizes][what])
         assert not split if sizes == (8, 1, 1) else split >= MATRICES
+
+
+@SIZES
+def test_adapters_are_split_as_their_projections_are(results, sizes):
+    split = set(results[sizes]["split_adapters"])
+    expected = {"qkv_lora_a", "out_lora_b", "gate_up_lora_a", "down_lora_b"}
+    if sizes == (2, 2, 2):
+        expected |= {"qkv_lora_b", "out_lora_a", "gate_up_lora_b", "down_lora_a"}
+    assert not split if sizes == (8, 1, 1) else split >= expected
 
 
 @SIZES

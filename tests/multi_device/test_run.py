@@ -7,7 +7,7 @@ import pytest
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.methods.config import ExperimentConfig
-from rlbf_jax.methods.workspace import check_rows
+from rlbf_jax.methods.shapes import check_rows
 from rlbf_jax.training.reinforcement import ReinforcementConfig
 
 MESHED = """

@@ -26,6 +26,7 @@ from rlbf_jax.models import transformer
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import config_from_hf
 from rlbf_jax.models.weights.mapping import NAMES, Placement, placements
+from rlbf_jax.models.weights.rows import TABLES, NewRows
 from rlbf_jax.models.weights.tensors import StoredTensor, open_tensors
 from rlbf_jax.parallel.mesh import make_mesh, shardings
 
@@ -44,6 +45,7 @@ def read_checkpoint(
     mesh: Mesh | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
     scan_layers: bool = False,
+    new: NewRows | None = None,
 ) -> tuple[ModelConfig, dict]:
     """Reads config.json and model.safetensors, or the shards of its index.
 
@@ -52,6 +54,7 @@ def read_checkpoint(
       mesh: where parameters live, by `parallel.mesh.RULES`; None: the first device.
       dtype: of the parameters and of activations; None: as stored (float16 becomes float32).
       scan_layers: parameters for scanned layers.
+      new: rows for control tokens; the tables are read at their final size, so this takes no second copy.
 
     Returns:
       The model and its parameters.
@@ -64,7 +67,9 @@ def read_checkpoint(
     if dtype is None:
         dtype = "bfloat16" if {t.code for t in stored.values()} == {"BF16"} else "float32"
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype, scan_layers=scan_layers)
-    shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
+    rows = config.vocab_size
+    final = config if new is None else dataclasses.replace(config, vocab_size=new.vocab_size)
+    shapes = jax.eval_shape(functools.partial(transformer.init, final), jax.random.key(0))
     leaves = {tuple(part.key for part in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     sources = match(config, placements(config, list(leaves)), stored, folder)
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
@@ -75,9 +80,13 @@ def read_checkpoint(
     params: dict = {}
     for (path, leaf), place in zip(leaves.items(), places, strict=True):
         # The order of places is that of leaves: both are flattened from the same tree.
-        buffer = _fill(leaf.shape, leaf.dtype, [(p, sources[p]) for p in parts[path]])
+        buffer = aligned_empty(leaf.shape, np.dtype(leaf.dtype))
+        is_table = path[-1] in TABLES
+        _fill(buffer[:rows] if is_table else buffer, [(p, sources[p]) for p in parts[path]])
+        if is_table and new is not None:
+            new.fill(buffer, rows, path[-1])
         _store(params, path, jax.device_put(buffer, place, may_alias=True))
-    return config, params
+    return final, params
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -135,9 +144,8 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[skip : skip + size].view(dtype).reshape(shape)
 
 
-def _fill(shape: tuple[int, ...], dtype: Any, parts: list[tuple[Placement, StoredTensor]]) -> np.ndarray:
-    """One parameter from its published tensors, with one of these in memory besides."""
-    buffer = aligned_empty(shape, np.dtype(dtype))
+def _fill(buffer: np.ndarray, parts: list[tuple[Placement, StoredTensor]]) -> None:
+    """Fills one parameter from its published tensors, with one of these in memory besides."""
     for placement, tensor in parts:
         if placement.is_whole and tensor.dtype == buffer.dtype:
             tensor.read_into(buffer)
@@ -146,7 +154,6 @@ def _fill(shape: tuple[int, ...], dtype: Any, parts: list[tuple[Placement, Store
         if target.dtype == source.dtype == ml_dtypes.bfloat16:
             target, source = target.view(np.uint16), source.view(np.uint16)  # numpy moves plain integers faster
         np.copyto(target, source, casting="unsafe")
-    return buffer
 
 
 def _store(tree: dict, path: tuple[str, ...], leaf: Any) -> None:

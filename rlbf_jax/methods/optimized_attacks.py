@@ -46,9 +46,9 @@ class AttackRunConfig:
 def attack_run(workdir: Path, stage: str, config: AttackRunConfig) -> list[Record]:
     """Attacks a finished stage and adds what came of it to the run.
 
-    Writes `evaluation/attacks/STAGE_ATTACK.jsonl` (rows of an evaluation, each with its search) and records to
+    Writes `evaluation/attacks/ATTACK_STAGE.jsonl` (rows of an evaluation, each with its search) and records to
     `results.json`, `target_loss` and `start_loss` (nats an id of the objective) beside the usual metrics. A search that
-    was broken off goes on from `attacks/STAGE_ATTACK.npz`. Raises UserError where run or stage is missing.
+    was broken off goes on from `attacks/ATTACK_STAGE.npz`. Raises UserError where run or stage is missing.
     """
     work = open_run(workdir)
     params = work.params(stage)
@@ -71,7 +71,7 @@ def _attack(work: Workspace, stage: str, params: dict, name: str, config: Attack
     # One generator for all harmful attacks: they want the same answers from the same prompts.
     rng = np.random.default_rng([suite.seed, config.optimized.search.seed, *b"optimized"])
     mesh = work.mesh if work.mesh.size > 1 else None
-    file = work.folder / "attacks" / f"{stage}_{name}.npz"
+    file = work.folder / "attacks" / f"{name}_{stage}.npz"
     try:
         made = attack_model(
             name, work.model, params, work.tokenizer, sample, work.world, rng, config.n, told, config.optimized,
@@ -97,7 +97,7 @@ def _attack(work: Workspace, stage: str, params: dict, name: str, config: Attack
     found += [_loss_record(found[0], metric, made) for metric in ("target_loss", "start_loss")]
     found = [dataclasses.replace(record, knobs={**record.knobs, **budget}) for record in found]
     lines = [row | {"search": _search_json(a)} for row, a in zip(rows, made, strict=True)]
-    work.write_lines(f"evaluation/attacks/{stage}_{name}.jsonl", lines)
+    work.write_lines(f"evaluation/attacks/{name}_{stage}.jsonl", lines)
     shown = {r.metric: round(r.value, 3) for r in found if r.metric in ("target_loss", "emitted", "asr")}
     say(f"{stage}: {name}: {', '.join(f'{metric} {value}' for metric, value in shown.items())}")
     return found

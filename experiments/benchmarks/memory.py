@@ -1,0 +1,263 @@
+"""Memory of every phase of training, as the compiler plans it: nothing is allocated, so a laptop can ask about 8B.
+
+Command: python experiments/benchmarks/memory.py --model llama32_1b --batch 8 --length 2048 --dtype bfloat16
+
+Each phase is lowered from shapes and compiled for the backend at hand, the way the trainers do it: same functions, same
+donation. Bytes are those of `memory_analysis()`: arguments (parameters, optimizer, batch), temporaries (activations,
+gradients), outputs, and what of them takes the place of a donated argument. On CPU the temporaries are the CPU
+compiler's: it widens bfloat16 products to float32 (copies of weights included) and orders work otherwise than a GPU's
+or TPU's does, so compare rows of one table, and take arguments and outputs as exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import time
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlbf_jax.directives import BacktrackRule, Limits, Semantics
+from rlbf_jax.models import lora, transformer
+from rlbf_jax.models.attention import QUERY_BLOCK
+from rlbf_jax.models.config import LoraConfig, ModelConfig, Remat
+from rlbf_jax.models.presets import PRESETS
+from rlbf_jax.parallel.mesh import make_mesh
+from rlbf_jax.sampling import loop
+from rlbf_jax.sampling.distribution import Truncation
+from rlbf_jax.sampling.scoring import Traces, score
+from rlbf_jax.sampling.state import Batch
+from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rlbf_jax.training.policy import (
+    Measured,
+    PolicyBatch,
+    PolicyConfig,
+    init_policy,
+    measure,
+    policy_denominators,
+    policy_terms,
+    policy_weights,
+)
+from rlbf_jax.training.state import init_state, jit_update
+from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
+
+GROUP = 8
+COLUMNS = ("arguments", "temporaries", "outputs", "reused", "total")
+MODELS = PRESETS | {
+    "toy": ModelConfig(vocab_size=2088),
+    "12x768": ModelConfig(
+        vocab_size=32_000, num_layers=12, width=768, num_heads=12, num_kv_heads=12, head_dim=64, mlp_width=2048
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is asked about."""
+
+    model: ModelConfig
+    semantics: Semantics
+    batch: int
+    length: int
+    """T: prompt and response."""
+    drawn: int
+    """Ids that a row draws itself."""
+    accumulate: int
+
+    @property
+    def rule(self) -> BacktrackRule:
+        x_max = 40
+        return BacktrackRule(self.model.vocab_size - x_max - 2, ("a", "b"), x_max=x_max)
+
+    @property
+    def policy(self) -> PolicyConfig:
+        return PolicyConfig(max_drawn=self.drawn)
+
+    @property
+    def params(self) -> dict:
+        """Shapes of the decoder's parameters."""
+        return jax.eval_shape(functools.partial(transformer.init, self.model), jax.random.key(0))
+
+    @property
+    def policy_params(self) -> dict:
+        init = functools.partial(init_policy, model=self.model, key=jax.random.key(0))
+        return jax.eval_shape(init, self.params)
+
+
+def shape(dtype, *dims: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def rows_of(s: Setting) -> Rows:
+    ids, flags = shape(jnp.int32, s.batch, s.length), shape(jnp.bool, s.batch, s.length)
+    return Rows(ids, ids, flags, flags)
+
+
+def limits_of(s: Setting) -> Limits:
+    return Limits(*[shape(jnp.int32, s.batch)] * 4, shape(jnp.bool, s.batch))
+
+
+def traces_of(s: Setting) -> Traces:
+    count, bias = shape(jnp.int32, s.batch), shape(jnp.float32, s.batch, len(s.rule.names()))
+    ids, temperature = shape(jnp.int32, s.batch, s.length), shape(jnp.float32, s.batch)
+    return Traces(ids, count, count, count, limits_of(s), temperature, bias)
+
+
+def updated(s: Setting, trained, frozen, terms, denominators, weights, batch):
+    """Lowers an update as `make_update` gives it to a trainer."""
+    optimizer = make_optimizer(OptimizerConfig(), 100)
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    update = jit_update(terms, denominators, weights, optimizer, mesh, state, s.accumulate, frozen)
+    return update.lower(state, frozen, batch)
+
+
+def sft_update(s: Setting):
+    return updated(
+        s,
+        *lora.split(s.params),
+        lambda p, rows: {"nll": supervised_nll(s.model, p, s.rule, rows, s.semantics)},
+        lambda rows: {"nll": count_targets(rows)},
+        {"nll": 1.0},
+        rows_of(s),
+    )
+
+
+def scoring(s: Setting):
+    read = functools.partial(score, s.model, rule=s.rule, semantics=s.semantics, drawn=s.drawn)
+    return jax.jit(lambda params, traces: read(params=params, traces=traces)).lower(s.params, traces_of(s))
+
+
+def measuring(s: Setting):
+    groups = max(1, s.batch // GROUP)
+    columns, row = shape(jnp.float32, s.batch, s.length), shape(jnp.float32, s.batch)
+    run = jax.jit(functools.partial(measure, s.model, s.rule, s.semantics, s.policy, groups))
+    return run.lower(s.policy_params, traces_of(s), row, shape(jnp.int32, s.batch), columns)
+
+
+def rl_update(s: Setting):
+    columns = shape(jnp.float32, s.batch, s.length)
+    measured = Measured(*[columns] * 5, shape(jnp.bool, s.batch, s.length))
+    trained, frozen = lora.split(s.params)
+    return updated(
+        s,
+        {**s.policy_params, "model": trained},
+        {"model": frozen},
+        lambda p, batch: policy_terms(s.model, s.rule, s.semantics, s.policy, p, batch),
+        lambda batch: policy_denominators(s.policy, batch),
+        policy_weights(s.policy),
+        PolicyBatch(traces_of(s), measured, rows_of(s)),
+    )
+
+
+def sampling(s: Setting):
+    """Contexts as wide as a row, as runs have them (one program for every attack), and room for what is drawn.
+
+    Windowed layers have rings of a window's slots: a budget of retractions under REWIND would add to them.
+    """
+    count, real = shape(jnp.int32, s.batch), shape(jnp.float32, s.batch)
+    batch = Batch(
+        context=shape(jnp.int32, s.batch, s.length),
+        prompt_length=count,
+        context_length=count,
+        key=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), s.batch)),
+        limits=limits_of(s),
+        temperature=real,
+        truncation=Truncation(count, real, real),
+        control_bias=shape(jnp.float32, s.batch, len(s.rule.names())),
+        stop_ids=shape(jnp.int32, s.batch, 1),
+    )
+    model = dataclasses.replace(s.model, scan_layers=False)
+    params = jax.eval_shape(lambda p: transformer.unrolled(s.model, p)[1], s.params)
+    return loop.generate.lower(
+        params, batch, config=model, rule=s.rule, semantics=s.semantics, room=s.drawn, rewound=0, one_hot=False
+    )
+
+
+PHASES: dict[str, Callable[[Setting], Any]] = {
+    "sft_update": sft_update,
+    "score": scoring,
+    "measure": measuring,
+    "rl_update": rl_update,
+    "sample": sampling,
+}
+
+
+def planned(name: str, s: Setting) -> dict:
+    """Bytes of one phase, and the seconds its compilation took."""
+    began = time.perf_counter()
+    plan = PHASES[name](s).compile().memory_analysis()
+    sizes = {
+        "arguments": plan.argument_size_in_bytes,
+        "temporaries": plan.temp_size_in_bytes,
+        "outputs": plan.output_size_in_bytes,
+        "reused": plan.alias_size_in_bytes,
+    }
+    total = sizes["arguments"] + sizes["temporaries"] + sizes["outputs"] - sizes["reused"]
+    return {"name": name, **sizes, "total": total, "compile_seconds": time.perf_counter() - began}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", choices=MODELS, default="toy")
+    parser.add_argument("--batch", type=int, default=8, help="rows")
+    parser.add_argument("--length", type=int, default=512, help="ids of a row, prompt and response")
+    parser.add_argument("--drawn", type=int, help="ids a row draws itself; half of the length if not given")
+    parser.add_argument("--semantics", choices=[s.value for s in Semantics], default="keep")
+    parser.add_argument("--remat", choices=typing.get_args(Remat), default="none")
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters, which then are all that is trained")
+    parser.add_argument("--accumulate", type=int, default=1, help="microbatches")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="activations and cache")
+    parser.add_argument("--param-dtype", choices=("float32", "bfloat16"), help="parameters; --dtype if not given")
+    parser.add_argument("--unrolled", action="store_true", help="layers one by one, not in a scan")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    args = parser.parse_args()
+    if args.batch % args.accumulate:
+        parser.error(f"--batch {args.batch} does not divide into {args.accumulate} microbatches")
+    if args.length > QUERY_BLOCK and args.length % QUERY_BLOCK:
+        parser.error(f"--length {args.length}: rows longer than {QUERY_BLOCK} are multiples of it")
+    return args
+
+
+def setting_of(args: argparse.Namespace) -> Setting:
+    model = dataclasses.replace(
+        MODELS[args.model],
+        dtype=args.dtype,
+        param_dtype=args.param_dtype or args.dtype,
+        remat=args.remat,
+        scan_layers=not args.unrolled,
+    )
+    controls = LoraConfig(args.lora, first_row=model.vocab_size - 42, rows=42)
+    model = dataclasses.replace(model, lora=controls if args.lora else LoraConfig())
+    drawn = args.drawn or args.length // 2
+    return Setting(model, Semantics(args.semantics), args.batch, args.length, drawn, args.accumulate)
+
+
+def main() -> None:
+    args = parse()
+    setting = setting_of(args)
+    asked = {k: v for k, v in vars(args).items() if k not in ("json", "phases")} | {"backend": jax.default_backend()}
+    if not args.json:
+        print(", ".join(f"{k} {v}" for k, v in asked.items() if v is not None))
+        print("{:12}{:>12}{:>13}{:>10}{:>10}{:>10}{:>14}".format("MB", *COLUMNS, "compiled in"))
+    for name in args.phases:
+        row = planned(name, setting)
+        if args.json:
+            print(json.dumps(row | asked), flush=True)
+            continue
+        cells = (f"{row[k] / 1e6:,.1f}" for k in COLUMNS)
+        line = "{:>12}{:>13}{:>10}{:>10}{:>10}".format(*cells)
+        print(f"{name:12}{line}{row['compile_seconds']:12.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

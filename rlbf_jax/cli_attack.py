@@ -1,0 +1,127 @@
+"""`rlbf attack`: a finished stage under attacks beside those of its evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from rlbf_jax import arguments
+from rlbf_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from rlbf_jax.methods.optimized_attacks import AttackRunConfig
+
+SHOWN = ("target_loss", "emitted", "asr", "leak", "backtrack_rate", "false_backtrack_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How a suffix is searched."""
+
+    steps: int = 250
+    """Steps of GCG; random search gets as many candidates."""
+    width: int = 512
+    """Candidates a step."""
+    topk: int = 256
+    """Ids of most negative gradient that a position may take."""
+    init: str = " x" * 20
+    """What the suffix begins as; it keeps its number of ids."""
+    control_weight: float = 0.5
+    """Of a directive's log-probability in adaptive_gcg and trigger."""
+    window: int = 8
+    """Ids over which that log-probability is averaged."""
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """Attack a finished stage of a run and add what is found to its results and report."""
+
+    workdir: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="WORKDIR")]]
+    """Folder of a run."""
+    attack: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """Name of an attack; may be given several times. An unknown name lists them all."""
+    stage: str = "rlbf"
+    """base, sft, rlbf or another stage of the run."""
+    data: Literal["development", "test"] = "development"
+    """Tune on development only."""
+    n_prompts: int | None = None
+    """Prompts for each attack, split and cell; default: as the run's configuration says, and 8 where a suffix is
+    searched."""
+    max_tokens: int | None = None
+    """Most ids of an answer, forced ones included; default: as the run's configuration says."""
+    grid: Literal["run", "paper"] = "run"
+    """Settings of the attack `decoding`: the run's, or the 49 of the reference implementation."""
+    geometry: Literal["run", "wide"] = "run"
+    """Lengths of middle_grid, benign_grid and prefilling_depth: the run's, or up to 256 benign ids."""
+    search: Search = Search()
+    """Of the attacks that search a suffix: gcg, adaptive_gcg, trigger, random_search."""
+
+
+def attack(argv: Sequence[str]) -> None:
+    """`rlbf attack RUN --attack NAME`."""
+    args: Attack = arguments.parse(Attack, "rlbf attack", argv)
+    for name in ("n_prompts", "max_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}, expected at least 1")
+    from rlbf_jax.attacks import ATTACKS
+    from rlbf_jax.attacks.optimized import OPTIMIZED
+    from rlbf_jax.evaluation.report import write_report
+    from rlbf_jax.methods.attacking import AttackOptions, attack_stage
+    from rlbf_jax.methods.optimized_attacks import attack_run
+
+    if unknown := [name for name in args.attack if name not in (*ATTACKS, *OPTIMIZED)]:
+        raise UserError(f"attack {unknown[0]!r}: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
+    drawn = tuple(name for name in args.attack if name in ATTACKS)
+    searched = tuple(name for name in args.attack if name in OPTIMIZED)
+    records = []
+    if drawn:
+        options = AttackOptions(drawn, args.data, args.n_prompts, args.max_tokens, args.grid, args.geometry)
+        records += attack_stage(args.workdir, args.stage, options)
+    if searched:
+        records += attack_run(args.workdir, args.stage, _search(args, searched))
+    write_report(args.workdir)
+    show(records)
+    print(f"report: {args.workdir / 'report.html'}")
+
+
+def _search(args: Attack, names: tuple[str, ...]) -> AttackRunConfig:
+    from rlbf_jax.attacks.gcg import GcgConfig
+    from rlbf_jax.attacks.optimized import OptimizedConfig
+    from rlbf_jax.methods.optimized_attacks import AttackRunConfig
+
+    s = args.search
+    try:
+        search = GcgConfig(init=s.init, steps=s.steps, search_width=s.width, topk=s.topk, seed=s.seed)
+        optimized = OptimizedConfig(search, s.control_weight, s.window)
+        return AttackRunConfig(names, 8 if args.n_prompts is None else args.n_prompts, args.data, optimized)
+    except ValueError as error:
+        raise UserError(f"--search: {error}") from error
+
+
+def show(records: Sequence) -> None:
+    """A line an attack, split and cell: the main rates with their intervals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in ("attack", "split", "cell"):
+        table.add_column(name, no_wrap=True)
+    for name in SHOWN:
+        table.add_column(name.replace("_", " "))
+    rows: dict[tuple, dict] = {}
+    for record in records:
+        if record.benchmark.endswith("long_prefix"):
+            continue
+        cell = " ".join(f"{k} {v}" for k, v in record.knobs.items() if k in ("p", "v", "b", "k", "violations"))
+        rows.setdefault((record.attack, record.split, cell), {}).setdefault(record.metric, record)
+    for head, found in rows.items():
+        shown = [found.get(name) for name in SHOWN]
+        table.add_row(*head, *(f"{r.value:.2f} [{r.ci_low:.2f}, {r.ci_high:.2f}]" if r else "" for r in shown))
+    console = Console()
+    Console(width=None if console.is_terminal else 140).print(table)

@@ -1,0 +1,92 @@
+"""What a run has written, read for its report; what is missing or damaged is named instead of failing the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlbf_jax.evaluation import report_tables as tables
+from rlbf_jax.evaluation.unjudged import Unjudged, unjudged_rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """What a run has written."""
+
+    name: str
+    manifest: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+    rows: Mapping[str, Sequence[Mapping[str, Any]]]
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]]
+    missing: Sequence[str]
+    """Sentences about files that are missing or partly unreadable."""
+    unjudged_rollouts: Sequence[Unjudged] = ()
+    tradeoffs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Contents of `evaluation/tradeoff_<stage>.json`."""
+
+
+def read_run(workdir: pathlib.Path) -> RunFiles:
+    """Everything that a report needs from a run's folder."""
+    missing: list[str] = []
+    manifest = _read_json(workdir / "manifest.json", dict, missing)
+    records = [r for r in _read_json(workdir / "results.json", list, missing) if isinstance(r, dict)]
+    rows = {p.stem: _read_lines(p, missing) for p in sorted((workdir / "evaluation").glob("*.jsonl"))}
+    metrics = {p.parent.name: _read_lines(p, missing) for p in sorted((workdir / "stages").glob("*/metrics.jsonl"))}
+    if not rows:
+        missing.append("evaluation/ has no <stage>.jsonl: no traces, no count of unjudged answers.")
+    if not metrics:
+        missing.append("stages/ has no <stage>/metrics.jsonl: no training curves.")
+    rollouts = unjudged_rollouts(workdir / "stages")
+    curves = {p.stem.removeprefix("tradeoff_"): p for p in sorted((workdir / "evaluation").glob("tradeoff_*.json"))}
+    tradeoffs = {stage: _read_json(path, dict, missing) for stage, path in curves.items()}
+    return RunFiles(
+        workdir.resolve().name,
+        manifest,
+        records,
+        _staged(rows),
+        _staged(metrics),
+        missing,
+        rollouts,
+        {stage: tradeoffs[stage] for stage in tables.in_order(tradeoffs, tables.STAGES)},
+    )
+
+
+def _staged(by_stage: Mapping[str, list]) -> dict[str, list]:
+    return {stage: by_stage[stage] for stage in tables.in_order(by_stage, tables.STAGES)}
+
+
+def _read_json(path: pathlib.Path, kind: type, missing: list[str]) -> Any:
+    if not path.is_file():
+        missing.append(f"{path.name} is missing: the run has not come so far.")
+        return kind()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        missing.append(f"{path.name} is not JSON ({error}).")
+        return kind()
+    if not isinstance(content, kind):
+        missing.append(f"{path.name} holds a {type(content).__name__}, expected a {kind.__name__}.")
+        return kind()
+    return content
+
+
+def _read_lines(path: pathlib.Path, missing: list[str]) -> list[dict[str, Any]]:
+    rows, bad = [], []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                bad.append(number)
+    if bad:
+        missing.append(f"{path.parent.name}/{path.name}: {len(bad)} unreadable lines left out, first line {bad[0]}.")
+    return rows

@@ -1,0 +1,54 @@
+"""The trade-off curve of a stage of a run, written beside its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from rlbf_jax.attacks import BENIGN
+from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.rows import EvaluationContext
+from rlbf_jax.evaluation.tradeoff import BIASES, TradeoffPoint, tradeoff_curve, tradeoff_to_json
+from rlbf_jax.methods.workspace import Workspace
+from rlbf_jax.training.progress import say
+
+
+def write_tradeoff(work: Workspace, stage: str, method: str, biases: Sequence[float] = BIASES) -> list[TradeoffPoint]:
+    """Sweeps the bias of the categories over the run's attempts, `decoding` left out (it has knobs of its own).
+
+    Writes `evaluation/tradeoff_STAGE.json`. Raises UserError where the suite has no harmful or no benign attack.
+    """
+    config = work.config.evaluation
+    attempts = [a for a in work.attempts if a.attack != "decoding"]
+    harmful = [a for a in attempts if a.attack not in BENIGN]
+    benign = [a for a in attempts if a.attack in BENIGN]
+    if not harmful or not benign:
+        raise UserError(
+            f"evaluation.attacks is {', '.join(config.attacks)}; a trade-off needs an attack to resist and one of "
+            f"{', '.join(sorted(BENIGN))}"
+        )
+    params, key = work.params(stage), jax.random.key(config.seed)
+    context = EvaluationContext(
+        method=method,
+        stage=stage,
+        semantics=work.semantics,
+        seed=work.config.seed,
+        data=config.pool,
+        benchmark=config.benchmark,
+        critic=work.critic.name if stage == "rlbf" else "",
+    )
+    points = tradeoff_curve(
+        lambda requests: work.sampler(params, requests, key),
+        harmful, benign, work.judge, work.tokenizer, context, biases,
+    )  # fmt: skip
+    name = tradeoff_file(stage)
+    work.write_json(name, tradeoff_to_json(points, work.judge.name, context))
+    say(f"{stage}: {work.folder / Path(name)}")
+    return points
+
+
+def tradeoff_file(stage: str) -> str:
+    """Where the curve of a stage stands in a run's folder."""
+    return f"evaluation/tradeoff_{stage}.json"

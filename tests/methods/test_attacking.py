@@ -1,0 +1,67 @@
+"""`rlbf attack`: further attacks on a finished stage."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlbf_jax import cli
+from rlbf_jax.methods import runner
+from tests.training.tiny_experiment import get_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attacked") / "run"
+    runner.run(get_config(), folder, only=("data", "base"))
+    return folder
+
+
+def attack(folder, *arguments):
+    return cli.main(["attack", str(folder), "--stage", "base", *arguments])
+
+
+def records(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_rows_and_numbers_of_every_cell(finished, capsys):
+    asked = ("--attack", "many_violations", "--attack", "decoding", "--n_prompts", "2", "--max_tokens", "220")
+    assert attack(finished, *asked) == 0
+    written = (finished / "evaluation/attacks/many_violations_base.jsonl").read_text()
+    rows = [json.loads(line) for line in written.splitlines()]
+    # Two prompts, three form splits, two counts.
+    assert len(rows) == 12 and {row["cell"]["violations"] for row in rows} == {2, 4}
+    found = [r for r in records(finished) if r["attack"] == "many_violations" and r["metric"] == "asr"]
+    assert {(r["split"], r["knobs"]["violations"]) for r in found} == {
+        (split, count) for split in ("sft", "rl", "unseen") for count in (2, 4)
+    }
+    for record in found:
+        mine = [
+            row["metrics"]["asr"]
+            for row in rows
+            if (row["split"], row["cell"]["violations"]) == (record["split"], record["knobs"]["violations"])
+        ]
+        assert record["value"] == sum(mine) / len(mine) and record["data"] == "development"
+    scored = {r["metric"]: r for r in records(finished) if r["metric"].endswith("_scored")}
+    anyone = {r["metric"]: r for r in records(finished) if r["attack"] == "decoding" and "settings" in r["knobs"]}
+    assert set(scored) == {"asr_scored", "leak_scored"}
+    assert scored["asr_scored"]["value"] <= anyone["asr"]["value"]
+    assert scored["asr_scored"]["knobs"]["scorer"] != scored["asr_scored"]["judge"]
+    assert "many_violations" in capsys.readouterr().out and (finished / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--attack", "nonsense"), "attack 'nonsense': there are none, direct"),
+        (("--attack", "middle_grid", "--max_tokens", "60"), "raise knobs.max_tokens to"),
+        (("--attack", "direct", "--n_prompts", "0"), "--n_prompts is 0, expected at least 1"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_written(finished, capsys, arguments, message):
+    before = (finished / "results.json").read_bytes() if (finished / "results.json").exists() else None
+    assert attack(finished, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert before is None or (finished / "results.json").read_bytes() == before
