@@ -5,14 +5,36 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from rlbf_jax import arguments
 from rlbf_jax.errors import UserError
 
-SHOWN = ("asr", "leak", "backtrack_rate", "false_backtrack_rate", "kept_prefix")
+if TYPE_CHECKING:
+    from rlbf_jax.methods.optimized_attacks import AttackRunConfig
+
+SHOWN = ("target_loss", "emitted", "asr", "leak", "backtrack_rate", "false_backtrack_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How a suffix is searched."""
+
+    steps: int = 250
+    """Steps of GCG; random search gets as many candidates."""
+    width: int = 512
+    """Candidates a step."""
+    topk: int = 256
+    """Ids of most negative gradient that a position may take."""
+    init: str = " x" * 20
+    """What the suffix begins as; it keeps its number of ids."""
+    control_weight: float = 0.5
+    """Of a directive's log-probability in adaptive_gcg and trigger."""
+    window: int = 8
+    """Ids over which that log-probability is averaged."""
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +50,16 @@ class Attack:
     data: Literal["development", "test"] = "development"
     """Tune on development only."""
     n_prompts: int | None = None
-    """Prompts for each attack, split and cell; default: as the run's configuration says."""
+    """Prompts for each attack, split and cell; default: as the run's configuration says, and 8 where a suffix is
+    searched."""
     max_tokens: int | None = None
     """Most ids of an answer, forced ones included; default: as the run's configuration says."""
     grid: Literal["run", "paper"] = "run"
     """Settings of the attack `decoding`: the run's, or the 49 of the reference implementation."""
     geometry: Literal["run", "wide"] = "run"
     """Lengths of middle_grid, benign_grid and prefilling_depth: the run's, or up to 256 benign ids."""
+    search: Search = Search()
+    """Of the attacks that search a suffix: gcg, adaptive_gcg, trigger, random_search."""
 
 
 def attack(argv: Sequence[str]) -> None:
@@ -44,11 +69,39 @@ def attack(argv: Sequence[str]) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}, expected at least 1")
+    from rlbf_jax.attacks import ATTACKS
+    from rlbf_jax.attacks.optimized import OPTIMIZED
+    from rlbf_jax.evaluation.report import write_report
     from rlbf_jax.methods.attacking import AttackOptions, attack_stage
+    from rlbf_jax.methods.optimized_attacks import attack_run
 
-    options = AttackOptions(args.attack, args.data, args.n_prompts, args.max_tokens, args.grid, args.geometry)
-    show(attack_stage(args.workdir, args.stage, options))
+    if unknown := [name for name in args.attack if name not in (*ATTACKS, *OPTIMIZED)]:
+        raise UserError(f"attack {unknown[0]!r}: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
+    drawn = tuple(name for name in args.attack if name in ATTACKS)
+    searched = tuple(name for name in args.attack if name in OPTIMIZED)
+    records = []
+    if drawn:
+        options = AttackOptions(drawn, args.data, args.n_prompts, args.max_tokens, args.grid, args.geometry)
+        records += attack_stage(args.workdir, args.stage, options)
+    if searched:
+        records += attack_run(args.workdir, args.stage, _search(args, searched))
+    write_report(args.workdir)
+    show(records)
     print(f"report: {args.workdir / 'report.html'}")
+
+
+def _search(args: Attack, names: tuple[str, ...]) -> AttackRunConfig:
+    from rlbf_jax.attacks.gcg import GcgConfig
+    from rlbf_jax.attacks.optimized import OptimizedConfig
+    from rlbf_jax.methods.optimized_attacks import AttackRunConfig
+
+    s = args.search
+    try:
+        search = GcgConfig(init=s.init, steps=s.steps, search_width=s.width, topk=s.topk, seed=s.seed)
+        optimized = OptimizedConfig(search, s.control_weight, s.window)
+        return AttackRunConfig(names, 8 if args.n_prompts is None else args.n_prompts, args.data, optimized)
+    except ValueError as error:
+        raise UserError(f"--search: {error}") from error
 
 
 def show(records: Sequence) -> None:

@@ -31,5 +31,5 @@ STANDARD = tuple(ATTACKS)[: list(ATTACKS).index("decoding") + 1]
 HAS_FORMS = frozenset(ATTACKS) - {"none", "direct", "benign_prefill", "benign_middle", "benign_grid", "decoding"}
 """Attacks that force a violation, hence are run once a form split; the others are run once."""
 
-BENIGN = frozenset({"none", "benign_prefill", "benign_middle", "benign_grid"})
+BENIGN = frozenset({"none", "benign_prefill", "benign_middle", "benign_grid", "trigger"})
 """Attacks in which nothing bad is asked or forced: every directive is a false one."""

@@ -17,7 +17,6 @@ from rlbf_jax.critics.base import Critic, Exchange
 from rlbf_jax.data.world import Pool
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.intervals import interval
-from rlbf_jax.evaluation.report import write_report
 from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.rows import EvaluationContext
 from rlbf_jax.evaluation.suite import build_attempts, evaluate, judge_distinct
@@ -43,7 +42,7 @@ class AttackOptions:
 
 
 def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Record]:
-    """Attacks a finished stage, writes rows and records, and rebuilds the report.
+    """Attacks a finished stage, writes rows and records.
 
     Raises UserError for an unknown attack, or one that does not fit, before anything is written.
     """
@@ -90,7 +89,6 @@ def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Reco
         write_results(work.folder / "results.json", records)
         found += records
         say(f"{stage}: {name}, {len(rows)} responses")
-    write_report(workdir)
     return found
 
 

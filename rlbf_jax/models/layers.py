@@ -13,6 +13,7 @@ from jax import Array
 from rlbf_jax.models import kv_cache, lora
 from rlbf_jax.models.attention import Visibility, attend, attend_rows, rotate
 from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.prefixed import attend_prefixed, sees_prefixed
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -198,3 +199,10 @@ class Layer(nn.Module):
         allowed = kv_cache.sees(positions, position, self.window)
         attended = attend(query, key, value, allowed, self.config.attention_softcap)
         return self._finish(x, attended), (key, value)
+
+    def extend(self, x, angles, position: Array, prefix: tuple[Array, Array], prefix_position: Array, keep: int):
+        """Ids after a shared prefix: x [B, T, D], positions [T]. Returns the last `keep` columns of the stream."""
+        query, key, value = self._project(x, self._angles(angles))
+        allowed = sees_prefixed(prefix_position, position, self.window)[-keep:]
+        attended = attend_prefixed(query[:, :, -keep:], key, value, prefix, allowed, self.config.attention_softcap)
+        return self._finish(x[:, -keep:], attended), (key, value)

@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rlbf_jax.directives import NEVER
 from rlbf_jax.models import kv_cache, lora
 from rlbf_jax.models.attention import RopeScaling, Visibility, rotary
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.kv_cache import KVCache
 from rlbf_jax.models.layers import Angles, Layer, make_norm
+from rlbf_jax.models.prefixed import Prefix
 
 
 class Block(nn.Module):
@@ -47,6 +49,14 @@ class Block(nn.Module):
         kept = []
         for layer, cache, slots in zip(self.layers, caches, positions, strict=True):
             x, pair = layer.step(x, angles, cache, slots, position, one_hot)
+            kept.append(pair)
+        return x, tuple(kept)
+
+    def extend(self, x, angles, position, prefixes, prefix_position, keep):
+        kept = []
+        for number, (layer, prefix) in enumerate(zip(self.layers, prefixes, strict=True), 1):
+            columns = keep if number == len(self.layers) else x.shape[1]
+            x, pair = layer.extend(x, angles, position, prefix, prefix_position, columns)
             kept.append(pair)
         return x, tuple(kept)
 
@@ -152,6 +162,28 @@ class Decoder(nn.Module):
         keys, values = zip(*pairs, strict=True)
         return self.final_norm(x)[:, 0], KVCache(keys, values, positions)
 
+    def extend(self, rows: Array, position: Array, prefix: Prefix, keep: int) -> tuple[Array, tuple]:
+        """Feeds ids after a shared prefix. Needs unrolled layers: see `unrolled`.
+
+        Args:
+          rows: [B, T, D] rows of the embedding table, so that a gradient with respect to them is one of the ids.
+          position: [T] int32, of every row.
+          keep: hidden states are wanted of this many last columns only (static).
+
+        Returns:
+          hidden [B, keep, D] after the final norm, and (key, value) [B, K, T, H] of every layer.
+        """
+        x = self._place(rows.astype(jnp.dtype(self.config.dtype)), position[None])
+        angles = self._angles(position[None])
+        pairs: tuple = ()
+        blocks = self._blocks
+        for block in blocks:
+            here = slice(len(pairs), len(pairs) + len(block.windows))
+            columns = keep if block is blocks[-1] else rows.shape[1]
+            x, kept = block.extend(x, angles, position, prefix.pairs[here], prefix.position, columns)
+            pairs += kept
+        return self.final_norm(x), pairs
+
     def unembed(self, hidden: Array) -> Array:
         """[..., D] -> float32 logits [..., V]."""
         c, table = self.config, self.table()
@@ -177,6 +209,11 @@ class Decoder(nn.Module):
             # Ids without such a row take zeros.
             place = jnp.where(tokens < c.lora.first_row, c.lora.rows, tokens - c.lora.first_row)
             rows = rows + jnp.take(self.embedding_rows, place, axis=0, mode="fill", fill_value=0).astype(rows.dtype)
+        return self._place(rows, position)
+
+    def _place(self, rows: Array, position: Array) -> Array:
+        """Rows of the embedding table as the first layer wants them."""
+        c = self.config
         if c.scale_embeddings:
             # Rows of a unit-norm table are scaled to unit variance an entry, as a residual stream wants them.
             rows = rows * jnp.asarray(c.width**0.5, rows.dtype)
@@ -247,6 +284,21 @@ def step(
     """`Decoder.step` as a function."""
     stepped: Any = Decoder(config).apply({"params": params}, token, position, cache, one_hot, method="step")
     return stepped
+
+
+def prefix_of(config: ModelConfig, params: dict, tokens: Array, length: Array | int) -> Prefix:
+    """Keys and values of a beginning: `tokens` [P] int32, of which the first `length` are real."""
+    position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    _, pairs = forward(config, params, tokens[None], Visibility(position[None]))
+    return Prefix(tuple((k[0], v[0]) for k, v in pairs), jnp.where(position < length, position, NEVER))
+
+
+def extend(
+    config: ModelConfig, params: dict, rows: Array, position: Array, prefix: Prefix, keep: int
+) -> tuple[Array, tuple]:
+    """`Decoder.extend` as a function."""
+    extended: Any = Decoder(config).apply({"params": params}, rows, position, prefix, keep, method="extend")
+    return extended
 
 
 def unembed(config: ModelConfig, params: dict, hidden: Array) -> Array:
