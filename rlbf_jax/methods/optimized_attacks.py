@@ -126,6 +126,7 @@ def _loss_record(like: Record, metric: str, made: Sequence[OptimizedAttempt]) ->
 def _search_json(made: OptimizedAttempt) -> dict[str, Any]:
     found = made.found
     return {
+        "message": found.text,
         "suffix_ids": list(found.ids),
         "loss": found.loss,
         "start_loss": found.start_loss,

@@ -15,16 +15,18 @@ def test_attacks_of_a_stage_end_up_in_its_results(tmp_path, capsys):
     work = tmp_path / "run"
     assert main(["run", str(ROOT / "experiments" / "smoke.py"), "--workdir", str(work), "--no-baselines"]) == 0
     before = json.loads((work / "results.json").read_text())
-    command = ["attack", str(work), "--stage", "sft", "--n_prompts", "2", "--steps", "3", "--search_width", "8"]
-    assert main([*command, "--topk", "8"]) == 0
-    records = json.loads((work / "results.json").read_text())[len(before) :]
     names = ("gcg", "adaptive_gcg", "trigger", "random_search")
+    command = ["attack", str(work), "--stage", "sft", "--n_prompts", "2"]
+    command += [word for name in names for word in ("--attack", name)]
+    assert main([*command, "--search.steps", "3", "--search.width", "8", "--search.topk", "8"]) == 0
+    records = json.loads((work / "results.json").read_text())[len(before) :]
     assert {r["attack"] for r in records} == set(names)
     for name in names:
         found = {r["metric"]: r for r in records if r["attack"] == name}
         assert found["target_loss"]["value"] <= found["start_loss"]["value"]
         assert {"asr", "emitted", "backtrack_rate"} <= set(found) and found["asr"]["knobs"]["candidates"] == 24
-        rows = [json.loads(line) for line in (work / "evaluation" / "attacks" / f"sft_{name}.jsonl").open()]
+        rows = [json.loads(line) for line in (work / "evaluation" / "attacks" / f"{name}_sft.jsonl").open()]
+        assert all(row["search"]["message"].startswith(row["prompt"]) for row in rows)
         assert len(rows) == 2 and all(row["search"]["loss"] <= row["search"]["start_loss"] for row in rows)
-    assert main(["attack", str(work), "--stage", "nowhere"]) == 2
+    assert main(["attack", str(work), "--stage", "nowhere", "--attack", "gcg"]) == 2
     assert "no finished stage 'nowhere'" in capsys.readouterr().err
