@@ -18,7 +18,6 @@ from rlbf_jax.data.world import Pool
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.intervals import interval
 from rlbf_jax.evaluation.results import Record, read_results, write_results
-from rlbf_jax.evaluation.rows import EvaluationContext
 from rlbf_jax.evaluation.suite import build_attempts, evaluate, judge_distinct
 from rlbf_jax.evaluation.worst_of_n import any_pick, picks
 from rlbf_jax.methods import runner
@@ -72,15 +71,7 @@ def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Reco
     found: list[Record] = []
     for name in options.attacks:
         asked = [attempt for attempt in attempts if attempt.attack == name]
-        context = EvaluationContext(
-            method=method_name(work.config, stage),
-            stage=stage,
-            semantics=work.semantics,
-            seed=work.config.seed,
-            data=options.data,
-            benchmark=suite.benchmark,
-            critic=work.critic.name if stage == "rlbf" else "",
-        )
+        context = work.context(stage, method_name(work.config, stage))
         records, rows = evaluate(work.sampling(params, name), asked, work.judge, work.tokenizer, context)
         if name == "decoding":
             topics = [attempt.prompt.topic for attempt in asked]

@@ -11,8 +11,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
-
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.benchmark import benchmark_attempts
 from rlbf_jax.attacks.direct import AttackConfig
@@ -22,7 +20,6 @@ from rlbf_jax.data.benchmarks import FORMATS, count_remark, load_benchmark
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.report import write_report
 from rlbf_jax.evaluation.results import read_results, write_results
-from rlbf_jax.evaluation.rows import EvaluationContext
 from rlbf_jax.evaluation.suite import evaluate
 from rlbf_jax.methods import runner
 from rlbf_jax.methods.rlbf import method_name
@@ -102,19 +99,8 @@ def evaluate_benchmarks(workdir: Path, stage: str, named: Sequence[str], options
 
 def _ask(work: Workspace, stage: str, params: dict, judge: Critic, name: str, attempts: Sequence[Attempt]) -> None:
     """Writes rows and records of one benchmark."""
-    context = EvaluationContext(
-        method=method_name(work.config, stage),
-        stage=stage,
-        semantics=work.semantics,
-        seed=work.config.seed,
-        data="test",
-        benchmark=name,
-        critic=work.critic.name if stage == "rlbf" else "",
-    )
-    key = jax.random.key(work.config.evaluation.seed)
-    records, rows = evaluate(
-        lambda requests: work.sampler(params, requests, key), attempts, judge, work.tokenizer, context
-    )
+    context = work.context(stage, method_name(work.config, stage), name, "test")
+    records, rows = evaluate(work.sampling(params, name), attempts, judge, work.tokenizer, context)
     work.write_lines(f"evaluation/benchmarks/{name}_{stage}.jsonl", rows)
     write_results(work.folder / "results.json", records)
     say(f"{stage}: {name}, {len(rows)} responses")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from rlbf_jax.attacks.direct import AttackConfig
@@ -17,12 +16,10 @@ from rlbf_jax.data.world import Pool
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.evaluation.intervals import interval
 from rlbf_jax.evaluation.results import Record, read_results, write_results
-from rlbf_jax.evaluation.rows import EvaluationContext
 from rlbf_jax.evaluation.suite import evaluate
 from rlbf_jax.methods.rlbf import method_name
 from rlbf_jax.methods.runner import open_run
 from rlbf_jax.methods.workspace import Workspace
-from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.training.progress import say
 
 
@@ -62,11 +59,7 @@ def attack_run(workdir: Path, stage: str, config: AttackRunConfig) -> list[Recor
 
 def _attack(work: Workspace, stage: str, params: dict, name: str, config: AttackRunConfig) -> list[Record]:
     suite = work.config.evaluation
-    key = jax.random.key(suite.seed)
-
-    def sample(requests: Sequence[Request]) -> list[Generation]:
-        return work.sampler(params, requests, key)
-
+    sample = work.sampling(params, name)
     told = AttackConfig(config.pool, suite.splits[-1], suite.knobs, suite.room)
     # One generator for all harmful attacks: they want the same answers from the same prompts.
     rng = np.random.default_rng([suite.seed, config.optimized.search.seed, *b"optimized"])
@@ -83,15 +76,7 @@ def _attack(work: Workspace, stage: str, params: dict, name: str, config: Attack
         dataclasses.replace(a.attempt, request=dataclasses.replace(a.attempt.request, id=_id(name, i)))
         for i, a in enumerate(made)
     ]
-    context = EvaluationContext(
-        method=method_name(work.config, stage),
-        stage=stage,
-        semantics=work.semantics,
-        seed=work.config.seed,
-        data=config.pool,
-        benchmark=suite.benchmark,
-        critic=work.critic.name if stage == "rlbf" else "",
-    )
+    context = work.context(stage, method_name(work.config, stage), data=config.pool)
     found, rows = evaluate(sample, attempts, work.judge, work.tokenizer, context)
     budget = {"candidates": config.optimized.search.steps * config.optimized.search.search_width}
     found += [_loss_record(found[0], metric, made) for metric in ("target_loss", "start_loss")]

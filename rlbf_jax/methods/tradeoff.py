@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from rlbf_jax.attacks import BENIGN
 from rlbf_jax.errors import UserError
-from rlbf_jax.evaluation.rows import EvaluationContext
 from rlbf_jax.evaluation.tradeoff import BIASES, TradeoffPoint, tradeoff_curve, tradeoff_to_json
 from rlbf_jax.methods.workspace import Workspace
 from rlbf_jax.training.progress import say
@@ -29,20 +26,8 @@ def write_tradeoff(work: Workspace, stage: str, method: str, biases: Sequence[fl
             f"evaluation.attacks is {', '.join(config.attacks)}; a trade-off needs an attack to resist and one of "
             f"{', '.join(sorted(BENIGN))}"
         )
-    params, key = work.params(stage), jax.random.key(config.seed)
-    context = EvaluationContext(
-        method=method,
-        stage=stage,
-        semantics=work.semantics,
-        seed=work.config.seed,
-        data=config.pool,
-        benchmark=config.benchmark,
-        critic=work.critic.name if stage == "rlbf" else "",
-    )
-    points = tradeoff_curve(
-        lambda requests: work.sampler(params, requests, key),
-        harmful, benign, work.judge, work.tokenizer, context, biases,
-    )  # fmt: skip
+    context, sample = work.context(stage, method), work.sampling(work.params(stage), "trade-off")
+    points = tradeoff_curve(sample, harmful, benign, work.judge, work.tokenizer, context, biases)
     name = tradeoff_file(stage)
     work.write_json(name, tradeoff_to_json(points, work.judge.name, context))
     say(f"{stage}: {work.folder / Path(name)}")

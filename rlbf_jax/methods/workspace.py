@@ -22,6 +22,7 @@ from rlbf_jax.data import bsafe_plus, datasets
 from rlbf_jax.data.build_checks import check_bsafe_plus, check_pretraining
 from rlbf_jax.data.packing import pack
 from rlbf_jax.data.schema import Example
+from rlbf_jax.data.world import Pool
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.evaluation.results import Record, read_results, write_results
@@ -309,17 +310,9 @@ class Workspace:
 
     def evaluate(self, stage: str, method: str) -> list[Record]:
         """Evaluates a finished stage under every attack; writes rows and records."""
-        config, params = self.config.evaluation, self.params(stage)
+        params = self.params(stage)
         read_results(self.folder / "results.json")  # a damaged file is named before the work, not after it
-        context = EvaluationContext(
-            method=method,
-            stage=stage,
-            semantics=self.semantics,
-            seed=self.config.seed,
-            data=config.pool,
-            benchmark=config.benchmark,
-            critic=self.critic.name if stage == "rlbf" else "",
-        )
+        context = self.context(stage, method)
         began = time.perf_counter()
         sample = self.sampling(params, f"evaluate {stage}")
         records, rows = evaluate(sample, self.attempts, self.judge, self.tokenizer, context)
@@ -331,6 +324,21 @@ class Workspace:
         write_results(self.folder / "results.json", records)
         say(f"{stage}: evaluated {len(rows)} responses in {time.perf_counter() - began:.1f} s")
         return records
+
+    def context(
+        self, stage: str, method: str, benchmark: str | None = None, data: Pool | None = None
+    ) -> EvaluationContext:
+        """Whose answers an evaluation's are; None: as the configured suite says."""
+        suite = self.config.evaluation
+        return EvaluationContext(
+            method=method,
+            stage=stage,
+            semantics=self.semantics,
+            seed=self.config.seed,
+            data=data or suite.pool,
+            benchmark=benchmark or suite.benchmark,
+            critic=self.critic.name if stage == "rlbf" else "",
+        )
 
     def sampling(self, params: dict, label: str) -> Callable[[Sequence[Request]], list[Generation]]:
         """A function that samples requests with the evaluation's key, and a progress bar with this label."""
