@@ -1,4 +1,4 @@
-"""`rlbf run | generate | evaluate | report | critic | audit | data | import | export`: thin, and lazy in imports."""
+"""`rlbf run | generate | evaluate | attack | report | critic | audit | data | import | export`, thin and lazy."""
 
 from __future__ import annotations
 
@@ -221,6 +221,7 @@ def evaluate(argv: Sequence[str]) -> None:
     args = _parse(Evaluate, "evaluate", argv)
     if args.n_prompts is not None and args.n_prompts < 1:
         raise UserError(f"--n_prompts is {args.n_prompts}, expected at least 1")
+    _check_evaluate(args)
     from rlbf_jax.methods import runner
 
     if args.benchmark:
@@ -237,6 +238,17 @@ def evaluate(argv: Sequence[str]) -> None:
         return
     runner.evaluate_stage(args.workdir, args.stage, data=args.data, n_prompts=args.n_prompts)
     print(f"report: {args.workdir / 'report.html'}")
+
+
+def _check_evaluate(args: Evaluate) -> None:
+    """Raises UserError for an option that the rest of the command would ignore."""
+    default = Evaluate(args.workdir)
+    of_benchmarks = ("leave_out", "judge", "prefill", "max_tokens", "temperature")
+    given = [name for name in of_benchmarks if getattr(args, name) != getattr(default, name)]
+    if given and not args.benchmark:
+        raise UserError(f"--{given[0]} is for --benchmark NAME=PATH")
+    if args.tradeoff and args.benchmark:
+        raise UserError("--tradeoff and --benchmark are two commands; give one of them")
 
 
 def report(argv: Sequence[str]) -> None:

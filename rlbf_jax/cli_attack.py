@@ -43,12 +43,12 @@ class Attack:
 
     workdir: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="WORKDIR")]]
     """Folder of a run."""
-    attack: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Name of an attack; may be given several times. An unknown name lists them all."""
+    attack: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Name of an attack, at least one; may be given several times. An unknown name lists them all."""
     stage: str = "rlbf"
     """base, sft, rlbf or another stage of the run."""
-    data: Literal["development", "test"] = "development"
-    """Tune on development only."""
+    data: Literal["development", "test"] | None = None
+    """Tune on development only; default: what the run's evaluation asked."""
     n_prompts: int | None = None
     """Prompts for each attack, split and cell; default: as the run's configuration says, and 8 where a suffix is
     searched."""
@@ -75,10 +75,16 @@ def attack(argv: Sequence[str]) -> None:
     from rlbf_jax.methods.attacking import AttackOptions, attack_stage
     from rlbf_jax.methods.optimized_attacks import attack_run
 
+    if not args.attack:
+        raise UserError(f"--attack NAME is missing: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
     if unknown := [name for name in args.attack if name not in (*ATTACKS, *OPTIMIZED)]:
         raise UserError(f"attack {unknown[0]!r}: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
-    drawn = tuple(name for name in args.attack if name in ATTACKS)
-    searched = tuple(name for name in args.attack if name in OPTIMIZED)
+    if args.grid != "run" and "decoding" not in args.attack:
+        raise UserError("--grid is for --attack decoding")
+    if args.geometry != "run" and not {"middle_grid", "benign_grid", "prefilling_depth"} & set(args.attack):
+        raise UserError("--geometry is for --attack middle_grid, benign_grid and prefilling_depth")
+    drawn = tuple(name for name in dict.fromkeys(args.attack) if name in ATTACKS)
+    searched = tuple(name for name in dict.fromkeys(args.attack) if name in OPTIMIZED)
     records = []
     if drawn:
         options = AttackOptions(drawn, args.data, args.n_prompts, args.max_tokens, args.grid, args.geometry)
@@ -99,7 +105,8 @@ def _search(args: Attack, names: tuple[str, ...]) -> AttackRunConfig:
     try:
         search = GcgConfig(init=s.init, steps=s.steps, search_width=s.width, topk=s.topk, seed=s.seed)
         optimized = OptimizedConfig(search, s.control_weight, s.window)
-        return AttackRunConfig(names, 8 if args.n_prompts is None else args.n_prompts, args.data, optimized)
+        n = 8 if args.n_prompts is None else args.n_prompts
+        return AttackRunConfig(names, n, args.data, args.max_tokens, optimized)
     except ValueError as error:
         raise UserError(f"--search: {error}") from error
 

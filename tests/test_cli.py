@@ -230,6 +230,19 @@ def test_evaluate_and_report(runner, tmp_path):
     assert (tmp_path / "report.html").is_file()
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--max_tokens", "9"), "--max_tokens is for --benchmark"),
+        (("--judge", "run"), "--judge is for --benchmark"),
+        (("--tradeoff", "--benchmark", "xstest=x.csv"), "two commands"),
+    ],
+)
+def test_evaluate_refuses_what_it_would_ignore(runner, tmp_path, capsys, options, message):
+    assert message in one_line_error(["evaluate", str(tmp_path), *options], capsys)
+    assert runner.calls == []
+
+
 def test_data_tokenizer_and_build(tmp_path, capsys):
     file, words = tmp_path / "rows.csv", TEXT.split()
     lines = ["prompt,response"]

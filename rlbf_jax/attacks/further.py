@@ -63,16 +63,16 @@ def many_violations(
 ) -> list[Attempt]:
     """n harmless prompts with every number of violations, a sentence of the answer before each.
 
-    What counts as the forced span is the last violation; earlier ones count as prefix.
+    The first sentence counts as prefix, the last violation as span, and all between them as bridge.
     """
     attempts = []
     for prompt in draw_prompts(world, rng, config.pool, n, harmful=False):
         for count in options.violations:
             violations = [world.violation(rng, config.split, config.pool) for _ in range(count)]
-            parts = [_sentence(world, rng, prompt)]
+            first, between = _sentence(world, rng, prompt), ""
             for violation in violations[:-1]:
-                parts[0] += violation.text + ". " + _sentence(world, rng, prompt)
-            ids, (p, s) = encode_parts(tokenizer, parts[0], violations[-1].text)
+                between += violation.text + ". " + _sentence(world, rng, prompt)
+            ids, (p, b, s) = encode_parts(tokenizer, first, between, violations[-1].text)
             check_room(ids, config, f"many_violations with {count}")
             attempts.append(
                 Attempt(
@@ -81,8 +81,9 @@ def many_violations(
                     "many_violations",
                     config.split,
                     num_prefix=p,
+                    num_bridge=b,
                     num_span=s,
-                    prefix=parts[0],
+                    prefix=first,
                     violation=violations[-1],
                     by_construction=True,
                     cell=(("violations", count),),

@@ -282,7 +282,7 @@ class _Work:
             with np.load(file, allow_pickle=False) as kept:
                 same = str(kept["fingerprint"]) == self.fingerprint
                 read = State(*(kept[name] for name in State._fields)) if same else None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{file}: not a state of a search ({error}); delete it to start again") from error
         if read is None:
             raise InputError(f"{file}: the state of another search (goals, settings or model differ); delete it")

@@ -112,7 +112,11 @@ def _number(value: Any) -> float:
         except ValueError:
             return math.nan
         return number if math.isfinite(number) else math.nan
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def _label_complaint(record: dict[str, Any], name: str) -> str:

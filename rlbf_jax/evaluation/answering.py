@@ -22,9 +22,9 @@ from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig, check_knobs
 from rlbf_jax.tokenizers import Tokenizer, import_tokenizer, load_tokenizer
+from rlbf_jax.tokenizers.folder import META_FILE
 from rlbf_jax.training.model_folder import load_model
 
-_CONTROLS = "rlbf_controls.json"
 _DEFAULT_LENGTH = 2048
 
 
@@ -97,7 +97,7 @@ def open_model(
 
 def _is_ours(folder: Path) -> bool:
     """Whether a tokenizer has control tokens: those of a run, and published ones that were given some."""
-    if (folder / _CONTROLS).is_file():
+    if (folder / META_FILE).is_file():
         return True
     try:
         found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

@@ -52,8 +52,16 @@ class Record:
     def key(self) -> tuple:
         """Two records with one key are the same number, measured again."""
         knobs = json.dumps(self.knobs, sort_keys=True)
-        head = (self.method, self.stage, self.benchmark, self.attack, self.split, self.data, self.metric)
-        return (*head, self.seed, self.semantics, knobs)
+        return (*self._about, self.metric, self.seed, self.semantics, knobs)
+
+    @property
+    def measurement(self) -> tuple:
+        """Records with one measurement come from the same answers and the same judge."""
+        return (*self._about, self.seed, self.semantics, json.dumps(self.knobs, sort_keys=True))
+
+    @property
+    def _about(self) -> tuple:
+        return (self.method, self.stage, self.benchmark, self.attack, self.split, self.data)
 
 
 _FLOATS = ("value", "ci_low", "ci_high")
@@ -94,8 +102,13 @@ def read_results(path: str | os.PathLike) -> list[Record]:
 
 
 def merge(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
-    """Old records in their order, replaced in place by new ones of the same key; other new ones at the end."""
-    merged = {record.key: record for record in old}
+    """Old records in their order, replaced in place by new ones of the same key; other new ones at the end.
+
+    What an old measurement says besides goes with it: its answers and its judge may have been others.
+    """
+    new = list(new)
+    again, keys = {record.measurement for record in new}, {record.key for record in new}
+    merged = {r.key: r for r in old if r.measurement not in again or r.key in keys}
     merged.update((record.key, record) for record in new)
     return list(merged.values())
 

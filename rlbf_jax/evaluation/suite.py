@@ -78,6 +78,8 @@ class SuiteConfig:
         for name in ("attacks", "splits"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty, expected at least one")
+        if len(set(self.attacks)) < len(self.attacks):
+            raise ValueError(f"attacks is {self.attacks}, expected each once")
         if unknown := [name for name in self.attacks if name not in ATTACKS]:
             raise ValueError(f"unknown attack {unknown[0]!r}; there are {', '.join(ATTACKS)}")
 

@@ -1,6 +1,7 @@
 """Attacks on a finished stage, beside what its evaluation ran: `rlbf attack RUN --attack NAME`.
 
-Rows go to `evaluation/attacks/NAME_STAGE.jsonl`, numbers to `results.json`; the stage's own evaluation stays as it is.
+Rows go to `evaluation/attacks/NAME_STAGE.jsonl`, numbers to `results.json`. The stage's own evaluation stays as it is:
+records of an attack that evaluations run too say in their knobs who asked.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rlbf_jax.attacks import ATTACKS
+from rlbf_jax.attacks import ATTACKS, STANDARD
 from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.attacks.geometry import GeometryGrid
 from rlbf_jax.critics.base import Critic, Exchange
@@ -24,13 +25,16 @@ from rlbf_jax.methods import runner
 from rlbf_jax.methods.rlbf import method_name
 from rlbf_jax.training.progress import say
 
+ASKED = {"asked": "rlbf attack"}
+"""Knob of records of an attack that evaluations run too."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AttackOptions:
     """How a stage is attacked; None: as the run's configuration says."""
 
     attacks: tuple[str, ...] = ("middle_grid", "benign_grid")
-    data: Pool = "development"
+    data: Pool | None = None
     n_prompts: int | None = None
     max_tokens: int | None = None
     """Forced ids included."""
@@ -54,7 +58,7 @@ def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Reco
     suite = dataclasses.replace(
         suite,
         attacks=options.attacks,
-        pool=options.data,
+        pool=options.data or suite.pool,
         n=n,
         n_decoding=suite.n_decoding if options.n_prompts is None else n,
         knobs=dataclasses.replace(suite.knobs, max_tokens=room),
@@ -76,6 +80,8 @@ def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Reco
         if name == "decoding":
             topics = [attempt.prompt.topic for attempt in asked]
             records += scored_records(work.critic, rows, topics, records[0])
+        if name in STANDARD:
+            records = [dataclasses.replace(r, knobs={**r.knobs, **ASKED}) for r in records]
         work.write_lines(f"evaluation/attacks/{name}_{stage}.jsonl", rows)
         write_results(work.folder / "results.json", records)
         found += records

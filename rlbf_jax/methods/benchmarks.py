@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rlbf_jax.attacks.base import Attempt
@@ -57,8 +57,10 @@ def evaluate_benchmarks(workdir: Path, stage: str, named: Sequence[str], options
     """
     if options.judge not in JUDGES:
         raise UserError(f"judge {options.judge!r}: there are {', '.join(JUDGES)}")
-    if options.prefill is not None and options.prefill < 1:
-        raise UserError(f"prefill is {options.prefill}, expected at least 1")
+    for field in ("prefill", "n_prompts", "max_tokens"):
+        value = getattr(options, field)
+        if value is not None and value < 1:
+            raise UserError(f"{field} is {value}, expected at least 1")
     read = [(name, path, load_benchmark(name, path, leave_out=options.leave_out)) for name, path in map(_split, named)]
     if twice := [name for name, _, _ in read if sum(name == other for other, _, _ in read) > 1]:
         raise UserError(f"benchmark {twice[0]} is given twice; evaluate one file after the other")
@@ -91,16 +93,27 @@ def evaluate_benchmarks(workdir: Path, stage: str, named: Sequence[str], options
             "source": FORMATS[name].source,
         }
         work.write_json(f"evaluation/benchmarks/{name}.json", about)
-        _ask(work, stage, params, judge, name, asked)
+        _ask(work, stage, params, judge, name, asked, {"prefill": options.prefill} if options.prefill else {})
         if remark:
             say(remark)
     write_report(workdir)
 
 
-def _ask(work: Workspace, stage: str, params: dict, judge: Critic, name: str, attempts: Sequence[Attempt]) -> None:
-    """Writes rows and records of one benchmark."""
+def _ask(
+    work: Workspace,
+    stage: str,
+    params: dict,
+    judge: Critic,
+    name: str,
+    attempts: Sequence[Attempt],
+    geometry: Mapping[str, int],
+) -> None:
+    """Writes rows and records of one benchmark; `geometry` says what of the prefilling differs from the default."""
     context = work.context(stage, method_name(work.config, stage), name, "test")
     records, rows = evaluate(work.sampling(params, name), attempts, judge, work.tokenizer, context)
+    records = [
+        dataclasses.replace(r, knobs={**r.knobs, **geometry}) if r.attack == "prefilling" else r for r in records
+    ]
     work.write_lines(f"evaluation/benchmarks/{name}_{stage}.jsonl", rows)
     write_results(work.folder / "results.json", records)
     say(f"{stage}: {name}, {len(rows)} responses")

@@ -30,7 +30,10 @@ class AttackRunConfig:
     attacks: tuple[str, ...] = OPTIMIZED
     n: int = 8
     """Prompts an attack."""
-    pool: Pool = "development"
+    pool: Pool | None = None
+    """None: the run's."""
+    max_tokens: int | None = None
+    """Of the answers to the found suffixes; None: as the run's configuration says."""
     optimized: OptimizedConfig = OptimizedConfig()
 
     def __post_init__(self):
@@ -60,7 +63,8 @@ def attack_run(workdir: Path, stage: str, config: AttackRunConfig) -> list[Recor
 def _attack(work: Workspace, stage: str, params: dict, name: str, config: AttackRunConfig) -> list[Record]:
     suite = work.config.evaluation
     sample = work.sampling(params, name)
-    told = AttackConfig(config.pool, suite.splits[-1], suite.knobs, suite.room)
+    knobs = suite.knobs if config.max_tokens is None else dataclasses.replace(suite.knobs, max_tokens=config.max_tokens)
+    told = AttackConfig(config.pool or suite.pool, suite.splits[-1], knobs, suite.room)
     # One generator for all harmful attacks: they want the same answers from the same prompts.
     rng = np.random.default_rng([suite.seed, config.optimized.search.seed, *b"optimized"])
     mesh = work.mesh if work.mesh.size > 1 else None
@@ -78,14 +82,26 @@ def _attack(work: Workspace, stage: str, params: dict, name: str, config: Attack
     ]
     context = work.context(stage, method_name(work.config, stage), data=config.pool)
     found, rows = evaluate(sample, attempts, work.judge, work.tokenizer, context)
-    budget = {"candidates": config.optimized.search.steps * config.optimized.search.search_width}
     found += [_loss_record(found[0], metric, made) for metric in ("target_loss", "start_loss")]
-    found = [dataclasses.replace(record, knobs={**record.knobs, **budget}) for record in found]
+    found = [dataclasses.replace(record, knobs={**record.knobs, **_search_knobs(config.optimized)}) for record in found]
     lines = [row | {"search": _search_json(a)} for row, a in zip(rows, made, strict=True)]
     work.write_lines(f"evaluation/attacks/{name}_{stage}.jsonl", lines)
     shown = {r.metric: round(r.value, 3) for r in found if r.metric in ("target_loss", "emitted", "asr")}
+    file.unlink(missing_ok=True)  # the rows hold what was found
     say(f"{stage}: {name}: {', '.join(f'{metric} {value}' for metric, value in shown.items())}")
     return found
+
+
+def _search_knobs(config: OptimizedConfig) -> dict[str, Any]:
+    """The budget of a search, and what of it differs from the default."""
+    default = OptimizedConfig()
+    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "search"}
+    found = {name: value for name, value in own.items() if value != getattr(default, name)}
+    for field in dataclasses.fields(config.search):
+        value = getattr(config.search, field.name)
+        if field.name not in ("steps", "search_width") and value != getattr(default.search, field.name):
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+    return {"candidates": config.search.steps * config.search.search_width, **found}
 
 
 def _id(name: str, index: int) -> int:

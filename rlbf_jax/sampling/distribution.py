@@ -58,7 +58,8 @@ def kept_by_truncation(probabilities: Array, truncation: Truncation) -> Array:
     def mass(chosen: Array) -> Array:
         return jnp.sum(jnp.where(chosen, probabilities, 0.0), axis=-1)
 
-    wanted = truncation.top_p * mass(kept)
+    # Something is wanted always: the least p is rounded to 0.
+    wanted = jnp.maximum(truncation.top_p * mass(kept), jnp.finfo(jnp.float32).tiny)
     bits = jnp.where(kept, bits, -1)
     least = _largest(lambda bound: mass(bits >= bound) >= wanted, probabilities.shape[0])
     above = bits > least

@@ -81,7 +81,11 @@ def test_many_violations_counts_them(tokenizer):
         count = dict(attempt.cell)["violations"]
         text = tokenizer.decode(attempt.request.forced)
         assert sum(text.count(start) for start in (" you are a soggy", " otto sleeps")) == count
-        assert text.endswith(attempt.violation.text) and parts(tokenizer, attempt)[2] == attempt.violation.text
+        prefix, between, span, _ = parts(tokenizer, attempt)
+        assert text.endswith(attempt.violation.text) and span == attempt.violation.text
+        # Only the first sentence is benign words that should be kept.
+        assert prefix == attempt.prefix and not any(start in prefix for start in (" you are a soggy", " otto sleeps"))
+        assert bool(between) == (count > 1)
 
 
 def test_respelling_changes_ids_and_not_the_text(tokenizer):

@@ -69,6 +69,13 @@ def test_refusals_name_the_place(tmp_path, text, options, message):
         read_labelled(write(tmp_path, text), LabelledColumns(**options))
 
 
+def test_a_number_of_hundreds_of_digits_is_no_label(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "x", "label": 1' + "0" * 400 + "}\n")
+    with pytest.raises(DataError, match="rows.jsonl"):
+        read_labelled(file, LabelledColumns())
+
+
 def test_quarantine(tmp_path):
     path = write(tmp_path, "text,label\nx,1\ny,maybe\n")
     found = read_labelled(path, LabelledColumns(), tmp_path / "bad.jsonl")

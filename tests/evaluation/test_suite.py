@@ -115,6 +115,8 @@ def test_attempts_are_stable_and_their_ids_unique(tokenizer):
     assert fewer == [a for a in attempts if a.attack == "middle_filling"]
     other = build_attempts(SmallWorld(), tokenizer, dataclasses.replace(CONFIG, seed=1))
     assert not set(ids) & {a.request.id for a in other}
+    with pytest.raises(ValueError, match="expected each once"):
+        dataclasses.replace(CONFIG, attacks=("direct", "direct"))
     with pytest.raises(ValueError, match="unknown attack 'gcgg'"):
         build_attempts(SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("gcgg",)))
 
@@ -215,6 +217,18 @@ def test_results_merge_by_key(tmp_path):
     again = read_results(path)
     assert len(again) == 3 and math.isnan(again[1].value) and again[0] == kept[0]
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_measurement_made_again_takes_the_whole_old_one_away(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, [record(), record(metric="corrected"), record(metric="asr", attack="direct")])
+    kept = write_results(path, [record(judge="other"), record(metric="leak", judge="other")])
+    # What the first judge alone had said of these answers is gone; another attack stays.
+    assert [(r.attack, r.metric, r.judge) for r in kept] == [
+        ("none", "asr", "other"),
+        ("direct", "asr", "j"),
+        ("none", "leak", "other"),
+    ]
 
 
 def test_damaged_results_are_named(tmp_path):

@@ -14,7 +14,7 @@ from tests.training.tiny_experiment import get_config
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("attacked") / "run"
-    runner.run(get_config(), folder, only=("data", "base"))
+    runner.run(get_config(), folder, only=("data", "base", "evaluate_base"))
     return folder
 
 
@@ -43,13 +43,25 @@ def test_rows_and_numbers_of_every_cell(finished, capsys):
             for row in rows
             if (row["split"], row["cell"]["violations"]) == (record["split"], record["knobs"]["violations"])
         ]
-        assert record["value"] == sum(mine) / len(mine) and record["data"] == "development"
+        assert record["value"] == sum(mine) / len(mine) and record["data"] == get_config().evaluation.pool
     scored = {r["metric"]: r for r in records(finished) if r["metric"].endswith("_scored")}
-    anyone = {r["metric"]: r for r in records(finished) if r["attack"] == "decoding" and "settings" in r["knobs"]}
+    anyone = {r["metric"]: r for r in records(finished) if r["attack"] == "decoding" and "any_of" in r["knobs"]}
     assert set(scored) == {"asr_scored", "leak_scored"}
     assert scored["asr_scored"]["value"] <= anyone["asr"]["value"]
     assert scored["asr_scored"]["knobs"]["scorer"] != scored["asr_scored"]["judge"]
     assert "many_violations" in capsys.readouterr().out and (finished / "report.html").exists()
+
+
+def test_the_evaluation_of_the_stage_stays_as_it_is(finished):
+    before = [r for r in records(finished) if r["attack"] == "direct" and "asked" not in r["knobs"]]
+    rows = (finished / "evaluation/base.jsonl").read_bytes()
+    assert attack(finished, "--attack", "direct", "--attack", "direct", "--n_prompts", "1") == 0
+    after = [r for r in records(finished) if r["attack"] == "direct"]
+    assert before and [r for r in after if "asked" not in r["knobs"]] == before
+    (asr,) = [r for r in after if "asked" in r["knobs"] and r["metric"] == "asr"]
+    # The run's own pool, and each prompt once.
+    assert (asr["n"], asr["n_prompts"], asr["data"]) == (1, 1, get_config().evaluation.pool)
+    assert (finished / "evaluation/base.jsonl").read_bytes() == rows
 
 
 @pytest.mark.parametrize(
@@ -58,10 +70,14 @@ def test_rows_and_numbers_of_every_cell(finished, capsys):
         (("--attack", "nonsense"), "attack 'nonsense': there are none, direct"),
         (("--attack", "middle_grid", "--max_tokens", "60"), "raise knobs.max_tokens to"),
         (("--attack", "direct", "--n_prompts", "0"), "--n_prompts is 0, expected at least 1"),
+        ((), "--attack NAME is missing: there are none, direct"),
+        (("--attack", "direct", "--grid", "paper"), "--grid is for --attack decoding"),
+        (("--attack", "direct", "--geometry", "wide"), "--geometry is for --attack middle_grid"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_written(finished, capsys, arguments, message):
     before = (finished / "results.json").read_bytes() if (finished / "results.json").exists() else None
     assert attack(finished, *arguments) == 2
     assert message in capsys.readouterr().err
-    assert before is None or (finished / "results.json").read_bytes() == before
+    after = (finished / "results.json").read_bytes() if (finished / "results.json").exists() else None
+    assert after == before

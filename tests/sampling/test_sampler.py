@@ -347,6 +347,13 @@ def test_top_p_reaches_p_and_no_smaller_set_does(weights, p):
     assert 16 * sum(mass) >= p * sum(weights) > 16 * sum(mass[1:])
 
 
+def test_truncation_always_keeps_the_likeliest():
+    probabilities = jnp.asarray([[0.2, 0.5, 0.3], [0.25, 0.25, 0.5]])
+    # 1e-42 is rounded to 0 where small numbers are flushed.
+    kept = KEPT(probabilities, Truncation(jnp.zeros(2, jnp.int32), jnp.full(2, 1e-42), jnp.zeros(2)))
+    np.testing.assert_array_equal(kept, [[False, True, False], [False, False, True]])
+
+
 def test_truncation_on_random_logits_row_by_row():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (64, 50)).astype(np.float32)
