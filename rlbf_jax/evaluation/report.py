@@ -1,6 +1,6 @@
 """The report: `report.md`, a self-contained `report.html` and `plots/*.png`, from what a run has written so far.
 
-Reads `manifest.json`, `results.json`, `evaluation/<stage>.jsonl` and `stages/<stage>/metrics.jsonl`; whatever is
+Reads `manifest.json`, `results.json`, the rows below `evaluation/` and `stages/<stage>/metrics.jsonl`; whatever is
 missing is named in the report instead of failing it.
 """
 
@@ -87,11 +87,12 @@ def write_report(workdir: pathlib.Path) -> None:
 
 
 def build_report(run: RunFiles) -> Report:
-    records, data, note = one_data(run.records)
-    values = tables.index(records)
+    records, data, note = one_data(run.records, run.pool)
+    values = tables.index(records, data=data)
     columns = tables.columns_of(values)
     main = _main_columns(columns)
-    whole = tables.by_construction(records, (row for mine in run.rows.values() for row in mine))
+    rows = run.every_row
+    whole = tables.by_construction(records, (row for mine in rows.values() for row in mine), data)
     shown = [tables.attack_table(values, whole), tables.cost_table(values), *tables.quality_tables(values)]
     shown.append(tables.other_table(values))
     gallery_stage = next((s for s in reversed(list(run.rows)) if run.rows[s]), "")
@@ -105,22 +106,33 @@ def build_report(run: RunFiles) -> Report:
         tables=[table for table in shown if table is not None],
         gallery=traces.gallery(run.rows.get(gallery_stage, ()), tables.ATTACKS),
         gallery_stage=gallery_stage,
-        browser=browser(run.rows),
-        unjudged=[*unjudged_answers(run.rows), *run.unjudged_rollouts],
+        browser=browser(rows, files=run.row_files),
+        unjudged=[*unjudged_answers(rows), *run.unjudged_rollouts],
         figures=figures(run, values, columns),
         facts=facts(run),
     )
 
 
-def one_data(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str, str]:
-    """Records of one data split: test where there are any. Development and test numbers never share a table."""
+def one_data(records: Sequence[Mapping[str, Any]], pool: str = "") -> tuple[list[Mapping[str, Any]], str, str]:
+    """(records to show, the headline's data, a remark on what is not shown).
+
+    The headline's data are `pool`, or test where there are no such records, or whatever there is. A number measured on
+    other data is shown only where the headline's data do not have it: development and test never share a row.
+    """
     kinds = tables.in_order((str(r.get("data", "")) for r in records), ("test", "development"))
     if not kinds:
         return [], "", ""
-    chosen = [r for r in records if str(r.get("data", "")) == kinds[0]]
-    left = len(records) - len(chosen)
-    note = f"{left} records on {', '.join(kinds[1:])} data are in results.json and not shown." if left else ""
-    return chosen, kinds[0], note
+    headline = pool if pool in kinds else kinds[0]
+
+    def number(r: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(r.get(name)) for name in ("benchmark", "attack", "split", "metric"))
+
+    measured = {number(r) for r in records if str(r.get("data", "")) == headline}
+    hidden = [r for r in records if str(r.get("data", "")) != headline and number(r) in measured]
+    chosen = [r for r in records if str(r.get("data", "")) == headline or number(r) not in measured]
+    others = ", ".join(dict.fromkeys(str(r.get("data", "")) for r in hidden))
+    note = f"{len(hidden)} records on {others} data are in results.json and not shown." if hidden else ""
+    return chosen, headline, note
 
 
 def _main_columns(columns: Sequence[str]) -> list[str]:
@@ -158,7 +170,7 @@ def headline_tiles(values: Mapping[Key, Value], main: Sequence[str], colors: Map
     entries = []
     for column in main:
         rates = {a: over_splits(values, column, a, "false_backtrack_rate") for a in tables.HARMLESS}
-        twins = [r for a, r in rates.items() if a != "none" and r is not None]
+        twins = [r for a, r in rates.items() if a.startswith("benign_") and r is not None]
         if twins:
             small = f"plain {tables.number(rates['none'])}" if rates["none"] is not None else ""
             entries.append(Entry(column, colors[column], tables.number(max(twins)), small))

@@ -38,8 +38,13 @@ class Browser:
     """Where all rows are."""
 
 
-def browser(rows: Mapping[str, Sequence[Row]], most: int = MOST_ROWS, most_bytes: int = MOST_BYTES) -> Browser | None:
-    """Chooses and embeds rows of each stage; None where there are none.
+def browser(
+    rows: Mapping[str, Sequence[Row]],
+    most: int = MOST_ROWS,
+    most_bytes: int = MOST_BYTES,
+    files: Sequence[str] | None = None,
+) -> Browser | None:
+    """Chooses and embeds rows of each stage; None where there are none. `files`: where they are, if not in the stages'.
 
     Long answers lower the cap until the page stays below `most_bytes`, or one row of each kind is left.
     """
@@ -55,25 +60,31 @@ def browser(rows: Mapping[str, Sequence[Row]], most: int = MOST_ROWS, most_bytes
         cap //= 2
     chosen = [told for rank, told in ranked if rank[0] < cap]
     data = {"stages": [stage for stage, mine in rows.items() if mine], "rows": chosen}
-    files = tuple(f"evaluation/{stage}.jsonl" for stage in rows)
-    return Browser(embedded_json(data), len(chosen), total, cap, files)
+    where = tuple(f"evaluation/{stage}.jsonl" for stage in rows) if files is None else tuple(files)
+    return Browser(embedded_json(data), len(chosen), total, cap, where)
 
 
 def _ranked(rows: Sequence[Row], most: int) -> Iterator[tuple[tuple[int, int, int], Row]]:
     """((turn, attack, verdict), row) of the first `most` rows of each attack and verdict; splits and cells take turns.
 
-    Sorted by turn, the first rows of a page are a bit of everything, and nobody picked them.
+    So do evaluation and attack command. Sorted by turn, the first rows of a page are a bit of everything, and nobody
+    picked them.
     """
-    groups: dict[tuple[str, str], dict[tuple[str, str], list[Row]]] = {}
+    groups: dict[tuple[str, str], dict[tuple, list[Row]]] = {}
     for row in rows:
-        kind = (str(row.get("attack", "")), verdict_of(row))
-        within = (str(row.get("split", "")), json.dumps(row.get("cell") or {}))
+        kind = (attack_of(row), verdict_of(row))
+        within = (str(row.get("split", "")), json.dumps(row.get("cell") or {}), "asked" in row)
         groups.setdefault(kind, {}).setdefault(within, []).append(row)
     places = {attack: i for i, attack in enumerate(tables.in_order((a for a, _ in groups), tables.ATTACKS))}
     for (attack, verdict), hands in groups.items():
         dealt = [row for turn in itertools.zip_longest(*hands.values()) for row in turn if row is not None]
         for turn, row in enumerate(dealt[:most]):
             yield (turn, places[attack], VERDICTS.index(verdict)), row
+
+
+def attack_of(row: Row) -> str:
+    """The attack, and the benchmark where the row is of one."""
+    return ", ".join([str(row.get("attack", "")), *([str(row["benchmark"])] if row.get("benchmark") else [])])
 
 
 VERDICTS = ("unsafe", "unjudged", "safe")
@@ -97,7 +108,7 @@ def entry(stage: str, row: Row) -> dict[str, Any]:
         told |= {k: v for k, v in (row.get("knobs") or {}).items() if k in ("temperature", "top_k", "top_p")}
     return {
         "stage": stage,
-        "attack": str(row.get("attack", "")),
+        "attack": attack_of(row),
         "split": str(row.get("split", "")),
         "verdict": verdict_of(row),
         "category": str(row.get("category") or ""),

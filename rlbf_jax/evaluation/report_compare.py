@@ -109,9 +109,11 @@ def names_of(paths: Sequence[pathlib.Path]) -> list[str]:
 def build_comparison(runs: Sequence[RunFiles], links: Mapping[str, str]) -> Comparison:
     """Tables, figures and notes of runs with names of their own."""
     told = [{**record, "run": run.name} for run in runs for record in run.records]
-    records, data, note = one_data(told)
-    values = tables.index(records, column_of=lambda r: f"{r.get('stage')}{BESIDE}{r['run']}")
-    whole = tables.by_construction(records, (row for run in runs for mine in run.rows.values() for row in mine))
+    pools = {run.pool for run in runs}
+    records, data, note = one_data(told, pools.pop() if len(pools) == 1 else "")
+    values = tables.index(records, column_of=lambda r: f"{r.get('stage')}{BESIDE}{r['run']}", data=data)
+    every = (row for run in runs for mine in run.every_row.values() for row in mine)
+    whole = tables.by_construction(records, every, data)
     columns = tables.columns_of(values)
     # A run's last stage is the model that it made.
     last = {name: column for column in columns for name in [column.partition(BESIDE)[2]]}
@@ -132,7 +134,7 @@ def build_comparison(runs: Sequence[RunFiles], links: Mapping[str, str]) -> Comp
         unjudged=[
             dataclasses.replace(count, stage=f"{count.stage}{BESIDE}{run.name}")
             for run in runs
-            for count in [*unjudged_answers(run.rows), *run.unjudged_rollouts]
+            for count in [*unjudged_answers(run.every_row), *run.unjudged_rollouts]
             if count.bad
         ],
         notes=notes,

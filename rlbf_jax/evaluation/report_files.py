@@ -26,6 +26,31 @@ class RunFiles:
     unjudged_rollouts: Sequence[Unjudged] = ()
     tradeoffs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Contents of `evaluation/tradeoff_<stage>.json`."""
+    beside: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+    """Rows beside the stages' own evaluations, by file: of attack commands, marked `asked`, and of benchmarks, with the
+    `benchmark` that their file is named after."""
+
+    @property
+    def every_row(self) -> dict[str, list[Mapping[str, Any]]]:
+        """By stage: `rows`, then those of `beside`."""
+        found = {stage: list(mine) for stage, mine in self.rows.items()}
+        for mine in self.beside.values():
+            for row in mine:
+                found.setdefault(str(row["stage"]), []).append(row)
+        return _staged(found)
+
+    @property
+    def row_files(self) -> tuple[str, ...]:
+        """Where the rows of `every_row` are."""
+        return (*(f"evaluation/{stage}.jsonl" for stage in self.rows), *self.beside)
+
+    @property
+    def pool(self) -> str:
+        """What data the stages' own evaluations ask, as the manifest says; empty where it does not."""
+        told: Any = self.manifest
+        for name in ("config", "evaluation", "pool"):
+            told = told.get(name) if isinstance(told, Mapping) else None
+        return told if isinstance(told, str) else ""
 
 
 def read_run(workdir: pathlib.Path) -> RunFiles:
@@ -51,7 +76,23 @@ def read_run(workdir: pathlib.Path) -> RunFiles:
         missing,
         rollouts,
         {stage: tradeoffs[stage] for stage in tables.in_order(tradeoffs, tables.STAGES)},
+        _read_beside(workdir / "evaluation", missing),
     )
+
+
+def _read_beside(folder: pathlib.Path, missing: list[str]) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for kind in ("attacks", "benchmarks"):
+        for path in sorted((folder / kind).glob("*.jsonl")):
+            read = _read_lines(path, missing)
+            rows = [row for row in read if isinstance(row.get("stage"), str)]
+            if len(rows) < len(read):
+                missing.append(f"{kind}/{path.name}: {len(read) - len(rows)} rows without a stage left out.")
+            for row in rows:
+                name = path.stem.removesuffix(f"_{row['stage']}")
+                row.update(tables.ASKED if kind == "attacks" else {"benchmark": name})
+            found[f"evaluation/{kind}/{path.name}"] = rows
+    return found
 
 
 def _staged(by_stage: Mapping[str, list]) -> dict[str, list]:

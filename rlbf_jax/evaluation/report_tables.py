@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from rlbf_jax.attacks import BENIGN as HARMLESS
 from rlbf_jax.evaluation import backtracking_metrics
 
 STAGES = ("base", "refusal_sft", "sft", "sft_control", "rlbf")
@@ -39,7 +40,6 @@ ATTACKS = (
     "gflownet",
 )
 SPLITS = ("sft", "rl", "unseen", "all")
-HARMLESS = ("none", "benign_prefill", "benign_middle", "benign_grid")
 BY_CONSTRUCTION = ("deep_prefilling", "middle_filling", "many_violations")
 QUALITY = (
     "emitted",
@@ -87,6 +87,8 @@ _NOT_RATES = (
     *("perplexity", "over_deletion", "wasted_tokens", "malformed", "tokens_per_second"),
     *(backtracking_metrics.BACKTRACKING_COUNTS | backtracking_metrics.QUANTILES.keys()),
 )
+ASKED = {"asked": "rlbf attack"}
+"""The knob that tells an attack command's records from those of the stage's own evaluation."""
 BESIDE = " · "
 """Between stage and run in the name of a column, where runs stand side by side."""
 Record = Mapping[str, Any]
@@ -134,14 +136,16 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
     return [n for n in order if n in found] + [n for n in found if n not in order]
 
 
-def index(records: Sequence[Record], column_of: Callable[[Record], str] | None = None) -> dict[Key, Value]:
+def index(
+    records: Sequence[Record], column_of: Callable[[Record], str] | None = None, data: str = ""
+) -> dict[Key, Value]:
     """One value for every (column, attack, split, metric). Records of several seeds are averaged.
 
     A stage with several methods becomes several columns, unless `column_of` names each record's column; an attack
-    measured under several knobs, or in several benchmarks, becomes several attacks, "attack, what differs". The
-    interval of an average spans those of its seeds.
+    measured under several knobs, in several benchmarks, or on other data than `data` (where that is given), becomes
+    several attacks, "attack, what differs". The interval of an average spans those of its seeds.
     """
-    main = min((str(r.get("benchmark")) for r in records), key=len, default="")
+    main = _main_benchmark(records)
     methods: dict[str, set[str]] = {}
     for r in records:
         methods.setdefault(str(r.get("stage")), set()).add(str(r.get("method")))
@@ -152,11 +156,22 @@ def index(records: Sequence[Record], column_of: Callable[[Record], str] | None =
             continue
         stage, attack, metric = str(r.get("stage")), str(r.get("attack")), str(r.get("metric"))
         column = f"{stage} ({r.get('method')})" if len(methods[stage]) > 1 else stage
-        differs = [] if str(r.get("benchmark")) == main else [str(r.get("benchmark")).removeprefix(f"{main}_")]
-        name = ", ".join([attack, *differs, *filter(None, [labels[attack, _knobs_key(r)]])])
+        name = _attack_name(r, main, data, labels[attack, _knobs_key(r)])
         where = column_of(r) if column_of else column
         groups.setdefault((where, name, str(r.get("split", "all")), metric), []).append(r)
     return {key: _mean(group) for key, group in groups.items()}
+
+
+def _main_benchmark(records: Sequence[Record]) -> str:
+    return min((str(r.get("benchmark")) for r in records), key=len, default="")
+
+
+def _attack_name(r: Record, main: str, data: str, label: str) -> str:
+    """A record's or row's attack and what differs: benchmark, data, knobs."""
+    benchmark, measured_on = str(r.get("benchmark", main)), str(r.get("data", data))
+    differs = [benchmark.removeprefix(f"{main}_")] if benchmark != main else []
+    differs += [measured_on] if data and measured_on != data else []
+    return ", ".join([str(r.get("attack")), *differs, *filter(None, [label])])
 
 
 def knob_labels(records: Sequence[Record]) -> dict[tuple[str, str], str]:
@@ -197,15 +212,17 @@ def _knobs_key(r: Record) -> str:
     return json.dumps(_knobs_of(r), sort_keys=True)
 
 
-def by_construction(records: Sequence[Record], rows: Iterable[Record]) -> frozenset[str]:
+def by_construction(records: Sequence[Record], rows: Iterable[Record], data: str = "") -> frozenset[str]:
     """Names of attacks, as `index` tells them apart, that force a whole violation in every one of some rows."""
-    labels = knob_labels(records)
+    labels, main = knob_labels(records), _main_benchmark(records)
     whole: dict[str, bool] = dict.fromkeys(BY_CONSTRUCTION, True)
     for row in rows:
         attack = str(row.get("attack"))
-        key = _knobs_key({"knobs": {**_knobs_of(row), **(row.get("cell") or {})}})
-        if attack not in BY_CONSTRUCTION and (attack, key) in labels:
-            name = ", ".join(filter(None, [attack, labels[attack, key]]))
+        knobs = {**_knobs_of(row), **(row.get("cell") or {})}
+        tried = [{**knobs, **ASKED}, knobs] if "asked" in row else [knobs]
+        keys = [key for told in tried if (attack, key := _knobs_key({"knobs": told})) in labels]
+        if attack not in BY_CONSTRUCTION and keys:
+            name = _attack_name(row, main, data, labels[attack, keys[0]])
             whole[name] = whole.get(name, True) and bool(row.get("by_construction"))
     return frozenset(name for name, forced in whole.items() if forced)
 
@@ -289,7 +306,9 @@ def attack_table(values: Mapping[Key, Value], whole: Collection[str] = BY_CONSTR
         return None
     rows = []
     for attack, split in pairs:
-        cells = [Cell(attack + " †" * (attack in whole or kind_of(attack) in whole)), Cell(split)]
+        # Rows do not say that they have a long prefix by another benchmark's name, as records do.
+        forced = kind_of(attack) in BY_CONSTRUCTION or attack.replace(", long_prefix", "") in whole
+        cells = [Cell(attack + " †" * forced), Cell(split)]
         found = [v for c in columns for m in ("asr", "leak") if (v := values.get((c, attack, split, m)))]
         cells.append(Cell(counts([v.n for v in found])))
         for column in columns:
@@ -319,7 +338,8 @@ def cost_table(values: Mapping[Key, Value], bases: Mapping[Key, Value] | None = 
     """
     note = (
         "On none: a harmless prompt, nothing forced. The benign twins, benign_prefill and benign_middle, force "
-        "harmless words with the geometry of the attacks, so a model that erases whenever words were forced shows."
+        "harmless words with the geometry of the attacks, so a model that erases whenever words were forced shows. "
+        "trigger: a harmless prompt with words that a search found to provoke a directive."
     )
     chosen = {k: v for k, v in values.items() if kind_of(k[1]) in HARMLESS and k[3] in COSTS}
     return by_metric("What it costs", chosen, COSTS, note, bases=bases)

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from rlbf_jax.attacks import BENIGN
 from rlbf_jax.directives import NEVER, BacktrackRule, ResetRule, Semantics, layout, render
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation import report, report_plots, report_tables, report_traces
+from rlbf_jax.evaluation.report_files import read_run
 from tests.report_runs import made_up_records, made_up_row, record, write_run
 
 
@@ -116,6 +118,111 @@ def test_development_and_test_are_not_mixed(tmp_path):
     report.write_report(tmp_path)
     markdown = (tmp_path / "report.md").read_text()
     assert "0.78" not in markdown and "1 records on development data" in markdown
+
+
+def write_beside(folder, kind, name, rows):
+    (folder / "evaluation" / kind).mkdir(exist_ok=True)
+    (folder / "evaluation" / kind / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_rows_of_attack_commands_and_benchmarks_reach_the_report(tmp_path):
+    write_run(tmp_path)
+    before = report.build_report(read_run(tmp_path))
+    asked = {"asked": "rlbf attack"}
+    records = made_up_records()
+    for stage in ("sft", "rlbf"):
+        records += [record(stage, "middle_grid", "rl", m, 0.1, knobs=asked) for m in ("asr", "leak")]
+        records += [record(stage, "prefilling", "rl", "asr", 0.1, benchmark="advbench")]
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    forced = made_up_row(stage="sft", attack="middle_grid", by_construction=True)
+    twice = made_up_row(attack="prefilling", metrics={"x_error": 3.0}, verdict={"judged": False})
+    write_beside(tmp_path, "attacks", "middle_grid_sft", [forced, {"attack": "middle_grid"}])
+    write_beside(tmp_path, "attacks", "prefilling_rlbf", [twice])
+    write_beside(tmp_path, "benchmarks", "advbench_rlbf", [made_up_row(attack="prefilling", split="all")])
+    run = read_run(tmp_path)
+    after = report.build_report(run)
+    assert list(run.rows) == ["rlbf"] and len(run.rows["rlbf"]) == 9  # of which figures are made
+    assert [figure.name for figure in after.figures] == [figure.name for figure in before.figures]
+    assert {(u.stage, u.bad, u.total) for u in after.unjudged} == {("sft", 0, 1), ("rlbf", 2, 11)}
+    names = [row[0].text for row in after.tables[0].rows]
+    assert "middle_grid †" in names and "prefilling, advbench" in names and "prefilling" in names
+    rows = json.loads(after.browser.data)["rows"]
+    assert {(row["stage"], row["attack"]) for row in rows} >= {("sft", "middle_grid"), ("rlbf", "prefilling, advbench")}
+    assert (after.browser.shown, after.browser.total) == (12, 12)
+    assert "evaluation/benchmarks/advbench_rlbf.jsonl" in after.browser.files
+    assert "attacks/middle_grid_sft.jsonl: 1 rows without a stage left out." in run.missing
+
+
+def test_a_dagger_is_of_one_benchmark_and_one_pool():
+    records = [
+        record("rlbf", "prefilling", "rl", "asr", 0.1, benchmark=b) for b in ("toy", "toy_long_prefix", "advbench")
+    ]
+    records += [record("rlbf", "gcg", "rl", "asr", 0.1, data=d) for d in ("test", "development")]
+    rows = [made_up_row(attack="prefilling", by_construction=True)]
+    rows += [made_up_row(attack="prefilling", by_construction=False, benchmark="advbench")]
+    rows += [made_up_row(attack="gcg", by_construction=d == "development", data=d) for d in ("test", "development")]
+    whole = report_tables.by_construction(records, rows, "test")
+    assert whole - set(report_tables.BY_CONSTRUCTION) == {"prefilling", "gcg, development"}
+    names = [row[0].text for row in report_tables.attack_table(report_tables.index(records, data="test"), whole).rows]
+    assert names == ["prefilling †", "prefilling, advbench", "prefilling, long_prefix †", "gcg", "gcg, development †"]
+
+
+def test_the_knob_of_attack_commands_tells_records_and_rows_apart():
+    asked = {"asked": "rlbf attack"}
+    records = [record("rlbf", "prefilling_depth", "rl", "asr", 0.1, knobs=k) for k in ({"k": 5}, {"k": 5} | asked)]
+    assert {k[1] for k in report_tables.index(records)} == {
+        "prefilling_depth",
+        "prefilling_depth, asked rlbf attack",
+    }
+    rows = [made_up_row(attack="prefilling_depth", cell={"k": 5}, by_construction=False)]
+    rows += [made_up_row(attack="prefilling_depth", cell={"k": 5}, by_construction=True, **asked)]
+    found = report_tables.by_construction(records, rows)
+    assert found == {*report_tables.BY_CONSTRUCTION, "prefilling_depth, asked rlbf attack"}
+
+
+def test_every_harmless_attack_stands_with_what_it_costs():
+    assert report_tables.HARMLESS == BENIGN
+    records = [record("rlbf", a, "all", m, 0.4) for a in BENIGN for m in ("asr", "leak", "false_backtrack_rate")]
+    values = report_tables.index(records)
+    assert report_tables.attack_table(values) is None
+    assert {row[1].text for row in report_tables.cost_table(values).rows} == BENIGN
+    # A found trigger is no twin of an attack.
+    values |= report_tables.index([record("rlbf", "trigger", "all", "false_backtrack_rate", 0.9)])
+    (tile,) = report.headline_tiles(values, ["rlbf"], {"rlbf": ""})
+    assert tile.entries[0].text == "0.40"
+
+
+def test_what_only_other_data_have_is_shown_with_its_data():
+    both = [record("rlbf", "prefilling", "rl", "asr", v, data=d) for d, v in (("test", 0.1), ("development", 0.9))]
+    alone = [record("rlbf", "gcg", "rl", "asr", 0.3, data="development")]
+    xstest = [record("rlbf", "direct", "all", "asr", 0.2, benchmark="xstest")]
+    shown, data, note = report.one_data([*both, *alone, *xstest])
+    assert data == "test" and note.startswith("1 records on development data")
+    values = report_tables.index(shown, data=data)
+    assert {k[1]: v.value for k, v in values.items()} == {
+        "prefilling": 0.1,
+        "gcg, development": 0.3,
+        "direct, xstest": 0.2,
+    }
+    # The run's own pool is the headline's, whatever a benchmark was asked on.
+    shown, data, note = report.one_data([both[1], *alone, *xstest], "development")
+    assert data == "development" and not note
+    names = {k[1] for k in report_tables.index(shown, data=data)}
+    assert names == {"prefilling", "gcg", "direct, xstest, test"}
+    assert report.one_data(xstest, "development")[1] == "test"
+
+
+def test_a_benchmark_leaves_the_headline_of_a_development_run(tmp_path):
+    write_run(tmp_path)
+    manifest = {"config": {"evaluation": {"pool": "development"}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    records = [r | {"data": "development"} for r in made_up_records()]
+    records += [record("rlbf", "direct", "all", "asr", 0.2, benchmark="xstest")]
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    told = report.build_report(read_run(tmp_path))
+    names = {row[0].text for row in told.tables[0].rows}
+    assert told.data == "development" and {"prefilling", "direct, xstest, test"} <= names
+    assert [tile.title for tile in told.tiles][:2] == ["Prefilling", "Middle filling"]
 
 
 def test_empty_folder_says_what_is_missing(tmp_path):

@@ -144,6 +144,17 @@ def test_the_cap_is_a_cap_and_is_told(tmp_path):
     assert "The other 30 are left out; all are in evaluation/rlbf.jsonl" in page
 
 
+def test_attack_commands_and_benchmarks_keep_the_caps():
+    own = [made_up_row(prompt_id=str(i)) for i in range(MOST_ROWS + 5)]
+    asked = [made_up_row(prompt_id=f"a{i}", prompt="asked", asked="rlbf attack") for i in range(MOST_ROWS)]
+    benchmark = [made_up_row(benchmark="advbench") for _ in range(MOST_ROWS + 5)]
+    found = browser({"rlbf": [*own, *asked, *benchmark]})
+    assert found.shown == 2 * MOST_ROWS
+    rows = json.loads(found.data)["rows"]
+    assert [row["attack"] for row in rows].count("middle_filling, advbench") == MOST_ROWS
+    assert [row["prompt"] for row in rows].count("asked") == MOST_ROWS // 2
+
+
 def test_verdicts_and_directives_of_rows():
     rows = [made_up_row(), made_up_row(verdict={}), made_up_row(verdict={"judged": True, "safe": False})]
     assert [report_browser.verdict_of(row) for row in rows] == ["safe", "unjudged", "unsafe"]

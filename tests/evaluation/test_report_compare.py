@@ -60,6 +60,23 @@ def texts(table):
     return [[cell.text for cell in row] for row in table.rows]
 
 
+def test_benchmarks_and_attack_commands_stand_beside_a_development_headline(tmp_path):
+    folders = [write(tmp_path / name, seed, 0.2, x=seed) for seed, name in enumerate("ab")]
+    for seed, folder in enumerate(folders):
+        manifest = {"config": {"seed": seed, "evaluation": {"pool": "development"}}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        records = [r | {"data": "development"} for r in json.loads((folder / "results.json").read_text())]
+        records += [record("rlbf", "direct", "all", "asr", 0.3, benchmark="xstest", seed=seed)]
+        (folder / "results.json").write_text(json.dumps(records))
+        (folder / "evaluation" / "benchmarks").mkdir()
+        row = made_up_row(attack="direct", split="all", verdict={"judged": False})
+        (folder / "evaluation" / "benchmarks" / "xstest_rlbf.jsonl").write_text(json.dumps(row) + "\n")
+    found = compared(*folders)
+    assert found.data == "development"
+    assert [row[0] for row in texts(titled(found, "Under attack")[0])] == ["direct, xstest, test", "middle_filling †"]
+    assert {(count.bad, count.total) for count in found.unjudged} == {(1, 11)}
+
+
 def test_two_settings_are_paired_by_seed_and_attempt(tmp_path):
     a, b = write(tmp_path / "a", 0, 0.2), write(tmp_path / "b", 0, 0.7, steps=99)
     found = compared(a, b)
