@@ -25,6 +25,7 @@ from rlbf_jax.evaluation.report_browser import Browser, browser
 from rlbf_jax.evaluation.report_figures import Figure, figures
 from rlbf_jax.evaluation.report_files import RunFiles, read_run
 from rlbf_jax.evaluation.report_tables import Key, Table, Value
+from rlbf_jax.evaluation.report_words import DEFINITIONS
 from rlbf_jax.evaluation.unjudged import Unjudged, unjudged_answers
 from rlbf_jax.storage import write_whole
 
@@ -245,7 +246,7 @@ def render(template: str, **values: Any) -> str:
     env.filters["verdict"] = traces.verdict_label
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "browser.js"))
     text = env.get_template(template).render(
-        definitions=tables.DEFINITIONS,
+        definitions=DEFINITIONS,
         toy_note=TOY_NOTE,
         style=Markup(style),
         script=Markup(script),

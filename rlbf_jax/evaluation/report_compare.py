@@ -19,6 +19,7 @@ from rlbf_jax.evaluation.report_figures import Figure
 from rlbf_jax.evaluation.report_files import RunFiles, read_run
 from rlbf_jax.evaluation.report_paired import Group, grouped, paired_tables, seed_means
 from rlbf_jax.evaluation.report_tables import BESIDE, Cell, Key, Table, Value
+from rlbf_jax.evaluation.report_words import DEFINITIONS
 from rlbf_jax.evaluation.unjudged import Unjudged, unjudged_answers
 from rlbf_jax.storage import write_whole
 
@@ -164,7 +165,7 @@ def _value_tables(
 def _others(values: Mapping[Key, Value]) -> Table | None:
     shown = {"asr", "leak", *tables.QUALITY, *tables.COSTS}
     left = {k: v for k, v in values.items() if k[3] not in shown}
-    order = tables.in_order((k[3] for k in left), list(tables.DEFINITIONS))
+    order = tables.in_order((k[3] for k in left), list(DEFINITIONS))
     return tables.by_metric("Other measurements", left, order, folded=True)
 
 

@@ -46,7 +46,10 @@ class RunFiles:
 
     @property
     def pool(self) -> str:
-        """What data the stages' own evaluations ask, as the manifest says; empty where it does not."""
+        """What data the stages' own evaluations asked: as their rows agree, or as the manifest says; else empty."""
+        asked = {str(row.get("data", "")) for mine in self.rows.values() for row in mine}
+        if len(asked) == 1:
+            return asked.pop()
         told: Any = self.manifest
         for name in ("config", "evaluation", "pool"):
             told = told.get(name) if isinstance(told, Mapping) else None

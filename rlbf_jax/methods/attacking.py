@@ -18,15 +18,13 @@ from rlbf_jax.critics.base import Critic, Exchange
 from rlbf_jax.data.world import Pool
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.intervals import interval
+from rlbf_jax.evaluation.report_tables import ASKED
 from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.suite import build_attempts, evaluate, judge_distinct
 from rlbf_jax.evaluation.worst_of_n import any_pick, picks
 from rlbf_jax.methods import runner
 from rlbf_jax.methods.rlbf import method_name
 from rlbf_jax.training.progress import say
-
-ASKED = {"asked": "rlbf attack"}
-"""Knob of records of an attack that evaluations run too."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -219,10 +219,21 @@ def test_a_benchmark_leaves_the_headline_of_a_development_run(tmp_path):
     records = [r | {"data": "development"} for r in made_up_records()]
     records += [record("rlbf", "direct", "all", "asr", 0.2, benchmark="xstest")]
     (tmp_path / "results.json").write_text(json.dumps(records))
+    for path in (tmp_path / "evaluation").glob("*.jsonl"):
+        path.write_text(path.read_text().replace('"data": "test"', '"data": "development"'))
     told = report.build_report(read_run(tmp_path))
     names = {row[0].text for row in told.tables[0].rows}
     assert told.data == "development" and {"prefilling", "direct, xstest, test"} <= names
     assert [tile.title for tile in told.tiles][:2] == ["Prefilling", "Middle filling"]
+
+
+def test_the_pool_is_what_the_rows_say_before_the_manifest(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"config": {"evaluation": {"pool": "development"}}}))
+    assert read_run(tmp_path).pool == "test"
+    for path in (tmp_path / "evaluation").glob("*.jsonl"):
+        path.unlink()
+    assert read_run(tmp_path).pool == "development"
 
 
 def test_empty_folder_says_what_is_missing(tmp_path):

@@ -68,6 +68,8 @@ def test_benchmarks_and_attack_commands_stand_beside_a_development_headline(tmp_
         records = [r | {"data": "development"} for r in json.loads((folder / "results.json").read_text())]
         records += [record("rlbf", "direct", "all", "asr", 0.3, benchmark="xstest", seed=seed)]
         (folder / "results.json").write_text(json.dumps(records))
+        for path in (folder / "evaluation").glob("*.jsonl"):
+            path.write_text(path.read_text().replace('"data": "test"', '"data": "development"'))
         (folder / "evaluation" / "benchmarks").mkdir()
         row = made_up_row(attack="direct", split="all", verdict={"judged": False})
         (folder / "evaluation" / "benchmarks" / "xstest_rlbf.jsonl").write_text(json.dumps(row) + "\n")
