@@ -320,13 +320,19 @@ def test_a_planted_weakness_is_found_by_gcg_and_not_by_random_search():
     assert np.mean((answers == planted.COMPLY[0]) == complies) >= 0.98
     tokenizer = NumberTokenizer()
     goal = Goal(" ".join(map(str, planted.PROMPT)), planted.COMPLY, (0, 3))
-    config = GcgConfig(init=planted.INIT, separator=" ", steps=12, search_width=16, topk=8, filter_ids=False)
-    (found,) = gcg(model, params, tokenizer, [goal], config)
-    (chance,) = random_search(model, params, tokenizer, [goal], RandomSearchConfig.of_equal_budget(config))
-    assert found.evaluations == chance.evaluations
-    assert set(planted.SECRET) <= set(found.ids)
-    broken, held = (planted.greedy(model, params, tokenizer.encode_prompt(f.text), 3) for f in (found, chance))
-    assert broken == planted.COMPLY and held == planted.REFUSE
+    broken = []
+    for seed in range(5):
+        config = GcgConfig(
+            init=planted.INIT, separator=" ", steps=12, search_width=16, topk=8, filter_ids=False, seed=seed
+        )
+        (found,) = gcg(model, params, tokenizer, [goal], config)
+        (chance,) = random_search(model, params, tokenizer, [goal], RandomSearchConfig.of_equal_budget(config))
+        assert found.evaluations == chance.evaluations
+        broken.append(set(planted.SECRET) <= set(found.ids))
+        answers = [planted.greedy(model, params, tokenizer.encode_prompt(f.text), 3) for f in (found, chance)]
+        assert answers == [planted.COMPLY if broken[-1] else planted.REFUSE, planted.REFUSE]
+    # The model is trained here, so which seeds need more steps differs between versions of XLA.
+    assert sum(broken) >= 3
 
 
 # What is kept ------------------------------------------------------------------------------------
