@@ -254,14 +254,13 @@ def _check_evaluate(args: Evaluate) -> None:
 def report(argv: Sequence[str]) -> None:
     args = _parse(MakeReport, "report", argv)
     from rlbf_jax.evaluation.report import write_report
+    from rlbf_jax.evaluation.report_files import check_is_run
     from rlbf_jax.evaluation.results import read_results
 
     if not args.workdirs:
         raise UserError("rlbf report needs WORKDIR, the folder of a run; several are compared")
     for workdir in args.workdirs:
-        # An old report is worth more than an empty one.
-        if workdir.is_dir() and not any((workdir / name).exists() for name in ("manifest.json", "results.json")):
-            raise UserError(f"{workdir}: no run here (no manifest.json, no results.json); make one with `rlbf run`")
+        check_is_run(workdir)
         read_results(workdir / "results.json")
     if len(args.workdirs) > 1:
         from rlbf_jax.evaluation.report_compare import write_comparison

@@ -16,7 +16,7 @@ from rlbf_jax.evaluation import report_figures as figures
 from rlbf_jax.evaluation import report_tables as tables
 from rlbf_jax.evaluation.report import Tile, headline_tiles, one_data, render
 from rlbf_jax.evaluation.report_figures import Figure
-from rlbf_jax.evaluation.report_files import RunFiles, read_run
+from rlbf_jax.evaluation.report_files import RunFiles, check_is_run, read_run
 from rlbf_jax.evaluation.report_paired import Group, grouped, paired_tables, seed_means
 from rlbf_jax.evaluation.report_tables import BESIDE, Cell, Key, Table, Value
 from rlbf_jax.evaluation.report_words import DEFINITIONS
@@ -55,8 +55,7 @@ def write_comparison(folders: Sequence[pathlib.Path], out: pathlib.Path | None =
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; expected the --workdir of a run")
-        if not any((path / name).exists() for name in ("manifest.json", "results.json")):
-            raise UserError(f"{path}: no run here (no manifest.json, no results.json); make one with `rlbf run`")
+        check_is_run(path)
     resolved = [path.resolve() for path in paths]
     if twice := [path for path in resolved if resolved.count(path) > 1]:
         raise UserError(f"{twice[0]} is named twice; a run is compared with other runs")

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation import report_tables as tables
 from rlbf_jax.evaluation.unjudged import Unjudged, unjudged_rollouts
 
@@ -54,6 +55,12 @@ class RunFiles:
         for name in ("config", "evaluation", "pool"):
             told = told.get(name) if isinstance(told, Mapping) else None
         return told if isinstance(told, str) else ""
+
+
+def check_is_run(workdir: pathlib.Path) -> None:
+    """Raises UserError for a folder that holds nothing of a run: an old report is worth more than an empty one."""
+    if workdir.is_dir() and not any((workdir / name).exists() for name in ("manifest.json", "results.json")):
+        raise UserError(f"{workdir}: no run here (no manifest.json, no results.json); make one with `rlbf run`")
 
 
 def read_run(workdir: pathlib.Path) -> RunFiles:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbf_jax.errors import InputError
+from rlbf_jax.evaluation.intervals import Interval
 from rlbf_jax.storage import held, write_whole
 
 
@@ -58,6 +59,20 @@ class Record:
     def measurement(self) -> tuple:
         """Records with one measurement come from the same answers and the same judge."""
         return (*self._about, self.seed, self.semantics, json.dumps(self.knobs, sort_keys=True))
+
+    def measured(self, metric: str, found: Interval, knobs: Mapping[str, Any] | None = None) -> Record:
+        """Another metric of the same answers; None: under the same knobs."""
+        return dataclasses.replace(
+            self,
+            metric=metric,
+            value=found.value,
+            n_prompts=found.n_prompts,
+            n=found.n,
+            ci_low=found.low,
+            ci_high=found.high,
+            ci_method=found.method,
+            knobs=self.knobs if knobs is None else knobs,
+        )
 
     @property
     def _about(self) -> tuple:

@@ -98,20 +98,6 @@ def scored_records(
     records = []
     for metric in ("asr", "leak"):
         worst = any_pick(rows, chosen, metric)
-        if not worst:
-            continue
-        value = interval(list(worst.values()), list(worst))
-        records.append(
-            dataclasses.replace(
-                template,
-                metric=f"{metric}_scored",
-                value=value.value,
-                n=value.n,
-                n_prompts=value.n_prompts,
-                ci_low=value.low,
-                ci_high=value.high,
-                ci_method=value.method,
-                knobs=knobs,
-            )
-        )
+        if worst:
+            records.append(template.measured(f"{metric}_scored", interval(list(worst.values()), list(worst)), knobs))
     return records

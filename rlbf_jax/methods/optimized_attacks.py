@@ -55,12 +55,15 @@ def attack_run(workdir: Path, stage: str, config: AttackRunConfig) -> list[Recor
     read_results(workdir / "results.json")  # a damaged file is named before the work, not after it
     records: list[Record] = []
     for name in config.attacks:
-        records += _attack(work, stage, params, name, config)
-    write_results(workdir / "results.json", records)
+        file = work.folder / "attacks" / f"{name}_{stage}.npz"
+        found = _attack(work, stage, params, name, config, file)
+        write_results(workdir / "results.json", found)
+        file.unlink(missing_ok=True)  # rows and records hold what was found
+        records += found
     return records
 
 
-def _attack(work: Workspace, stage: str, params: dict, name: str, config: AttackRunConfig) -> list[Record]:
+def _attack(work: Workspace, stage: str, params: dict, name: str, config: AttackRunConfig, file: Path) -> list[Record]:
     suite = work.config.evaluation
     sample = work.sampling(params, name)
     knobs = suite.knobs if config.max_tokens is None else dataclasses.replace(suite.knobs, max_tokens=config.max_tokens)
@@ -68,7 +71,6 @@ def _attack(work: Workspace, stage: str, params: dict, name: str, config: Attack
     # One generator for all harmful attacks: they want the same answers from the same prompts.
     rng = np.random.default_rng([suite.seed, config.optimized.search.seed, *b"optimized"])
     mesh = work.mesh if work.mesh.size > 1 else None
-    file = work.folder / "attacks" / f"{name}_{stage}.npz"
     try:
         made = attack_model(
             name, work.model, params, work.tokenizer, sample, work.world, rng, config.n, told, config.optimized,
@@ -87,7 +89,6 @@ def _attack(work: Workspace, stage: str, params: dict, name: str, config: Attack
     lines = [row | {"search": _search_json(a)} for row, a in zip(rows, made, strict=True)]
     work.write_lines(f"evaluation/attacks/{name}_{stage}.jsonl", lines)
     shown = {r.metric: round(r.value, 3) for r in found if r.metric in ("target_loss", "emitted", "asr")}
-    file.unlink(missing_ok=True)  # the rows hold what was found
     say(f"{stage}: {name}: {', '.join(f'{metric} {value}' for metric, value in shown.items())}")
     return found
 
@@ -111,17 +112,7 @@ def _id(name: str, index: int) -> int:
 
 def _loss_record(like: Record, metric: str, made: Sequence[OptimizedAttempt]) -> Record:
     values = [a.found.loss if metric == "target_loss" else a.found.start_loss for a in made]
-    known = interval(values, [a.attempt.prompt.id for a in made], counts=True)
-    return dataclasses.replace(
-        like,
-        metric=metric,
-        value=known.value,
-        n_prompts=known.n_prompts,
-        n=known.n,
-        ci_low=known.low,
-        ci_high=known.high,
-        ci_method=known.method,
-    )
+    return like.measured(metric, interval(values, [a.attempt.prompt.id for a in made], counts=True))
 
 
 def _search_json(made: OptimizedAttempt) -> dict[str, Any]:

@@ -105,8 +105,6 @@ def adopt(source: Path, config: ExperimentConfig, workdir: Path, stages: Sequenc
 
 def _manifest(source: Path) -> dict[str, Any]:
     path = source / "manifest.json"
-    if not path.exists():
-        raise UserError(f"{source}: no run here (manifest.json is missing); make one with `rlbf run`")
     config = stored_config(path)
     return {**json.loads(path.read_text(encoding="utf-8")), "config": config}
 

@@ -163,7 +163,9 @@ def brief(value: Any) -> str:
 
 
 def stored_config(path: Path) -> dict[str, Any]:
-    """The plain configuration in a manifest. Raises UserError where the file is not a manifest."""
+    """The plain configuration in a run's manifest. Raises UserError where there is none, or it is not a manifest."""
+    if not path.exists():
+        raise UserError(f"{path.parent}: no run here (manifest.json is missing); make one with `rlbf run`")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))["config"]
         if not isinstance(stored, dict):
@@ -237,8 +239,6 @@ def open_run(workdir: Path) -> Workspace:
 def config_of_run(workdir: Path) -> ExperimentConfig:
     """What an existing run was made with. Raises UserError if there is none, or it is of another version."""
     path = workdir / "manifest.json"
-    if not path.exists():
-        raise UserError(f"{workdir}: no run here (manifest.json is missing); make one with `rlbf run`")
     try:
         return restore(ExperimentConfig, stored_config(path))
     except (ValueError, TypeError, AttributeError) as error:

@@ -42,6 +42,10 @@ class LoraConfig:
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def trains_rows(self) -> bool:
+        return self.rank > 0 and self.rows > 0
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -81,7 +81,7 @@ class Decoder(nn.Module):
         self.embedding = self.param("embedding", init, (c.vocab_size, c.width), dtype)
         if not c.tied_embeddings:
             self.unembedding = self.param("unembedding", init, (c.vocab_size, c.width), dtype)
-        if c.lora.rank and c.lora.rows:
+        if c.lora.trains_rows:
             # What training adds to rows of the tables; where the tables are one, so are these.
             shape = (c.lora.rows, c.width)
             self.embedding_rows = self.param("embedding_rows", nn.initializers.zeros, shape, jnp.float32)
@@ -189,7 +189,7 @@ class Decoder(nn.Module):
         c, table = self.config, self.table()
         flat = hidden.reshape(-1, hidden.shape[-1])
         logits = jnp.matmul(flat, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
-        if c.lora.rank and c.lora.rows:
+        if c.lora.trains_rows:
             rows = self.embedding_rows if c.tied_embeddings else self.unembedding_rows
             more = jnp.matmul(flat, rows.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
             logits = logits.at[:, c.lora.first_row : c.lora.first_row + c.lora.rows].add(more)
@@ -205,7 +205,7 @@ class Decoder(nn.Module):
     def _embed(self, tokens: Array, position: Array) -> Array:
         c = self.config
         rows = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(c.dtype))
-        if c.lora.rank and c.lora.rows:
+        if c.lora.trains_rows:
             # Ids without such a row take zeros.
             place = jnp.where(tokens < c.lora.first_row, c.lora.rows, tokens - c.lora.first_row)
             rows = rows + jnp.take(self.embedding_rows, place, axis=0, mode="fill", fill_value=0).astype(rows.dtype)
