@@ -6,6 +6,7 @@ byte, and nothing half-made beside it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -17,6 +18,8 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import types
 from collections.abc import Callable
 
@@ -25,6 +28,7 @@ import numpy as np
 import pytest
 
 from rlbf_jax import cli
+from rlbf_jax.errors import UserError
 from rlbf_jax.methods import runner
 from rlbf_jax.methods.runner import open_run
 from rlbf_jax.models.attention import QUERY_BLOCK
@@ -621,6 +625,32 @@ def test_disk_fills_while_a_checkpoint_is_written(run_folder, finished, no_repor
     metrics = "stages/sft/metrics.jsonl"
     assert (run_folder / metrics).read_bytes() == (finished / metrics).read_bytes()
     same_parameters(run_folder, finished, "sft")
+
+
+def test_what_stragglers_write_after_a_failed_checkpoint_goes_too(tmp_path, monkeypatch):
+    """After the first array has failed, Orbax still writes others, which makes the removed folder anew."""
+    half = tmp_path / "4.orbax-checkpoint-tmp" / "state"
+    checkpoints = checkpoint.Checkpoints(tmp_path, writes=True)
+
+    def straggle():
+        for index in range(30):
+            with contextlib.suppress(FileNotFoundError):
+                half.mkdir(parents=True, exist_ok=True)
+                (half / str(index)).write_bytes(b"late")
+            time.sleep(0.01)
+
+    stragglers = [threading.Thread(target=straggle) for _ in range(3)]
+
+    def fails(*args, **options):
+        for thread in stragglers:
+            thread.start()
+        no_space()
+
+    monkeypatch.setattr(checkpoints._manager, "save", fails)
+    with pytest.raises(UserError, match="make room"):
+        checkpoints.save(4, {"a": np.zeros(3)}, {})
+    assert not any(thread.is_alive() for thread in stragglers)
+    assert not list(tmp_path.iterdir())
 
 
 def test_disk_full_in_a_process_of_its_own(tmp_path):

@@ -9,6 +9,7 @@ import logging
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 CHECKSUMS = "checksums.json"
 """In a step's folder: size and SHA-256 of every other file there. Orbax reads a flipped bit as another number."""
+QUIET_S, PATIENCE_S = 1.0, 20.0
+"""How long nothing must come back before what is half-written counts as removed, and how long that is waited for."""
 HASHED_BYTES = 8 << 30
 """Of larger checkpoints the sizes are checked alone, so that a restart does not read everything twice."""
 
@@ -66,8 +69,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 write_checksums(self.folder / str(step))
         except Exception as error:  # as in restore
-            for half in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half, ignore_errors=True)
+            _remove_for_good(self.folder, f"{step}.orbax-checkpoint-tmp*")
             raise UserError(
                 f"{self.folder}/{step}: cannot be written ({_cause(error)}); make room and start the same "
                 "command again: it goes on from the last whole checkpoint"
@@ -170,6 +172,22 @@ def _aftermath_unheard() -> Iterator[None]:
     sys.excepthook, sys.unraisablehook = hook, other_hook
     yield
     sys.excepthook, sys.unraisablehook = printed, unraisable
+
+
+def _remove_for_good(folder: Path, pattern: str) -> None:
+    """Removes what is half-written, and again what stragglers make of it.
+
+    After the first array has failed, Orbax still writes others, in threads that nobody can wait for, and those make
+    their folders anew. So this ends once nothing has come back for `QUIET_S`, and after `PATIENCE_S` at the latest;
+    what comes later goes with the next start.
+    """
+    end = time.monotonic() + PATIENCE_S
+    quiet_since = time.monotonic()
+    while (now := time.monotonic()) < end and now - quiet_since < QUIET_S:
+        for half in folder.glob(pattern):
+            shutil.rmtree(half, ignore_errors=True)
+            quiet_since = time.monotonic()
+        time.sleep(0.02)
 
 
 def _follows(error: BaseException | None) -> bool:
