@@ -215,6 +215,14 @@ def starts_of(length: int) -> tuple[int, ...]:
     return tuple(range(0, length, -(-length // STARTS)))
 
 
+def by_start(first_change: Array, wanted: Array, multiple: int) -> Array:
+    """Indices of candidates [S] by how late they can start, unwanted ones last; the last one is repeated until their
+    number is a multiple of `multiple`."""
+    never = jnp.iinfo(jnp.int32).max
+    order = jnp.argsort(jnp.where(wanted, -first_change, never))
+    return jnp.concatenate([order, jnp.repeat(order[-1:], -order.shape[0] % multiple)])
+
+
 def candidate_losses(
     model: ModelConfig,
     params: dict,
@@ -244,9 +252,7 @@ def candidate_losses(
         losses, matches = suffix_losses(model, params, objective, behavior, prefix, candidates)
         return jnp.where(wanted, losses, jnp.inf), matches & wanted
     starts = starts_of(length) if current is not None else (0,)
-    # Unwanted ones last; the rest by how late they can start.
-    order = jnp.argsort(jnp.where(wanted, length - first_change, length + 1))
-    order = jnp.concatenate([order, jnp.repeat(order[-1:], -count % chunk)]).reshape(-1, chunk)
+    order = by_start(first_change, wanted, chunk).reshape(-1, chunk)
 
     def from_start(start: int):
         before = prefix if start == 0 or current is None else joined(prefix, current, start)
