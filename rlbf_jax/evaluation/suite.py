@@ -130,7 +130,8 @@ def judge_distinct(judge: Critic, exchanges: Iterable[Exchange]) -> dict[Exchang
 
 
 def _exchange(attempt: Attempt, text: str) -> Exchange:
-    return Exchange(attempt.prompt.text, text, attempt.prompt.topic)
+    asked = attempt.prompt
+    return Exchange(asked.text, text, asked.topic, asked.context, asked.question)
 
 
 def evaluate(
