@@ -248,8 +248,8 @@ def search_mesh(mesh: Mesh, behaviors: int) -> Mesh:
 def search_devices(mesh: Mesh, behaviors: int) -> np.ndarray:
     """[groups, devices that divide a behavior's candidates, tensor] devices.
 
-    As many groups as there are row shards; with fewer behaviors, the fewest that divide the shards evenly and give every
-    behavior one.
+    As many groups as there are row shards; with fewer behaviors, the fewest that divide the shards evenly and give
+    every behavior one.
     """
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     groups = next(n for n in range(1, rows + 1) if rows % n == 0 and n >= min(behaviors, rows))
