@@ -140,9 +140,9 @@ class Question:
     seed: int = 0
 
 
-class Answerer:
-    """Samples answers. The key of an answer depends on its prompt, its seed and how often that prompt came before, not
-    on the order or company in which a harness asks."""
+class QuestionSampler:
+    """Samples answers to a harness's questions. The key of an answer depends on its prompt, its seed and how often that
+    prompt came before, not on the order or company in which a harness asks."""
 
     def __init__(self, model: Model, batch_size: int, max_length: int, seed: int = 0):
         self.model = model
