@@ -32,6 +32,8 @@ class Search:
     """What the suffix begins as; it keeps its number of ids."""
     control_weight: float = 0.5
     """Of a directive's log-probability in adaptive_gcg and trigger."""
+    control_floor: float | None = None
+    """Of adaptive_gcg, in nats: a directive's log-probability below this counts as this; default: no floor."""
     window: int = 8
     """Ids over which that log-probability is averaged."""
     seed: int = 0
@@ -97,7 +99,14 @@ def _optimized(told: Search) -> OptimizedConfig:
     from rlbf_jax.attacks.optimized import OptimizedConfig
 
     try:
-        search = GcgConfig(init=told.init, steps=told.steps, search_width=told.width, topk=told.topk, seed=told.seed)
+        search = GcgConfig(
+            init=told.init,
+            steps=told.steps,
+            search_width=told.width,
+            topk=told.topk,
+            control_floor=told.control_floor,
+            seed=told.seed,
+        )
         return OptimizedConfig(search, told.control_weight, told.window)
     except ValueError as error:
         raise UserError(f"--search: {error}") from error

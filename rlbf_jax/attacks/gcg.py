@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlbf_jax.attacks import gcg_search
 from rlbf_jax.attacks.gcg_candidates import Positions, allowed_ids, check_topk, split_prompt, survives
 from rlbf_jax.attacks.gcg_search import Search, State
-from rlbf_jax.attacks.gcg_step import Objective, first_column, one_behavior, stack
+from rlbf_jax.attacks.gcg_step import Objective, check_control_floor, first_column, one_behavior, stack
 from rlbf_jax.errors import InputError
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.transformer import unrolled
@@ -57,6 +57,8 @@ class SuffixConfig:
     """Of mellowmax."""
     control_weight: float = 0.0
     """Of the log-probability of a directive where a goal says it counts: above 0 suppresses, below 0 provokes."""
+    control_floor: float | None = None
+    """Nats. Suppressing a directive below this log-probability gains nothing; provoking has no such limit."""
     early_stop: bool = False
     """Stop when some candidate makes the whole target the likeliest answer. As in nanoGCG the step is finished, and
     the suffix of lowest loss, which may be another one, is the result."""
@@ -66,6 +68,7 @@ class SuffixConfig:
 
     def __post_init__(self):
         check_at_least(self, 1, "batch_size")
+        check_control_floor(self.control_floor)
         check_between(self, 0, 2**32 - 1, "seed")
         if not self.init:
             raise ValueError("init is empty, expected the text or ids that the suffix begins as")
@@ -222,6 +225,7 @@ class _Work:
             config.kind,
             config.alpha,
             control_weight=config.control_weight,
+            control_floor=config.control_floor,
             rule=tokenizer.rule if config.control_weight else None,
             first=first_column(behaviors),
         )

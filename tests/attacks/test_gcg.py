@@ -140,6 +140,30 @@ def test_losses_of_logits_are_those_of_plain_numpy(kind, reset):
         assert float(found) == pytest.approx(0.5 * part + 0.3 * np.mean(control), abs=1e-5)
 
 
+@pytest.mark.parametrize("weight", [0.3, -0.3])
+def test_a_floor_holds_where_directives_are_suppressed(weight):
+    """Of each place by itself, in the loss and in what its gradient moves."""
+    logits, behavior = logits_and_behavior()
+    rule = BacktrackRule(14, ("a", "b"), (0,), x_max=4)
+    objective = gcg_step.Objective(target_weight=0.0, control_weight=weight, rule=rule, first=1)
+    logp = np.asarray(gcg_step.directive_logprobs(rule, jnp.asarray(logits)))[:, 4:6]
+    floor = float(np.median(logp))
+    floored = dataclasses.replace(objective, control_floor=floor)
+    losses, gradient = LOSSES(floored, logits, behavior)[0], CONTROL_GRADIENT(floored, logits, behavior)
+    below = (logp < floor) & (weight > 0)
+    assert below.any() == (weight > 0)
+    np.testing.assert_allclose(losses, weight * np.where(below, floor, logp).mean(1), atol=1e-5)
+    assert np.array_equal(np.abs(np.asarray(gradient)[:, 4:6]).max(-1) == 0, below)
+
+
+CONTROL_GRADIENT = jax.jit(
+    lambda objective, logits, behavior: jax.grad(
+        lambda x: gcg_step.losses_of_logits(objective, x, behavior)[0].sum()
+    )(logits),
+    static_argnums=0,
+)  # fmt: skip
+
+
 def test_mellowmax_tends_to_the_largest_and_matches_need_every_id():
     logits, behavior = logits_and_behavior()
     objective = gcg_step.Objective("mellowmax", 200.0, first=1)
@@ -501,7 +525,14 @@ def test_mistakes_are_named():
         start_only = dataclasses.replace(CONFIG, init="xxxxx")
         work = module_of()._Work(search(), broken, TOKENIZER, GOALS, start_only, None)
         work.check(work.begun(None)[0])
-    for wrong in (dict(steps=0), dict(topk=0), dict(anneal=True, buffer_size=2), dict(init=""), dict(seed=-1)):
+    for wrong in (
+        dict(steps=0),
+        dict(topk=0),
+        dict(anneal=True, buffer_size=2),
+        dict(init=""),
+        dict(seed=-1),
+        dict(control_floor=0.0),
+    ):
         with pytest.raises(ValueError):
             GcgConfig(**wrong)
     with pytest.raises(ValueError, match="target is 0..4"):
