@@ -133,7 +133,8 @@ class RlbfAPI(ModelAPI):
             top_p=1.0 if config.top_p is None else config.top_p,
             max_tokens=config.max_tokens or DEFAULT_MAX_TOKENS,
         )
-        question = Question(tuple(prompt), tuple(forced), knobs, messages[-1].text, config.seed or 0)
+        stops = tuple(config.stop_seqs or ())
+        question = Question(tuple(prompt), tuple(forced), knobs, messages[-1].text, config.seed or 0, stops)
         self._sampler.check(question)
         return question
 

@@ -193,7 +193,8 @@ class RlbfLM(TemplateLM):
         )
         messages = self._messages(context)
         prompt, forced = (self.tok_encode(context), []) if messages is None else conversation_ids(self.ids, messages)
-        return Question(tuple(prompt), tuple(forced), knobs, context), kwargs["until"]
+        stops = kwargs["until"]
+        return Question(tuple(prompt), tuple(forced), knobs, context, stops=tuple(stops)), stops
 
     def get_model_info(self) -> dict[str, Any]:
         """For the harness's results file."""

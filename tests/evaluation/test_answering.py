@@ -23,6 +23,7 @@ from rlbf_jax.evaluation.answering import (
     Model,
     Question,
     QuestionSampler,
+    is_settled,
     open_model,
     visible_until,
 )
@@ -205,6 +206,43 @@ def generation(text: str, num_forced: int = 0) -> Generation:
 )
 def test_text_until_a_stop_string(text, forced, stops, shown):
     assert visible_until(generation(text, forced), LETTERS, stops) == shown
+
+
+def cut(whole: Generation, n: int) -> Generation:
+    """The first n ids of a generation."""
+    done = render(LETTERS.rule, whole.trace[:n])
+    return dataclasses.replace(
+        whole, text=LETTERS.decode(done.visible), trace=whole.trace[:n], edits=done.edits, visible=done.visible
+    )
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", "<1>", "<2>"]), max_size=14).map("".join),
+    st.integers(0, 3),
+    st.lists(st.text("abc", max_size=3), max_size=3),
+)
+def test_a_settled_text_stays_what_it_is(text, forced, stops):
+    whole = generation(text, forced)
+    for n in range(min(forced, len(whole.trace)), len(whole.trace) + 1):
+        part = cut(whole, n)
+        if is_settled(part, LETTERS, stops):
+            assert visible_until(part, LETTERS, stops) == visible_until(whole, LETTERS, stops)
+        else:  # nothing is settled too late: no stop string stands there, or a longer one may still begin before it
+            at = min((i for s in stops if s and (i := visible_until(part, LETTERS, ()).find(s)) >= 0), default=None)
+            assert at is None or len(visible_until(part, LETTERS, ())) < at + max(map(len, stops))
+
+
+def test_decoding_ends_soon_after_a_stop_string_and_texts_are_the_same():
+    knobs = Knobs(max_tokens=120, stop_ids=())
+    questions = [Question(tuple(LETTERS.encode_prompt(t)), knobs=knobs) for t in ("abc", "x", "d e")]
+    stopped = [dataclasses.replace(q, stops=stops) for q, stops in zip(questions, (("a",), ("zzz",), ()), strict=True)]
+    whole = QuestionSampler(model_of(), 2, 160).answer(questions)
+    short = QuestionSampler(model_of(), 2, 160).answer(stopped)
+    for question, one, other in zip(stopped, whole, short, strict=True):
+        assert np.array_equal(other.trace, one.trace[: len(other.trace)])
+        assert np.allclose(other.logprobs, one.logprobs[: len(other.trace)], atol=1e-5)
+        assert visible_until(other, LETTERS, question.stops) == visible_until(one, LETTERS, question.stops)
+    assert len(short[0].trace) == 32 and {len(g.trace) for g in (*whole, *short[1:])} == {120}
 
 
 # Conversations --------------------------------------------------------------------------------------
