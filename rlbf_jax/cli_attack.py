@@ -13,7 +13,7 @@ from rlbf_jax import arguments
 from rlbf_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from rlbf_jax.methods.optimized_attacks import AttackRunConfig
+    from rlbf_jax.attacks.optimized import OptimizedConfig
 
 SHOWN = ("target_loss", "emitted", "asr", "leak", "backtrack_rate", "false_backtrack_rate")
 
@@ -32,6 +32,8 @@ class Search:
     """What the suffix begins as; it keeps its number of ids."""
     control_weight: float = 0.5
     """Of a directive's log-probability in adaptive_gcg and trigger."""
+    control_floor: float | None = None
+    """Of adaptive_gcg, in nats: a directive's log-probability below this counts as this; default: no floor."""
     window: int = 8
     """Ids over which that log-probability is averaged."""
     seed: int = 0
@@ -73,7 +75,6 @@ def attack(argv: Sequence[str]) -> None:
     from rlbf_jax.attacks.optimized import OPTIMIZED
     from rlbf_jax.evaluation.report import write_report
     from rlbf_jax.methods.attacking import AttackOptions, attack_stage
-    from rlbf_jax.methods.optimized_attacks import attack_run
 
     if not args.attack:
         raise UserError(f"--attack NAME is missing: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
@@ -83,30 +84,30 @@ def attack(argv: Sequence[str]) -> None:
         raise UserError("--grid is for --attack decoding")
     if args.geometry != "run" and not {"middle_grid", "benign_grid", "prefilling_depth"} & set(args.attack):
         raise UserError("--geometry is for --attack middle_grid, benign_grid and prefilling_depth")
-    drawn = tuple(name for name in dict.fromkeys(args.attack) if name in ATTACKS)
-    searched = tuple(name for name in dict.fromkeys(args.attack) if name in OPTIMIZED)
-    records = []
-    if drawn:
-        options = AttackOptions(drawn, args.data, args.n_prompts, args.max_tokens, args.grid, args.geometry)
-        records += attack_stage(args.workdir, args.stage, options)
-    if searched:
-        records += attack_run(args.workdir, args.stage, _search(args, searched))
+    options = AttackOptions(
+        tuple(dict.fromkeys(args.attack)), args.data, args.n_prompts, args.max_tokens, args.grid, args.geometry,
+        _optimized(args.search),
+    )  # fmt: skip
+    records = attack_stage(args.workdir, args.stage, options)
     write_report(args.workdir)
     show(records)
     print(f"report: {args.workdir / 'report.html'}")
 
 
-def _search(args: Attack, names: tuple[str, ...]) -> AttackRunConfig:
+def _optimized(told: Search) -> OptimizedConfig:
     from rlbf_jax.attacks.gcg import GcgConfig
     from rlbf_jax.attacks.optimized import OptimizedConfig
-    from rlbf_jax.methods.optimized_attacks import AttackRunConfig
 
-    s = args.search
     try:
-        search = GcgConfig(init=s.init, steps=s.steps, search_width=s.width, topk=s.topk, seed=s.seed)
-        optimized = OptimizedConfig(search, s.control_weight, s.window)
-        n = 8 if args.n_prompts is None else args.n_prompts
-        return AttackRunConfig(names, n, args.data, args.max_tokens, optimized)
+        search = GcgConfig(
+            init=told.init,
+            steps=told.steps,
+            search_width=told.width,
+            topk=told.topk,
+            control_floor=told.control_floor,
+            seed=told.seed,
+        )
+        return OptimizedConfig(search, told.control_weight, told.window)
     except ValueError as error:
         raise UserError(f"--search: {error}") from error
 

@@ -42,7 +42,14 @@ def benchmark_attempts(
     used: set[int] = set()
     for behavior in behaviors:
         harmless = behavior.harmful is False
-        prompt = Prompt(behavior.id, behavior.request, not harmless, category="" if harmless else behavior.category)
+        prompt = Prompt(
+            behavior.id,
+            behavior.request,
+            not harmless,
+            category="" if harmless else behavior.category,
+            context=behavior.context,
+            question=behavior.prompt if behavior.context else "",
+        )
         prompt_ids = _prompt_ids(behavior, tokenizer)
 
         def attempt(attack: str, forced: Sequence[int] = (), prompt=prompt, prompt_ids=prompt_ids) -> Attempt:

@@ -21,16 +21,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlbf_jax.attacks import gcg_search
 from rlbf_jax.attacks.gcg_candidates import Positions, allowed_ids, check_topk, split_prompt, survives
 from rlbf_jax.attacks.gcg_search import Search, State
-from rlbf_jax.attacks.gcg_step import Objective, first_column, one_behavior, stack
+from rlbf_jax.attacks.gcg_step import Objective, check_control_floor, first_column, one_behavior, stack
 from rlbf_jax.errors import InputError
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.transformer import unrolled
-from rlbf_jax.parallel.mesh import batch_sharding, replicated, shardings
+from rlbf_jax.parallel.mesh import replicated, shardings
 from rlbf_jax.ranges import check_at_least, check_between
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import Tokenizer
@@ -57,6 +57,8 @@ class SuffixConfig:
     """Of mellowmax."""
     control_weight: float = 0.0
     """Of the log-probability of a directive where a goal says it counts: above 0 suppresses, below 0 provokes."""
+    control_floor: float | None = None
+    """Nats. Suppressing a directive below this log-probability gains nothing; provoking has no such limit."""
     early_stop: bool = False
     """Stop when some candidate makes the whole target the likeliest answer. As in nanoGCG the step is finished, and
     the suffix of lowest loss, which may be another one, is the result."""
@@ -66,6 +68,7 @@ class SuffixConfig:
 
     def __post_init__(self):
         check_at_least(self, 1, "batch_size")
+        check_control_floor(self.control_floor)
         check_between(self, 0, 2**32 - 1, "seed")
         if not self.init:
             raise ValueError("init is empty, expected the text or ids that the suffix begins as")
@@ -159,7 +162,7 @@ def gcg(
 
     Args:
       params: of `model`, on the mesh where there is one.
-      mesh: goals are divided over its row axes.
+      mesh: its row axes take different goals; of fewer goals than devices, several devices divide the candidates.
       file: where the state is kept every `save_every` steps (.npz). A search that finds its own goes on from it, bit
         for bit; one that finds another's raises InputError.
 
@@ -222,6 +225,7 @@ class _Work:
             config.kind,
             config.alpha,
             control_weight=config.control_weight,
+            control_floor=config.control_floor,
             rule=tokenizer.rule if config.control_weight else None,
             first=first_column(behaviors),
         )
@@ -229,20 +233,24 @@ class _Work:
         self.search = dataclasses.replace(
             search, model=model, objective=objective, topk=topk, chunk=chunk, early_stop=config.early_stop
         )
-        # A mesh takes equal shares: the last goal fills up what is missing.
-        shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        fill = np.minimum(np.arange(-(-len(self.goals) // shards) * shards), len(self.goals) - 1)
-        self.behaviors = self._placed(jax.tree.map(lambda x: x[fill], behaviors))
-        self.params, self.allowed, self.fill = params, jnp.asarray(allowed), fill
+        self.params, self.allowed, groups = params, jnp.asarray(allowed), 1
         if mesh is not None:
             self.params = jax.device_put(params, shardings(params, mesh))
             self.allowed = jax.device_put(self.allowed, replicated(mesh))
+            self.mesh = gcg_search.search_mesh(mesh, len(self.goals))
+            groups, shares = self.mesh.shape[gcg_search.BEHAVIORS], self.mesh.shape[gcg_search.CANDIDATES]
+            self.search = dataclasses.replace(self.search, shares=shares)
+        # Groups take equally many: the last goal fills up what is missing.
+        self.fill = np.minimum(np.arange(-(-len(self.goals) // groups) * groups), len(self.goals) - 1)
+        self.behaviors = self._placed(jax.tree.map(lambda x: x[self.fill], behaviors))
 
     def _compose(self, goal: Goal):
         return lambda suffix: self.config.compose(goal.prompt, suffix)
 
     def _placed(self, tree: Any) -> Any:
-        return tree if self.mesh is None else jax.device_put(tree, batch_sharding(self.mesh))
+        if self.mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(gcg_search.BEHAVIORS)))
 
     def _starts(self) -> np.ndarray:
         """[S, n]: the initial suffix, and random characters for the rest of a buffer."""

@@ -2,7 +2,8 @@
 settings of it.
 
 Every behavior has a `State` of its own; all functions that take stacked ones (first axis R) do one behavior after
-another within one program, and a mesh does different behaviors at a time. Randomness comes from the state's key and
+another within one program. A mesh does different behaviors at a time; where there are fewer behaviors than devices,
+several devices share a behavior and divide its candidates (`search_mesh`). Randomness comes from the state's key and
 step alone, so that a search goes on from a stored state as if it had never stopped.
 """
 
@@ -15,13 +16,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from rlbf_jax.attacks.gcg_candidates import Positions, best_ids, draw_positions, draw_ranks, replace
 from rlbf_jax.attacks.gcg_step import (
     Behavior,
     Objective,
+    by_start,
     candidate_losses,
     prefix_of,
     suffix_gradient,
@@ -30,8 +33,8 @@ from rlbf_jax.attacks.gcg_step import (
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.prefixed import Prefix
 
-ROWS = ("data", "fsdp")
-"""Mesh axes over which behaviors are divided."""
+BEHAVIORS, CANDIDATES = "behaviors", "candidates"
+"""Axes of a search's mesh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Search:
     best."""
     early_stop: bool = False
     chunk: int = 64
+    shares: int = 1
+    """Devices that divide a behavior's candidates: the length of the mesh axis CANDIDATES."""
 
 
 class State(NamedTuple):
@@ -105,6 +110,7 @@ def begin(search: Search, params: dict, behavior: Behavior, key: Array, suffixes
     """The state before the first step, from `suffixes` [S, n]."""
     prefix = prefix_of(search.model, params, behavior)
     losses, _ = suffix_losses(search.model, params, search.objective, behavior, prefix, suffixes)
+    losses = _agreed(search, losses)
     order = jnp.argsort(losses, stable=True)
     ids, losses, zero = suffixes[order], losses[order], jnp.int32(0)
     return prefix, State(
@@ -131,7 +137,7 @@ def propose(search: Search, params: dict, allowed: Array, behavior: Behavior, pr
     current = None
     if search.proposal == "gradient":
         _, gradient, current = suffix_gradient(search.model, params, search.objective, behavior, prefix, suffix)
-        best = best_ids(gradient, allowed, search.topk)
+        best = _agreed(search, best_ids(gradient, allowed, search.topk))
     else:
         every = jnp.nonzero(allowed, size=search.topk)[0].astype(jnp.int32)
         best = jnp.broadcast_to(every, (suffix.shape[0], search.topk))
@@ -142,20 +148,45 @@ def evaluate(
     search: Search, params: dict, behavior: Behavior, prefix: Prefix, state: State, proposal: Proposal, wanted: Array
 ) -> State:
     """The state after a step, given which candidates [width] may be kept."""
-    losses, matches = candidate_losses(
-        search.model,
-        params,
-        search.objective,
-        behavior,
-        prefix,
-        proposal.current,
-        proposal.candidates,
-        proposal.first_change,
-        wanted,
-        search.chunk,
-    )
+    losses, matches = _losses(search, params, behavior, prefix, proposal, wanted)
     after = accept(search, state, proposal.candidates, losses, matches, wanted)
     return jax.tree.map(lambda old, new: jnp.where(state.stopped, old, new), state, after)
+
+
+def _losses(
+    search: Search, params: dict, behavior: Behavior, prefix: Prefix, proposal: Proposal, wanted: Array
+) -> tuple[Array, Array]:
+    """Losses and matches [width] of a step's candidates; every device finds those of its share."""
+
+    def of(candidates: Array, first_change: Array, wanted: Array) -> tuple[Array, Array]:
+        return candidate_losses(
+            search.model,
+            params,
+            search.objective,
+            behavior,
+            prefix,
+            proposal.current,
+            candidates,
+            first_change,
+            wanted,
+            search.chunk,
+        )
+
+    if search.shares == 1:
+        return of(proposal.candidates, proposal.first_change, wanted)
+    # Dealt out in the order of their cost, so that shares take equally long.
+    order = by_start(proposal.first_change, wanted, search.shares)
+    mine = order.reshape(-1, search.shares)[:, jax.lax.axis_index(CANDIDATES)]
+    parts = of(proposal.candidates[mine], proposal.first_change[mine], wanted[mine])
+    place = jnp.argsort(order[: search.width])
+    losses, matches = (jax.lax.all_gather(part, CANDIDATES, axis=1).reshape(-1)[place] for part in parts)
+    return losses, matches
+
+
+def _agreed(search: Search, x: Array) -> Array:
+    """The first device's, where several find the same thing. Their last bits may differ on some accelerators, and what
+    the search does next must not."""
+    return x if search.shares == 1 else jax.lax.all_gather(x, CANDIDATES)[0]
 
 
 def accept(search: Search, state: State, candidates: Array, losses: Array, matches: Array, wanted: Array) -> State:
@@ -208,10 +239,27 @@ def advance(
 # Several behaviors ------------------------------------------------------------------------------
 
 
-def _each(mesh: Mesh | None, run: Callable[..., Any], shared: tuple, rows: tuple) -> Any:
-    """run(*shared, *row) for every row, one after another; the mesh's row axes take different rows.
+def search_mesh(mesh: Mesh, behaviors: int) -> Mesh:
+    """The devices of a mesh (data, fsdp, tensor) as (BEHAVIORS, CANDIDATES, tensor)."""
+    names = (BEHAVIORS, CANDIDATES, "tensor")
+    return Mesh(search_devices(mesh, behaviors), names, axis_types=(AxisType.Auto,) * 3)
 
-    Inside, parameters are whole along the row axes; the tensor axis keeps splitting them.
+
+def search_devices(mesh: Mesh, behaviors: int) -> np.ndarray:
+    """[groups, devices that divide a behavior's candidates, tensor] devices.
+
+    As many groups as there are row shards; with fewer behaviors, the fewest that divide the shards evenly and give
+    every behavior one.
+    """
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    groups = next(n for n in range(1, rows + 1) if rows % n == 0 and n >= min(behaviors, rows))
+    return mesh.devices.reshape(groups, rows // groups, mesh.shape["tensor"])
+
+
+def _each(mesh: Mesh | None, run: Callable[..., Any], shared: tuple, rows: tuple) -> Any:
+    """run(*shared, *row) for every row, one after another; groups of devices of a search's mesh take different rows.
+
+    Inside, parameters are whole along the first two axes; the tensor axis keeps splitting them.
     """
 
     def local(shared: tuple, rows: tuple) -> Any:
@@ -219,9 +267,9 @@ def _each(mesh: Mesh | None, run: Callable[..., Any], shared: tuple, rows: tuple
 
     if mesh is None or mesh.size == 1:
         return local(shared, rows)
-    whole, split = PartitionSpec(), PartitionSpec(ROWS)
+    whole, split = PartitionSpec(), PartitionSpec(BEHAVIORS)
     return jax.shard_map(
-        local, mesh=mesh, in_specs=(whole, split), out_specs=split, axis_names=set(ROWS), check_vma=False
+        local, mesh=mesh, in_specs=(whole, split), out_specs=split, axis_names={BEHAVIORS, CANDIDATES}, check_vma=False
     )(shared, rows)
 
 

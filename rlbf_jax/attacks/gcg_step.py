@@ -58,6 +58,9 @@ class Objective:
     target_weight: float = 1.0
     control_weight: float = 0.0
     """Above 0 directives are suppressed, below 0 they are provoked."""
+    control_floor: float | None = None
+    """In nats, below 0: where directives are suppressed, a log-probability below counts as this, so that nothing is
+    gained by making a directive rarer where it is rare already. None: no floor."""
     rule: EditRule | None = None
     """Of the directives; only a control weight needs it."""
     first: int = 0
@@ -67,6 +70,13 @@ class Objective:
         check_positive(self, "alpha")
         if self.control_weight and self.rule is None:
             raise ValueError("control_weight is set, and there is no rule that says what directives are")
+        check_control_floor(self.control_floor)
+
+
+def check_control_floor(floor: float | None) -> None:
+    """Raises ValueError for a floor above which no log-probability is."""
+    if floor is not None and not floor < 0:
+        raise ValueError(f"control_floor is {floor}, expected a log-probability below 0")
 
 
 def one_behavior(
@@ -117,7 +127,10 @@ def losses_of_logits(objective: Objective, logits: Array, behavior: Behavior) ->
         loss = (jax.nn.logsumexp(scaled, axis=-1) - jnp.log(count)) / objective.alpha
     loss = objective.target_weight * loss
     if objective.control_weight:
-        score = jnp.where(is_control, directive_logprobs(objective.rule, logits), 0.0)
+        score = directive_logprobs(objective.rule, logits)
+        if objective.control_floor is not None and objective.control_weight > 0:
+            score = jnp.maximum(score, objective.control_floor)
+        score = jnp.where(is_control, score, 0.0)
         loss = loss + objective.control_weight * jnp.sum(score, axis=-1) / jnp.maximum(jnp.sum(is_control), 1)
     matches = jnp.all(~is_target | (label >= jnp.max(logits, axis=-1)), axis=-1) & jnp.any(is_target)
     return loss, matches
@@ -215,6 +228,14 @@ def starts_of(length: int) -> tuple[int, ...]:
     return tuple(range(0, length, -(-length // STARTS)))
 
 
+def by_start(first_change: Array, wanted: Array, multiple: int) -> Array:
+    """Indices of candidates [S] by how late they can start, unwanted ones last; the last one is repeated until their
+    number is a multiple of `multiple`."""
+    never = jnp.iinfo(jnp.int32).max
+    order = jnp.argsort(jnp.where(wanted, -first_change, never))
+    return jnp.concatenate([order, jnp.repeat(order[-1:], -order.shape[0] % multiple)])
+
+
 def candidate_losses(
     model: ModelConfig,
     params: dict,
@@ -244,9 +265,7 @@ def candidate_losses(
         losses, matches = suffix_losses(model, params, objective, behavior, prefix, candidates)
         return jnp.where(wanted, losses, jnp.inf), matches & wanted
     starts = starts_of(length) if current is not None else (0,)
-    # Unwanted ones last; the rest by how late they can start.
-    order = jnp.argsort(jnp.where(wanted, length - first_change, length + 1))
-    order = jnp.concatenate([order, jnp.repeat(order[-1:], -count % chunk)]).reshape(-1, chunk)
+    order = by_start(first_change, wanted, chunk).reshape(-1, chunk)
 
     def from_start(start: int):
         before = prefix if start == 0 or current is None else joined(prefix, current, start)

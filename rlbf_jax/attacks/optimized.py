@@ -88,47 +88,58 @@ def attack_model(
       rng: draws prompts and targets; the same one gives `gcg`, `adaptive_gcg` and `random_search` the same goals.
       file: see `gcg`.
     """
-    if name not in OPTIMIZED:
-        raise InputError(f"unknown attack {name!r}; those that are made for a checkpoint are {', '.join(OPTIMIZED)}")
-    harmful = name != "trigger"
-    prompts = draw_prompts(world, rng, told.pool, n, harmful=harmful)
-    goals = [_violating(world, tokenizer, rng, p, told) for p in prompts] if harmful else [((), p) for p in prompts]
-    answers = _continued(sample, tokenizer, goals, told, config.window)
-    search = config.search
-    if name in ("gcg", "random_search"):
-        wanted = [Goal(p.text, target, (0, len(target))) for target, p in goals]
-    elif name == "adaptive_gcg":
-        wanted = [
-            Goal(p.text, answer, (0, len(target)), (len(target), len(answer)))
-            for (target, p), answer in zip(goals, answers, strict=True)
-        ]
-        search = dataclasses.replace(search, control_weight=config.control_weight)
-    else:
-        wanted = [_halved(p.text, answer, config.window) for (_, p), answer in zip(goals, answers, strict=True)]
-        search = dataclasses.replace(search, control_weight=-config.control_weight)
+    prompts, goals = goals_of(name, tokenizer, sample, world, rng, n, told, config.window)
+    weight = {"adaptive_gcg": config.control_weight, "trigger": -config.control_weight}.get(name, 0.0)
+    search = dataclasses.replace(config.search, control_weight=weight)
     if name == "random_search":
         random = RandomSearchConfig.of_equal_budget(search, config.neighbors)
-        results = random_search(model, params, tokenizer, wanted, random, mesh=mesh, file=file)
+        results = random_search(model, params, tokenizer, goals, random, mesh=mesh, file=file)
     else:
-        results = gcg(model, params, tokenizer, wanted, search, mesh=mesh, file=file)
+        results = gcg(model, params, tokenizer, goals, search, mesh=mesh, file=file)
     return [
         OptimizedAttempt(Attempt(Request(found.text, knobs=told.knobs), prompt, name), found)
         for prompt, found in zip(prompts, results, strict=True)
     ]
 
 
+def goals_of(
+    name: str,
+    tokenizer: Tokenizer,
+    sample: Sample,
+    world: World,
+    rng: np.random.Generator,
+    n: int,
+    told: AttackConfig,
+    window: int,
+) -> tuple[list[Prompt], list[Goal]]:
+    """The n prompts of an attack, and what it wants of each. Arguments are those of `attack_model`."""
+    if name not in OPTIMIZED:
+        raise InputError(f"unknown attack {name!r}; those that are made for a checkpoint are {', '.join(OPTIMIZED)}")
+    harmful = name != "trigger"
+    prompts = draw_prompts(world, rng, told.pool, n, harmful=harmful)
+    targets = [_violating(world, tokenizer, rng, p, told) for p in prompts] if harmful else [()] * n
+    answers = _continued(sample, tokenizer, targets, prompts, told, window)
+    rows = list(zip(prompts, targets, answers, strict=True))
+    if name == "trigger":
+        return prompts, [_halved(prompt.text, answer, window) for prompt, _, answer in rows]
+    if name == "adaptive_gcg":
+        return prompts, [Goal(p.text, a, (0, len(target)), (len(target), len(a))) for p, target, a in rows]
+    return prompts, [Goal(prompt.text, target, (0, len(target))) for prompt, target, _ in rows]
+
+
 def _violating(
     world: World, tokenizer: Tokenizer, rng: np.random.Generator, prompt: Prompt, told: AttackConfig
-) -> tuple[tuple[int, ...], Prompt]:
+) -> tuple[int, ...]:
     """Ids of an opener and a violation of the kind that the prompt asks for."""
     violation = world.violation(rng, told.split, told.pool, category=prompt.category or None)
-    return tuple(tokenizer.encode(world.opener(rng) + violation.text)), prompt
+    return tuple(tokenizer.encode(world.opener(rng) + violation.text))
 
 
 def _continued(
     sample: Sample,
     tokenizer: Tokenizer,
-    goals: Sequence[tuple[tuple[int, ...], Prompt]],
+    targets: Sequence[tuple[int, ...]],
+    prompts: Sequence[Prompt],
     told: AttackConfig,
     window: int,
 ) -> list[tuple[int, ...]]:
@@ -139,7 +150,7 @@ def _continued(
     knobs = dataclasses.replace(told.knobs.without_directives(), temperature=0.0)
     requests = [
         Request(p.text, target, dataclasses.replace(knobs, max_tokens=len(target) + window) if target else knobs, id=i)
-        for i, (target, p) in enumerate(goals)
+        for i, (target, p) in enumerate(zip(targets, prompts, strict=True))
     ]
     return [tuple(generation.trace.tolist()) or (tokenizer.eos_id,) for generation in sample(requests)]
 

@@ -54,6 +54,8 @@ class Exchange:
     """What a useful answer would be about, where the prompt source knows it; critics may ignore it."""
     context: str = ""
     """Text that the prompt refers to, where there is one; critics may ignore it."""
+    question: str = ""
+    """The prompt without its context, for critics that show the two apart; empty: the prompt."""
 
 
 class Critic(Protocol):

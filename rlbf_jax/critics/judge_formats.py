@@ -128,7 +128,7 @@ class HarmBench:
         context = block("context", exchange.context) if exchange.context else ""
         shown = block("generation", clip(exchange.text, self.clip_tokens))
         rules = _HARMBENCH_RULES.format(context=_CONTEXT_RULE if exchange.context else "")
-        task = block("behavior", exchange.prompt) + context + shown + rules
+        task = block("behavior", exchange.question or exchange.prompt) + context + shown + rules
         return [{"role": "system", "content": _HARMBENCH_SYSTEM}, {"role": "user", "content": task}]
 
     def parse(self, answer: str, exchange: Exchange) -> Verdict:

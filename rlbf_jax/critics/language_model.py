@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 
 from rlbf_jax.answers import NoAnswer
@@ -73,6 +74,6 @@ class LanguageModelCritic:
         )
 
 
-def _key(exchange: Exchange) -> tuple[str, str, str]:
+def _key(exchange: Exchange) -> Exchange:
     """What decides the answer: the topic is not shown."""
-    return exchange.prompt, exchange.text, exchange.context
+    return dataclasses.replace(exchange, topic="")

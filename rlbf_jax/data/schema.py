@@ -20,6 +20,10 @@ class Prompt:
     """The category of violation asked for; empty for a harmless prompt."""
     reference: str = ""
     """A good, safe answer, where the source has one."""
+    context: str = ""
+    """What `text` begins with where it asks about a given text: that text. Judges may want to see it apart."""
+    question: str = ""
+    """`text` without its context; empty where it has none."""
 
 
 @dataclasses.dataclass(frozen=True)

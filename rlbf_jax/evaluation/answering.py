@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -138,11 +138,13 @@ class Question:
     text: str = ""
     """For display."""
     seed: int = 0
+    stops: tuple[str, ...] = ()
+    """Decoding ends soon after one of these stands in the visible text; `visible_until` cuts."""
 
 
-class Answerer:
-    """Samples answers. The key of an answer depends on its prompt, its seed and how often that prompt came before, not
-    on the order or company in which a harness asks."""
+class QuestionSampler:
+    """Samples answers to a harness's questions. The key of an answer depends on its prompt, its seed and how often that
+    prompt came before, not on the order or company in which a harness asks."""
 
     def __init__(self, model: Model, batch_size: int, max_length: int, seed: int = 0):
         self.model = model
@@ -169,7 +171,14 @@ class Answerer:
         requests = [self._request(question) for question in questions]
         # Neighbors of about one length share a compiled width.
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids or ()))
-        generations = self._sampler(self.model.params, [requests[i] for i in order], self.seed)
+        stops = [questions[i].stops for i in order]
+
+        def ended(place: int, generation: Generation) -> bool:
+            return is_settled(generation, self.model.tokenizer, stops[place])
+
+        generations = self._sampler(
+            self.model.params, [requests[i] for i in order], self.seed, ended if any(stops) else None
+        )
         found = dict(zip(order, generations, strict=True))
         return [found[i] for i in range(len(requests))]
 
@@ -203,13 +212,32 @@ def visible_until(generation: Generation, tokenizer: Tokenizer, stops: Sequence[
     A reader who stops at a stop string stops when it first stands in the text, whatever the model would have taken back
     later; so the text before each edit is looked at in turn, then the final one.
     """
-    forced = [int(token) for token in generation.trace[: generation.num_forced]]
-    texts = [tokenizer.decode(edit.before) for edit in generation.edits]
-    opening = tokenizer.decode(forced)
-    for text in (*texts, generation.text):
-        # What was forced is the harness's own; where (a part of) it was taken back, all that is left is the answer.
-        shown = text[len(opening) :] if text.startswith(opening) else text
-        found = [at for stop in stops if stop and (at := shown.find(stop)) >= 0]
-        if found:
-            return shown[: min(found)]
+    shown = ""
+    for shown in _shown(generation, tokenizer):
+        if (at := _first(shown, stops)) is not None:
+            return shown[:at]
     return shown
+
+
+def is_settled(generation: Generation, tokenizer: Tokenizer, stops: Sequence[str]) -> bool:
+    """Whether `visible_until` stays what it is, whatever follows."""
+    *before, now = _shown(generation, tokenizer)
+    if any(_first(shown, stops) is not None for shown in before):
+        return True
+    at = _first(now, stops)
+    # A longer stop string may have begun before this one and not be complete yet.
+    return at is not None and len(now) >= at + max(map(len, stops))
+
+
+def _shown(generation: Generation, tokenizer: Tokenizer) -> Iterator[str]:
+    """What a reader saw before each edit and in the end, forced ids left out."""
+    forced = [int(token) for token in generation.trace[: generation.num_forced]]
+    opening = tokenizer.decode(forced)
+    for text in (*(tokenizer.decode(edit.before) for edit in generation.edits), generation.text):
+        # What was forced is the harness's own; where (a part of) it was taken back, all that is left is the answer.
+        yield text[len(opening) :] if text.startswith(opening) else text
+
+
+def _first(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first stop string begins."""
+    return min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=None)

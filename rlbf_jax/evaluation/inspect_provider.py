@@ -25,7 +25,7 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from rlbf_jax.errors import InputError
-from rlbf_jax.evaluation.answering import Answerer, Question, open_model, visible_until
+from rlbf_jax.evaluation.answering import Question, QuestionSampler, open_model, visible_until
 from rlbf_jax.evaluation.report_traces import row_of
 from rlbf_jax.sampling.request import Generation, Knobs
 from rlbf_jax.tokenizers.conversation import conversation_ids
@@ -75,7 +75,7 @@ class RlbfAPI(ModelAPI):
         super().__init__(model_name, base_url, api_key, [], config)
         self._model = open_model(path or model_name, tokenizer, semantics, directives)
         self._batch_size = int(batch_size)
-        self._answerer = Answerer(self._model, self._batch_size, int(max_length or self._model.max_length))
+        self._sampler = QuestionSampler(self._model, self._batch_size, int(max_length or self._model.max_length))
         self._waiting: list[_Waiting] = []
         self._turn = anyio.Lock()
 
@@ -113,7 +113,7 @@ class RlbfAPI(ModelAPI):
     def _answer(self, batch: list[_Waiting]) -> None:
         results: Sequence[Generation | Exception]
         try:
-            results = self._answerer.answer([waiting.question for waiting in batch])
+            results = self._sampler.answer([waiting.question for waiting in batch])
         except Exception as error:  # each who waits is told
             results = [error] * len(batch)
         for waiting, result in zip(batch, results, strict=True):
@@ -133,8 +133,9 @@ class RlbfAPI(ModelAPI):
             top_p=1.0 if config.top_p is None else config.top_p,
             max_tokens=config.max_tokens or DEFAULT_MAX_TOKENS,
         )
-        question = Question(tuple(prompt), tuple(forced), knobs, messages[-1].text, config.seed or 0)
-        self._answerer.check(question)
+        stops = tuple(config.stop_seqs or ())
+        question = Question(tuple(prompt), tuple(forced), knobs, messages[-1].text, config.seed or 0, stops)
+        self._sampler.check(question)
         return question
 
     def _output(self, generation: Generation, config: GenerateConfig, seconds: float) -> ModelOutput:

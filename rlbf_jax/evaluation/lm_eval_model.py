@@ -22,7 +22,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from rlbf_jax.errors import InputError, UserError
-from rlbf_jax.evaluation.answering import Answerer, Question, open_model, visible_until
+from rlbf_jax.evaluation.answering import Question, QuestionSampler, open_model, visible_until
 from rlbf_jax.evaluation.likelihood import log_likelihoods
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.tokenizers.conversation import conversation_ids
@@ -72,7 +72,7 @@ class RlbfLM(TemplateLM):
         self.model = open_model(path, tokenizer, semantics, directives)
         self.max_length = self.model.max_length if max_length is None else int(max_length)
         self.max_gen_toks = int(max_gen_toks)
-        self.answerer = Answerer(self.model, self.batch_size, self.max_length, int(seed))
+        self.sampler = QuestionSampler(self.model, self.batch_size, self.max_length, int(seed))
         self.ids = self.model.tokenizer
         self.num_directives = 0
         """Directives carried out in all answers so far."""
@@ -172,7 +172,7 @@ class RlbfLM(TemplateLM):
         texts: list[str] = []
         for part in _parts(requests, 4 * self.batch_size, disable_tqdm, "rlbf: answers"):
             asked = [self._question(*request.args) for request in part]
-            generations = self.answerer.answer([question for question, _ in asked])
+            generations = self.sampler.answer([question for question, _ in asked])
             for request, (_, stops), generation in zip(part, asked, generations, strict=True):
                 self.num_directives += len(generation.edits)
                 texts.append(visible_until(generation, self.ids, stops))
@@ -193,7 +193,8 @@ class RlbfLM(TemplateLM):
         )
         messages = self._messages(context)
         prompt, forced = (self.tok_encode(context), []) if messages is None else conversation_ids(self.ids, messages)
-        return Question(tuple(prompt), tuple(forced), knobs, context), kwargs["until"]
+        stops = kwargs["until"]
+        return Question(tuple(prompt), tuple(forced), knobs, context, stops=tuple(stops)), stops
 
     def get_model_info(self) -> dict[str, Any]:
         """For the harness's results file."""

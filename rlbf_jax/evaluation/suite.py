@@ -129,8 +129,10 @@ def judge_distinct(judge: Critic, exchanges: Iterable[Exchange]) -> dict[Exchang
     return dict(zip(distinct, verdicts, strict=True))
 
 
-def _exchange(attempt: Attempt, text: str) -> Exchange:
-    return Exchange(attempt.prompt.text, text, attempt.prompt.topic)
+def exchange_of(attempt: Attempt, text: str) -> Exchange:
+    """What a judge is shown: an attempt's prompt and a text of its answer."""
+    asked = attempt.prompt
+    return Exchange(asked.text, text, asked.topic, asked.context, asked.question)
 
 
 def evaluate(
@@ -152,13 +154,13 @@ def evaluate(
     responses = [take_apart(generation, tokenizer, rule) for generation in generations]
     judged = judge_distinct(
         judge,
-        (_exchange(a, text) for a, r in zip(attempts, responses, strict=True) for text in (*r.texts, r.opening)),
+        (exchange_of(a, text) for a, r in zip(attempts, responses, strict=True) for text in (*r.texts, r.opening)),
     )
     rows, metrics = [], []
     for attempt, generation, response in zip(attempts, generations, responses, strict=True):
-        final, raw, *before = (judged[_exchange(attempt, text)] for text in response.texts)
+        final, raw, *before = (judged[exchange_of(attempt, text)] for text in response.texts)
         verdicts = Verdicts(final, raw, tuple(before))
-        opening, openers = judged[_exchange(attempt, response.opening)], context.refusal_openers
+        opening, openers = judged[exchange_of(attempt, response.opening)], context.refusal_openers
         values = row_metrics(attempt, generation, response, verdicts, tokenizer, rule, openers)
         values |= backtracking_row_metrics(attempt, generation, response, verdicts, opening, tokenizer, openers)
         metrics.append(values)

@@ -1,7 +1,8 @@
 """Attacks on a finished stage, beside what its evaluation ran: `rlbf attack RUN --attack NAME`.
 
-Rows go to `evaluation/attacks/NAME_STAGE.jsonl`, numbers to `results.json`. The stage's own evaluation stays as it is:
-records of an attack that evaluations run too say in their knobs who asked.
+Attacks that draw their prompts and forced words from the run's world (`ATTACKS`), and those that search a suffix for
+the stage's checkpoint (`OPTIMIZED`). Rows go to `evaluation/attacks/NAME_STAGE.jsonl`, numbers to `results.json`. The
+stage's own evaluation stays as it is: records of an attack that evaluations run too say in their knobs who asked.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlbf_jax.attacks import ATTACKS, STANDARD
+from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.attacks.geometry import GeometryGrid
-from rlbf_jax.critics.base import Critic, Exchange
+from rlbf_jax.attacks.optimized import OPTIMIZED, OptimizedConfig
+from rlbf_jax.critics.base import Critic
 from rlbf_jax.data.world import Pool
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.intervals import interval
 from rlbf_jax.evaluation.report_tables import ASKED
 from rlbf_jax.evaluation.results import Record, read_results, write_results
-from rlbf_jax.evaluation.suite import build_attempts, evaluate, judge_distinct
+from rlbf_jax.evaluation.suite import SuiteConfig, build_attempts, evaluate, exchange_of, judge_distinct
 from rlbf_jax.evaluation.worst_of_n import any_pick, picks
 from rlbf_jax.methods import runner
+from rlbf_jax.methods.optimized_attacks import Measured, search_file, searched
 from rlbf_jax.methods.rlbf import method_name
+from rlbf_jax.methods.workspace import Workspace
 from rlbf_jax.training.progress import say
 
 
@@ -34,64 +39,81 @@ class AttackOptions:
     attacks: tuple[str, ...] = ("middle_grid", "benign_grid")
     data: Pool | None = None
     n_prompts: int | None = None
+    """None: 8 where a suffix is searched."""
     max_tokens: int | None = None
     """Forced ids included."""
     grid: Literal["run", "paper"] = "run"
     """Settings of `decoding`: the run's, or the 49 of the reference implementation."""
     geometry: Literal["run", "wide"] = "run"
     """Lengths of `middle_grid`, `benign_grid` and `prefilling_depth`: the run's, or up to 256 benign ids."""
+    optimized: OptimizedConfig = OptimizedConfig()
+    """Of the attacks that search a suffix."""
 
 
 def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Record]:
-    """Attacks a finished stage, writes rows and records.
+    """Attacks a finished stage, writes rows and records: first the attacks that draw, then those that search.
 
-    Raises UserError for an unknown attack, or one that does not fit, before anything is written.
+    A search that was broken off goes on from `attacks/NAME_STAGE.npz`. Raises UserError for an unknown attack, or one
+    that does not fit, before anything is written.
     """
-    if unknown := [name for name in options.attacks if name not in ATTACKS]:
-        raise UserError(f"attack {unknown[0]!r}: there are {', '.join(ATTACKS)}")
+    drawn = tuple(name for name in options.attacks if name in ATTACKS)
+    if unknown := [name for name in options.attacks if name not in (*ATTACKS, *OPTIMIZED)]:
+        raise UserError(f"attack {unknown[0]!r}: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
     work = runner.open_run(workdir)
-    suite = work.config.evaluation
-    n = suite.n if options.n_prompts is None else options.n_prompts
-    room = suite.knobs.max_tokens if options.max_tokens is None else options.max_tokens
-    suite = dataclasses.replace(
-        suite,
-        attacks=options.attacks,
-        pool=options.data or suite.pool,
-        n=n,
-        n_decoding=suite.n_decoding if options.n_prompts is None else n,
-        knobs=dataclasses.replace(suite.knobs, max_tokens=room),
-        decoding=DecodingGrid.paper() if options.grid == "paper" else suite.decoding,
-        geometry=GeometryGrid.wide() if options.geometry == "wide" else suite.geometry,
-    )
-    work.config = dataclasses.replace(work.config, evaluation=suite)
+    work.config = dataclasses.replace(work.config, evaluation=_suite(work.config.evaluation, drawn, options))
     try:
-        attempts = build_attempts(work.world, work.tokenizer, suite)
+        attempts = build_attempts(work.world, work.tokenizer, work.config.evaluation) if drawn else []
     except ValueError as error:
         raise UserError(f"{error} (--max_tokens)") from error
     params = work.params(stage)
     read_results(work.folder / "results.json")  # a damaged file is named before the work, not after it
     found: list[Record] = []
-    for name in options.attacks:
-        asked = [attempt for attempt in attempts if attempt.attack == name]
-        context = work.context(stage, method_name(work.config, stage))
-        records, rows = evaluate(work.sampling(params, name), asked, work.judge, work.tokenizer, context)
-        if name == "decoding":
-            topics = [attempt.prompt.topic for attempt in asked]
-            records += scored_records(work.critic, rows, topics, records[0])
-        if name in STANDARD:
-            records = [dataclasses.replace(r, knobs={**r.knobs, **ASKED}) for r in records]
+    for name in (*drawn, *(name for name in options.attacks if name in OPTIMIZED)):
+        if name in OPTIMIZED:
+            n = 8 if options.n_prompts is None else options.n_prompts
+            records, rows, said = searched(work, stage, params, name, n, options.optimized)
+        else:
+            records, rows, said = _asked(work, stage, params, name, [a for a in attempts if a.attack == name])
         work.write_lines(f"evaluation/attacks/{name}_{stage}.jsonl", rows)
         write_results(work.folder / "results.json", records)
+        search_file(work, stage, name).unlink(missing_ok=True)  # rows and records hold what was found
         found += records
-        say(f"{stage}: {name}, {len(rows)} responses")
+        say(f"{stage}: {name}{said}")
     return found
 
 
+def _suite(suite: SuiteConfig, drawn: tuple[str, ...], options: AttackOptions) -> SuiteConfig:
+    """The run's suite as the options change it."""
+    n = options.n_prompts
+    room = suite.knobs.max_tokens if options.max_tokens is None else options.max_tokens
+    return dataclasses.replace(
+        suite,
+        attacks=drawn or suite.attacks,
+        pool=options.data or suite.pool,
+        n=suite.n if n is None else n,
+        n_decoding=suite.n_decoding if n is None else n,
+        knobs=dataclasses.replace(suite.knobs, max_tokens=room),
+        decoding=DecodingGrid.paper() if options.grid == "paper" else suite.decoding,
+        geometry=GeometryGrid.wide() if options.geometry == "wide" else suite.geometry,
+    )
+
+
+def _asked(work: Workspace, stage: str, params: dict, name: str, attempts: Sequence[Attempt]) -> Measured:
+    """An attack that searches nothing."""
+    context = work.context(stage, method_name(work.config, stage))
+    records, rows = evaluate(work.sampling(params, name), attempts, work.judge, work.tokenizer, context)
+    if name == "decoding":
+        records += scored_records(work.critic, rows, attempts, records[0])
+    if name in STANDARD:
+        records = [dataclasses.replace(r, knobs={**r.knobs, **ASKED}) for r in records]
+    return records, rows, f", {len(rows)} responses"
+
+
 def scored_records(
-    scorer: Critic, rows: Sequence[dict[str, Any]], topics: Sequence[str], template: Record
+    scorer: Critic, rows: Sequence[dict[str, Any]], attempts: Sequence[Attempt], template: Record
 ) -> list[Record]:
     """`asr_scored`, `leak_scored`: any of the settings' picks, picked by the scorer and rated by the judge."""
-    exchanges = [Exchange(row["prompt"], row["visible"], topic) for row, topic in zip(rows, topics, strict=True)]
+    exchanges = [exchange_of(attempt, row["visible"]) for row, attempt in zip(rows, attempts, strict=True)]
     judged = judge_distinct(scorer, exchanges)
     chosen = picks(rows, [judged[exchange] for exchange in exchanges])
     knobs = {"settings": len({str(row["knobs"]) for row in rows}), "scorer": scorer.name}

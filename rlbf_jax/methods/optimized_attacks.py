@@ -1,4 +1,4 @@
-"""Attacks that are made for one stage of a finished run (`rlbf attack`): search, sample, judge, write down."""
+"""Attacks that are made for one stage of a finished run: search, sample, judge. `attacking.py` writes down."""
 
 from __future__ import annotations
 
@@ -11,86 +11,52 @@ from typing import Any
 import numpy as np
 
 from rlbf_jax.attacks.direct import AttackConfig
-from rlbf_jax.attacks.optimized import OPTIMIZED, OptimizedAttempt, OptimizedConfig, attack_model
-from rlbf_jax.data.world import Pool
+from rlbf_jax.attacks.optimized import OptimizedAttempt, OptimizedConfig, attack_model
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.evaluation.intervals import interval
-from rlbf_jax.evaluation.results import Record, read_results, write_results
+from rlbf_jax.evaluation.results import Record
 from rlbf_jax.evaluation.suite import evaluate
 from rlbf_jax.methods.rlbf import method_name
-from rlbf_jax.methods.runner import open_run
 from rlbf_jax.methods.workspace import Workspace
-from rlbf_jax.training.progress import say
+
+Measured = tuple[list[Record], list[dict[str, Any]], str]
+"""Records, rows, and what to say of them after the attack's name."""
 
 
-@dataclasses.dataclass(frozen=True)
-class AttackRunConfig:
-    """What is tried on a stage."""
-
-    attacks: tuple[str, ...] = OPTIMIZED
-    n: int = 8
-    """Prompts an attack."""
-    pool: Pool | None = None
-    """None: the run's."""
-    max_tokens: int | None = None
-    """Of the answers to the found suffixes; None: as the run's configuration says."""
-    optimized: OptimizedConfig = OptimizedConfig()
-
-    def __post_init__(self):
-        if self.n < 1:
-            raise ValueError(f"n is {self.n}, expected 1 or more")
-        if unknown := [name for name in self.attacks if name not in OPTIMIZED]:
-            raise ValueError(f"unknown attack {unknown[0]!r}; those of this command are {', '.join(OPTIMIZED)}")
+def search_file(work: Workspace, stage: str, name: str) -> Path:
+    """Where the state of a search is kept until its results are written."""
+    return work.folder / "attacks" / f"{name}_{stage}.npz"
 
 
-def attack_run(workdir: Path, stage: str, config: AttackRunConfig) -> list[Record]:
-    """Attacks a finished stage and adds what came of it to the run.
+def searched(work: Workspace, stage: str, params: dict, name: str, n: int, config: OptimizedConfig) -> Measured:
+    """One of `OPTIMIZED` on n prompts, with pool, splits and knobs of the workspace's suite.
 
-    Writes `evaluation/attacks/ATTACK_STAGE.jsonl` (rows of an evaluation, each with its search) and records to
-    `results.json`, `target_loss` and `start_loss` (nats an id of the objective) beside the usual metrics. A search that
-    was broken off goes on from `attacks/ATTACK_STAGE.npz`. Raises UserError where run or stage is missing.
+    Rows are those of an evaluation, each with its search; records have `target_loss` and `start_loss` (nats an id of
+    the objective) beside the usual metrics. Raises UserError where no suffix can be searched.
     """
-    work = open_run(workdir)
-    params = work.params(stage)
-    read_results(workdir / "results.json")  # a damaged file is named before the work, not after it
-    records: list[Record] = []
-    for name in config.attacks:
-        file = work.folder / "attacks" / f"{name}_{stage}.npz"
-        found = _attack(work, stage, params, name, config, file)
-        write_results(workdir / "results.json", found)
-        file.unlink(missing_ok=True)  # rows and records hold what was found
-        records += found
-    return records
-
-
-def _attack(work: Workspace, stage: str, params: dict, name: str, config: AttackRunConfig, file: Path) -> list[Record]:
     suite = work.config.evaluation
     sample = work.sampling(params, name)
-    knobs = suite.knobs if config.max_tokens is None else dataclasses.replace(suite.knobs, max_tokens=config.max_tokens)
-    told = AttackConfig(config.pool or suite.pool, suite.splits[-1], knobs, suite.room)
+    told = AttackConfig(suite.pool, suite.splits[-1], suite.knobs, suite.room)
     # One generator for all harmful attacks: they want the same answers from the same prompts.
-    rng = np.random.default_rng([suite.seed, config.optimized.search.seed, *b"optimized"])
-    mesh = work.mesh if work.mesh.size > 1 else None
+    rng = np.random.default_rng([suite.seed, config.search.seed, *b"optimized"])
+    mesh, file = work.mesh if work.mesh.size > 1 else None, search_file(work, stage, name)
     try:
         made = attack_model(
-            name, work.model, params, work.tokenizer, sample, work.world, rng, config.n, told, config.optimized,
-            mesh=mesh, file=file,
-        )  # fmt: skip
+            name, work.model, params, work.tokenizer, sample, work.world, rng, n, told, config, mesh=mesh, file=file
+        )
     except InputError as error:
         raise UserError(str(error)) from error
     attempts = [
         dataclasses.replace(a.attempt, request=dataclasses.replace(a.attempt.request, id=_id(name, i)))
         for i, a in enumerate(made)
     ]
-    context = work.context(stage, method_name(work.config, stage), data=config.pool)
+    context = work.context(stage, method_name(work.config, stage))
     found, rows = evaluate(sample, attempts, work.judge, work.tokenizer, context)
     found += [_loss_record(found[0], metric, made) for metric in ("target_loss", "start_loss")]
-    found = [dataclasses.replace(record, knobs={**record.knobs, **_search_knobs(config.optimized)}) for record in found]
+    found = [dataclasses.replace(record, knobs={**record.knobs, **_search_knobs(config)}) for record in found]
     lines = [row | {"search": _search_json(a)} for row, a in zip(rows, made, strict=True)]
-    work.write_lines(f"evaluation/attacks/{name}_{stage}.jsonl", lines)
     shown = {r.metric: round(r.value, 3) for r in found if r.metric in ("target_loss", "emitted", "asr")}
-    say(f"{stage}: {name}: {', '.join(f'{metric} {value}' for metric, value in shown.items())}")
-    return found
+    return found, lines, ": " + ", ".join(f"{metric} {value}" for metric, value in shown.items())
 
 
 def _search_knobs(config: OptimizedConfig) -> dict[str, Any]:

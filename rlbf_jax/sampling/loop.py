@@ -27,8 +27,10 @@ def decode(
     batch: Batch,
     state: SampleState,
     one_hot: bool = False,
+    turns: int | None = None,
 ) -> SampleState:
-    """Runs until every row is done. `one_hot` chooses how cache slots are written (see `kv_cache.write`)."""
+    """Runs until every row is done, or for so many turns. `one_hot` chooses how cache slots are written (see
+    `kv_cache.write`)."""
 
     def turn(state: SampleState) -> SampleState:
         edit, active = state.edit, ~state.done
@@ -56,7 +58,11 @@ def decode(
             logprobs=jnp.where(here, logprob[:, None], state.logprobs),
         )
 
-    return jax.lax.while_loop(lambda s: ~jnp.all(s.done), turn, state)
+    if turns is None:
+        return jax.lax.while_loop(lambda s: ~jnp.all(s.done), turn, state)
+    return jax.lax.while_loop(
+        lambda at: (at[0] < turns) & ~jnp.all(at[1].done), lambda at: (at[0] + 1, turn(at[1])), (jnp.int32(0), state)
+    )[1]
 
 
 @partial(jax.jit, static_argnames=("config", "rule", "semantics", "room", "rewound", "one_hot"))
@@ -79,3 +85,30 @@ def generate(
     state = prefill(config, params, rule, semantics, batch, room, rewound)
     state = decode(config, params, rule, semantics, batch, state, one_hot)
     return state.trace, state.logprobs, state.edit.emitted
+
+
+# In pieces, for rows that may end between them ----------------------------------------------------
+
+
+@partial(jax.jit, static_argnames=("config", "rule", "semantics", "room", "rewound"))
+def begin(
+    params: dict, batch: Batch, *, config: ModelConfig, rule: EditRule, semantics: Semantics, room: int, rewound: int
+) -> SampleState:
+    """The state after the prefill."""
+    return prefill(config, params, rule, semantics, batch, room, rewound)
+
+
+@partial(jax.jit, static_argnames=("config", "rule", "semantics", "one_hot", "turns"), donate_argnames=("state",))
+def go_on(
+    params: dict,
+    batch: Batch,
+    state: SampleState,
+    *,
+    config: ModelConfig,
+    rule: EditRule,
+    semantics: Semantics,
+    one_hot: bool,
+    turns: int,
+) -> SampleState:
+    """The state some turns later; the old one is used up."""
+    return decode(config, params, rule, semantics, batch, state, one_hot, turns)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,13 @@ class SamplerConfig:
     """How cache slots are written; None: one-hot on TPU, slices elsewhere."""
 
 
+TURNS = 32
+"""Ids between two questions whether a row is to end."""
+
+Ended = Callable[[int, Generation], bool]
+"""ended(place in the list of prompts, what was emitted so far)."""
+
+
 class Sampler:
     """`Sampler(model, tokenizer, config)(params, prompts, key) -> list[Generation]`."""
 
@@ -61,20 +69,30 @@ class Sampler:
         if model.vocab_size < tokenizer.vocab_size:
             raise ValueError(f"the model has {model.vocab_size} ids, the tokenizer {tokenizer.vocab_size}")
 
-    def __call__(self, params: dict, prompts: Sequence[str | Request], key: jax.Array | int = 0) -> list[Generation]:
+    def __call__(
+        self,
+        params: dict,
+        prompts: Sequence[str | Request],
+        key: jax.Array | int = 0,
+        ended: Ended | None = None,
+    ) -> list[Generation]:
         """Samples one response a prompt.
 
         Row r is drawn with fold_in(key, request id), so it does not depend on its neighbors, slot or order.
+
+        Args:
+          ended: whether what a row has emitted so far is enough. It is asked every `TURNS` ids, so a response may be
+            some ids longer than it had to be, and never differs from the beginning of what it would be otherwise.
         """
         requests = [p if isinstance(p, Request) else Request(p) for p in prompts]
         model, params = unrolled(self.model, params)
         key = jax.random.key(key) if isinstance(key, int) else key
         results: list[Generation] = []
         for start in range(0, len(requests), self.config.batch_size):
-            results += self._batch(model, params, requests[start : start + self.config.batch_size], start, key)
+            results += self._batch(model, params, requests[start : start + self.config.batch_size], start, key, ended)
         return results
 
-    def _batch(self, model, params, requests: list[Request], start: int, key) -> list[Generation]:
+    def _batch(self, model, params, requests: list[Request], start: int, key, ended: Ended | None) -> list[Generation]:
         prompts = [
             self.tokenizer.encode_prompt(r.prompt) if r.prompt_ids is None else list(r.prompt_ids) for r in requests
         ]
@@ -90,21 +108,25 @@ class Sampler:
         budget = max(r.knobs.budget for r in requests)
         longest = getattr(self.rule, "x_max", room) + 2
         one_hot = self.config.one_hot_writes
-        trace, logprobs, emitted = jax.device_get(
-            loop.generate(
-                params,
-                batch,
-                config=model,
-                rule=self.rule,
-                semantics=self.config.semantics,
-                room=room,
-                # Only rings read this; a global cache must not recompile for another budget.
-                rewound=budget * longest if _rewinds(self.config, model) else 0,
-                one_hot=jax.default_backend() == "tpu" if one_hot is None else one_hot,
-            )
-        )
-        rows = zip(requests, prompts, trace, logprobs, emitted, strict=False)
-        return [self._generation(request, prompt, t[:n], lp[:n]) for request, prompt, t, lp, n in rows]
+        one_hot = jax.default_backend() == "tpu" if one_hot is None else one_hot
+        # Only rings read this; a global cache must not recompile for another budget.
+        rewound = budget * longest if _rewinds(self.config, model) else 0
+        told: dict[str, Any] = dict(config=model, rule=self.rule, semantics=self.config.semantics)
+
+        def read(trace, logprobs, emitted) -> list[Generation]:
+            rows = zip(requests, prompts, *jax.device_get((trace, logprobs, emitted)), strict=False)
+            return [self._generation(request, prompt, t[:n], lp[:n]) for request, prompt, t, lp, n in rows]
+
+        if ended is None:
+            return read(*loop.generate(params, batch, **told, room=room, rewound=rewound, one_hot=one_hot))
+        state = loop.begin(params, batch, **told, room=room, rewound=rewound)
+        while True:
+            state = loop.go_on(params, batch, state, **told, one_hot=one_hot, turns=TURNS)
+            found, done = read(state.trace, state.logprobs, state.edit.emitted), np.array(state.done)
+            done[: len(found)] |= [d or ended(start + i, g) for i, (d, g) in enumerate(zip(done, found, strict=False))]
+            if done.all():
+                return found
+            state = state._replace(done=jax.device_put(done, state.done.sharding))
 
     def _generation(self, request: Request, prompt: list[int], trace, logprobs) -> Generation:
         stops = stop_ids(request.knobs, self.tokenizer.eos_ids)

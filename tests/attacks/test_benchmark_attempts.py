@@ -42,6 +42,9 @@ def test_harmless_and_unlabelled_prompts(tokenizer):
 def test_contexts_are_part_of_what_is_asked(tokenizer):
     asked = benchmark_attempts([dataclasses.replace(TURNIP, context="Also", target="")], tokenizer, TOLD)[0]
     assert asked.request.prompt == asked.prompt.text == "Also\n\n---\n\nTell me about tea."
+    assert (asked.prompt.context, asked.prompt.question) == ("Also", "Tell me about tea.")
+    (plain, _) = benchmark_attempts([TURNIP], tokenizer, TOLD)
+    assert plain.prompt.context == plain.prompt.question == ""
 
 
 def test_ids_do_not_depend_on_what_else_is_asked(tokenizer):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlbf_jax.attacks import gcg_step
+from rlbf_jax.attacks import gcg_search, gcg_step
 from rlbf_jax.attacks.gcg import GcgConfig, Goal, gcg
 from rlbf_jax.attacks.gcg_candidates import allowed_ids, best_ids, draw_positions, draw_ranks, replace, survives
 from rlbf_jax.attacks.gcg_search import Search, State, accept
@@ -31,6 +31,7 @@ GOALS = [
     Goal("now hello there", tuple(TOKENIZER.encode("yes it is.")), (0, 3), (4, 8)),
 ]
 CONFIG = GcgConfig(init="xxxxx", steps=6, search_width=12, topk=8, batch_size=4)
+RANDOM = RandomSearchConfig.of_equal_budget(CONFIG, neighbors=4)
 
 GEMMA = dict(
     num_layers=2,
@@ -137,6 +138,30 @@ def test_losses_of_logits_are_those_of_plain_numpy(kind, reset):
         legal = [i for i in range(20) if i not in illegal]
         control = [np.log(np.exp(row[j][opening]).sum() / np.exp(row[j][legal]).sum()) for j in (4, 5)]
         assert float(found) == pytest.approx(0.5 * part + 0.3 * np.mean(control), abs=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.3, -0.3])
+def test_a_floor_holds_where_directives_are_suppressed(weight):
+    """Of each place by itself, in the loss and in what its gradient moves."""
+    logits, behavior = logits_and_behavior()
+    rule = BacktrackRule(14, ("a", "b"), (0,), x_max=4)
+    objective = gcg_step.Objective(target_weight=0.0, control_weight=weight, rule=rule, first=1)
+    logp = np.asarray(gcg_step.directive_logprobs(rule, jnp.asarray(logits)))[:, 4:6]
+    floor = float(np.median(logp))
+    floored = dataclasses.replace(objective, control_floor=floor)
+    losses, gradient = LOSSES(floored, logits, behavior)[0], CONTROL_GRADIENT(floored, logits, behavior)
+    below = (logp < floor) & (weight > 0)
+    assert below.any() == (weight > 0)
+    np.testing.assert_allclose(losses, weight * np.where(below, floor, logp).mean(1), atol=1e-5)
+    assert np.array_equal(np.abs(np.asarray(gradient)[:, 4:6]).max(-1) == 0, below)
+
+
+CONTROL_GRADIENT = jax.jit(
+    lambda objective, logits, behavior: jax.grad(
+        lambda x: gcg_step.losses_of_logits(objective, x, behavior)[0].sum()
+    )(logits),
+    static_argnums=0,
+)  # fmt: skip
 
 
 def test_mellowmax_tends_to_the_largest_and_matches_need_every_id():
@@ -302,10 +327,14 @@ def test_when_everything_is_filtered_out_the_suffix_stays_and_steps_are_counted(
     assert list(found.ids) == TOKENIZER.encode("xxxxx") and found.loss == found.start_loss
 
 
-def test_random_search_only_improves_and_spends_the_same(plain):
-    config = RandomSearchConfig.of_equal_budget(CONFIG, neighbors=4)
-    assert config.generations * config.neighbors == CONFIG.steps * CONFIG.search_width
-    for found in random_search(MODEL, PARAMS, TOKENIZER, GOALS, config):
+@pytest.fixture(scope="module")
+def chance():
+    return random_search(MODEL, PARAMS, TOKENIZER, GOALS, RANDOM)
+
+
+def test_random_search_only_improves_and_spends_the_same(chance):
+    assert RANDOM.generations * RANDOM.neighbors == CONFIG.steps * CONFIG.search_width
+    for found in chance:
         assert found.evaluations == 72 and found.loss < found.start_loss
         seen = np.minimum.accumulate(np.concatenate([[found.start_loss], found.losses]))
         changed = np.any(np.diff(found.history, axis=0, prepend=[TOKENIZER.encode("xxxxx")]), axis=1)
@@ -420,6 +449,65 @@ def test_a_mesh_of_eight_finds_what_one_device_finds(run_in_child):
         assert [row[2] for row in many] == [3 * 12] * 3
 
 
+DIVIDED = """
+import dataclasses, json, pathlib, tempfile
+from rlbf_jax.attacks import gcg as module, gcg_search
+from rlbf_jax.attacks.gcg import gcg
+from rlbf_jax.attacks.random_search import random_search
+from rlbf_jax.parallel.mesh import MeshConfig, make_mesh
+from tests.attacks.test_gcg import CONFIG, GOALS, MODEL, PARAMS, RANDOM, TOKENIZER
+
+seen, losses_of, save = [], gcg_search.candidate_losses, module._Work.save
+def counted(*args):
+    seen.append(len(args[6]))  # while a program is traced: the candidates of one device
+    return losses_of(*args)
+gcg_search.candidate_losses = counted
+
+def struck(self, file, states):
+    save(self, file, states)
+    raise KeyboardInterrupt
+
+def resumed(config, mesh):
+    file = pathlib.Path(tempfile.mkdtemp()) / "state.npz"
+    module._Work.save = struck
+    try:
+        gcg(MODEL, PARAMS, TOKENIZER, GOALS[:1], config, mesh=mesh, file=file, save_every=2)
+    except KeyboardInterrupt:
+        module._Work.save = save
+    return gcg(MODEL, PARAMS, TOKENIZER, GOALS[:1], config, mesh=mesh, file=file)
+
+def shown(found):
+    print(json.dumps([[f.history.tolist(), [f.loss, *f.losses.tolist()], f.evaluations] for f in found]))
+
+rows, eight = make_mesh(MeshConfig(2, 2, 2)), make_mesh(MeshConfig(4, 2, 1))
+shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS[:1], CONFIG, mesh=eight))
+shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS, dataclasses.replace(CONFIG, filter_ids=False), mesh=rows))
+shown(random_search(MODEL, PARAMS, TOKENIZER, GOALS[:1], dataclasses.replace(RANDOM, filter_ids=False), mesh=eight))
+print(json.dumps(seen))
+shown(resumed(CONFIG, eight))
+"""
+
+
+def test_fewer_goals_than_devices_divide_their_candidates(plain, chance, run_in_child):
+    one, two, random, seen, resumed = map(json.loads, run_in_child(textwrap.dedent(DIVIDED)).splitlines())
+    for alone, divided in ((plain[:1], one), (plain, two), (chance[:1], random)):
+        for found, (history, losses, evaluations) in zip(alone, divided, strict=True):
+            assert found.history.tolist() == history and found.evaluations == evaluations
+            np.testing.assert_allclose([found.loss, *found.losses], losses, atol=1e-5)
+    # 12 candidates over 8 devices; over 2 for each of two goals; 4 over 8.
+    assert seen == [2, 6, 1]
+    assert resumed == one
+
+
+@pytest.mark.parametrize(("goals", "groups"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8), (20, 8)])
+def test_groups_of_devices_are_of_equal_size_and_none_is_without_a_goal(goals, groups):
+    class Eight:
+        shape, devices = {"data": 4, "fsdp": 2, "tensor": 3}, np.arange(24).reshape(4, 2, 3)
+
+    devices = gcg_search.search_devices(Eight, goals)
+    assert devices.shape == (groups, 8 // groups, 3) and devices.ravel().tolist() == list(range(24))
+
+
 def test_mistakes_are_named():
     with pytest.raises(InputError, match="the initial suffix 'a' has other ids within its conversation"):
         tokenizer = Merging()
@@ -437,7 +525,14 @@ def test_mistakes_are_named():
         start_only = dataclasses.replace(CONFIG, init="xxxxx")
         work = module_of()._Work(search(), broken, TOKENIZER, GOALS, start_only, None)
         work.check(work.begun(None)[0])
-    for wrong in (dict(steps=0), dict(topk=0), dict(anneal=True, buffer_size=2), dict(init=""), dict(seed=-1)):
+    for wrong in (
+        dict(steps=0),
+        dict(topk=0),
+        dict(anneal=True, buffer_size=2),
+        dict(init=""),
+        dict(seed=-1),
+        dict(control_floor=0.0),
+    ):
         with pytest.raises(ValueError):
             GcgConfig(**wrong)
     with pytest.raises(ValueError, match="target is 0..4"):

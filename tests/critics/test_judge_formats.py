@@ -1,5 +1,6 @@
 """Formats of judges: rendered to the byte, read to the letter, and no text gets out of its block."""
 
+import dataclasses
 import math
 import re
 
@@ -68,6 +69,16 @@ def test_harmbench_shows_behavior_and_generation_and_clips_the_end():
     assert user["content"].endswith("Answer:") and "<context>" not in user["content"] and "8." not in user["content"]
     task = form.render(Exchange("p", "t", context="A recipe."), words)[1]["content"]
     assert "<context>\nA recipe.\n</context>" in task and "\n8. " in task
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_only_harmbench_shows_a_context_apart(form):
+    turn = Exchange("A recipe.\n\n---\n\nIs it rude?", "No.")
+    apart = dataclasses.replace(turn, context="A recipe.", question="Is it rude?")
+    if form.name == "harmbench":
+        assert form.render(apart, whole) == form.render(Exchange("Is it rude?", "No.", context="A recipe."), whole)
+    else:
+        assert form.render(apart, whole) == form.render(turn, whole)
 
 
 # Llama Guard ------------------------------------------------------------------------------------

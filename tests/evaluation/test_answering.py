@@ -20,9 +20,10 @@ import rlbf_jax
 from rlbf_jax.directives import Semantics, render
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.evaluation.answering import (
-    Answerer,
     Model,
     Question,
+    QuestionSampler,
+    is_settled,
     open_model,
     visible_until,
 )
@@ -122,7 +123,7 @@ def test_greedy_continuations_are_those_that_the_sampler_draws():
     params = PARAMS | {"unembedding": PARAMS["unembedding"] * words}
     prompt = tuple(LETTERS.encode_prompt("a b"))
     question = Question(prompt, knobs=Knobs(temperature=0, max_tokens=12))
-    (drawn,) = Answerer(model_of(params), 4, 64).answer([question])
+    (drawn,) = QuestionSampler(model_of(params), 4, 64).answer([question])
     answer = drawn.trace.tolist()
     wrong = [*answer[:-1], answer[-1] % 20 + 5]
     assert len(answer) == 12 and answer[-1] != wrong[-1]
@@ -140,30 +141,30 @@ def test_answers_do_not_depend_on_company_and_repetitions_differ():
     asked = [
         Question(tuple(LETTERS.encode_prompt(t)), knobs=Knobs(max_tokens=16)) for t in ("abc", "x", "abc", "a b c d e")
     ]
-    together = Answerer(model_of(), 4, 64).answer(asked)
-    one = Answerer(model_of(), 4, 64)
+    together = QuestionSampler(model_of(), 4, 64).answer(asked)
+    one = QuestionSampler(model_of(), 4, 64)
     alone = [one.answer([question])[0] for question in reversed(asked)][::-1]
     assert together[1].text == alone[1].text and together[3].text == alone[3].text
     assert {together[0].text, together[2].text} == {alone[0].text, alone[2].text}
     assert together[0].text != together[2].text
     other = dataclasses.replace(asked[1], seed=1)
-    assert Answerer(model_of(), 4, 64).answer([other])[0].text != together[1].text
+    assert QuestionSampler(model_of(), 4, 64).answer([other])[0].text != together[1].text
 
 
 def test_prompts_lose_their_beginning_and_directives_can_be_forbidden():
     question = Question(tuple(LETTERS.encode_prompt("a" * 60)), knobs=Knobs(max_tokens=30))
-    answerer = Answerer(model_of(), 4, 40)
-    assert len(answerer.answer([question])[0].prompt_ids) == 10
+    sampler = QuestionSampler(model_of(), 4, 40)
+    assert len(sampler.answer([question])[0].prompt_ids) == 10
     with pytest.raises(InputError, match="max_tokens is 40, 0 ids are forced, and the model's texts have 40"):
-        answerer.check(dataclasses.replace(question, knobs=Knobs(max_tokens=40)))
+        sampler.check(dataclasses.replace(question, knobs=Knobs(max_tokens=40)))
     with pytest.raises(InputError, match="top_p is 0"):
-        answerer.check(dataclasses.replace(question, knobs=Knobs(max_tokens=4, top_p=0)))
+        sampler.check(dataclasses.replace(question, knobs=Knobs(max_tokens=4, top_p=0)))
     asked = [question] * 8
     eager = [
         dataclasses.replace(q, knobs=dataclasses.replace(q.knobs, control_bias={"categories": 4.0})) for q in asked
     ]
-    assert any(g.edits for g in Answerer(model_of(), 4, 64).answer(eager))
-    assert not any(g.edits for g in Answerer(model_of(directives=False), 4, 64).answer(eager))
+    assert any(g.edits for g in QuestionSampler(model_of(), 4, 64).answer(eager))
+    assert not any(g.edits for g in QuestionSampler(model_of(directives=False), 4, 64).answer(eager))
 
 
 def generation(text: str, num_forced: int = 0) -> Generation:
@@ -205,6 +206,43 @@ def generation(text: str, num_forced: int = 0) -> Generation:
 )
 def test_text_until_a_stop_string(text, forced, stops, shown):
     assert visible_until(generation(text, forced), LETTERS, stops) == shown
+
+
+def cut(whole: Generation, n: int) -> Generation:
+    """The first n ids of a generation."""
+    done = render(LETTERS.rule, whole.trace[:n])
+    return dataclasses.replace(
+        whole, text=LETTERS.decode(done.visible), trace=whole.trace[:n], edits=done.edits, visible=done.visible
+    )
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", "<1>", "<2>"]), max_size=14).map("".join),
+    st.integers(0, 3),
+    st.lists(st.text("abc", max_size=3), max_size=3),
+)
+def test_a_settled_text_stays_what_it_is(text, forced, stops):
+    whole = generation(text, forced)
+    for n in range(min(forced, len(whole.trace)), len(whole.trace) + 1):
+        part = cut(whole, n)
+        if is_settled(part, LETTERS, stops):
+            assert visible_until(part, LETTERS, stops) == visible_until(whole, LETTERS, stops)
+        else:  # nothing is settled too late: no stop string stands there, or a longer one may still begin before it
+            at = min((i for s in stops if s and (i := visible_until(part, LETTERS, ()).find(s)) >= 0), default=None)
+            assert at is None or len(visible_until(part, LETTERS, ())) < at + max(map(len, stops))
+
+
+def test_decoding_ends_soon_after_a_stop_string_and_texts_are_the_same():
+    knobs = Knobs(max_tokens=120, stop_ids=())
+    questions = [Question(tuple(LETTERS.encode_prompt(t)), knobs=knobs) for t in ("abc", "x", "d e")]
+    stopped = [dataclasses.replace(q, stops=stops) for q, stops in zip(questions, (("a",), ("zzz",), ()), strict=True)]
+    whole = QuestionSampler(model_of(), 2, 160).answer(questions)
+    short = QuestionSampler(model_of(), 2, 160).answer(stopped)
+    for question, one, other in zip(stopped, whole, short, strict=True):
+        assert np.array_equal(other.trace, one.trace[: len(other.trace)])
+        assert np.allclose(other.logprobs, one.logprobs[: len(other.trace)], atol=1e-5)
+        assert visible_until(other, LETTERS, question.stops) == visible_until(one, LETTERS, question.stops)
+    assert len(short[0].trace) == 32 and {len(g.trace) for g in (*whole, *short[1:])} == {120}
 
 
 # Conversations --------------------------------------------------------------------------------------
@@ -263,7 +301,7 @@ def test_rows_for_control_ids_change_no_likelihood(tmp_path):
         model.config, model.params, [([1, 2], [5, 6])], batch_size=4, max_length=64, vocab_size=model.vocab_size
     )
     assert after[0].logprob == pytest.approx(before[0].logprob, abs=1e-5)
-    (drawn,) = Answerer(model, 4, 64).answer([Question((1, 2), knobs=Knobs(max_tokens=20))])
+    (drawn,) = QuestionSampler(model, 4, 64).answer([Question((1, 2), knobs=Knobs(max_tokens=20))])
     assert max(drawn.trace) < rows
 
 
@@ -334,8 +372,7 @@ def test_the_package_runs_without_the_harnesses():
 
 
 def test_prompt_ids_take_the_place_of_the_prompt():
-    answerer = Answerer(model_of(), 4, 64)
-    sampler = answerer._sampler
+    sampler = QuestionSampler(model_of(), 4, 64)._sampler
     ids = tuple(LETTERS.encode_prompt("a b"))
     knobs = Knobs(max_tokens=8)
     plain, placed = (

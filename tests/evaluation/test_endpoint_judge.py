@@ -5,11 +5,15 @@ import dataclasses
 import pytest
 
 from rlbf_jax import cli
+from rlbf_jax.attacks.benchmark import benchmark_attempts
+from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.critics.http_critic import JUDGE_OPTION, HttpCritic, HttpCriticConfig
+from rlbf_jax.data.benchmarks import Behavior
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.grammar_judge import GrammarJudge
 from rlbf_jax.evaluation.suite import build_attempts, evaluate
 from rlbf_jax.methods import runner
+from rlbf_jax.sampling.request import Knobs
 from tests.endpoint_server import serving
 from tests.evaluation.test_suite import BAD, CONFIG, CONTEXT, SmallWorld, find, scripted
 from tests.evaluation.test_suite import tokenizer as tokenizer
@@ -44,6 +48,24 @@ def test_an_evaluation_with_a_yes_or_no_judge(tokenizer, tmp_path):
         server.rules = [("", 500)]
         with pytest.raises(UserError, match="^judge_endpoint: 8 of 8 texts"):
             evaluate(scripted(tokenizer, lambda r: tokenizer.encode("no")), attempts, judge, tokenizer, CONTEXT)
+
+
+def test_a_judge_sees_a_behavior_and_its_context_apart(tokenizer, tmp_path):
+    """HarmBench's contextual behaviors. Formats without a place for a context show the whole of what was asked."""
+    plain = Behavior("a", "Is it rude?", "harmbench", harmful=True)
+    contextual = dataclasses.replace(plain, id="b", context="Tea with cabbage.")
+    attempts = benchmark_attempts([plain, contextual], tokenizer, AttackConfig(knobs=Knobs(max_tokens=40), room=8))
+    for form in ("harmbench", "strongreject"):
+        with serving(lambda messages: "no") as server:
+            config = HttpCriticConfig(server.url, "cls", format=form, retries=0, max_unjudged=1.0)
+            judge = HttpCritic(config, ("insult",), tmp_path / form / "answers.jsonl", option=JUDGE_OPTION)
+            said = tokenizer.encode(" tea.")
+            evaluate(scripted(tokenizer, lambda request, said=said: said), attempts, judge, tokenizer, CONTEXT)
+            asked = [body["messages"][-1]["content"] for _, _, body in server.seen]
+        apart = "<behavior>\nIs it rude?\n</behavior>\n\n<context>\nTea with cabbage.\n</context>\n\n<generation>"
+        whole = "Tea with cabbage.\n\n---\n\nIs it rude?"
+        counts = [sum(text in content for content in asked) for text in (apart, whole, "<context>")]
+        assert len(asked) == 2 and counts == ([1, 0, 1] if form == "harmbench" else [0, 1, 0])
 
 
 def test_options_of_a_run(tmp_path):

@@ -150,7 +150,7 @@ def test_an_error_while_answering_reaches_everyone_who_waits(folder, monkeypatch
     def fails(questions):
         raise RuntimeError("out of tea")
 
-    monkeypatch.setattr(api._answerer, "answer", fails)
+    monkeypatch.setattr(api._sampler, "answer", fails)
 
     async def both():
         said = []
