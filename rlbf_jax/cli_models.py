@@ -46,6 +46,8 @@ class Import:
     """Kinds of violation, separated by commas: adds control tokens, and rows of the embedding for them."""
     x_max: int = 40
     """Largest X of [BACKTRACK_BY_X], with --categories."""
+    chat_template: str = "default"
+    """Name of the chat template to keep, where the checkpoint has several, with --categories."""
     seed: int = 0
     """Of the new rows, with --categories."""
 
@@ -68,6 +70,8 @@ class Export:
 def import_model(argv: Sequence[str]) -> None:
     """`rlbf import DIR OUT`."""
     args: Import = arguments.parse(Import, "rlbf import", argv)
+    if args.chat_template != "default" and not args.categories:
+        raise UserError("--chat_template chooses for a tokenizer with control tokens; give --categories with it")
     from rlbf_jax.models.weights.read import read_checkpoint
 
     dtype = None if args.dtype == "stored" else args.dtype
@@ -94,7 +98,7 @@ def _with_controls(args: Import, partial: pathlib.Path) -> tuple[Any, dict, dict
     rows = config_from_hf(read_config(args.source)).vocab_size
     categories = [name.strip() for name in args.categories.split(",") if name.strip()]
     try:
-        tokenizer = import_tokenizer(args.source, categories, args.x_max, rows)
+        tokenizer = import_tokenizer(args.source, categories, args.x_max, rows, args.chat_template)
     except ValueError as error:
         raise UserError(str(error)) from error
     new = rows_of(tokenizer, rows, args.seed, str(args.source))

@@ -32,6 +32,7 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.methods import runner
 from rlbf_jax.methods.runner import open_run
 from rlbf_jax.models.attention import QUERY_BLOCK
+from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.sampling.request import Request
 from rlbf_jax.sampling.sampler import SamplerConfig, make_batch
 from rlbf_jax.tokenizers import load_tokenizer
@@ -430,7 +431,8 @@ def test_a_long_prompt_is_padded_to_whole_attention_blocks(finished):
     prompt = tokenizer.encode_prompt("bread " * 600)
     assert len(prompt) > QUERY_BLOCK
     config = SamplerConfig(batch_size=2)
-    batch, room = make_batch(config, tokenizer.rule, [Request("")], [prompt], [0], jax.random.key(0), tokenizer.eos_ids)
+    requests, ids = [Request("")], tokenizer.eos_ids
+    batch, room = make_batch(ModelConfig(), config, tokenizer.rule, requests, [prompt], [0], jax.random.key(0), ids)
     assert batch.context.shape[1] % QUERY_BLOCK == 0 and room % config.bucket == 0
 
 

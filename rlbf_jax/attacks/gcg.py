@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlbf_jax.attacks import gcg_search
 from rlbf_jax.attacks.gcg_candidates import Positions, allowed_ids, check_topk, split_prompt, survives
 from rlbf_jax.attacks.gcg_search import Search, State
-from rlbf_jax.attacks.gcg_step import Objective, check_control_floor, first_column, one_behavior, stack
+from rlbf_jax.attacks.gcg_step import Behavior, Objective, check_control_floor, first_column, one_behavior, stack
 from rlbf_jax.errors import InputError
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.transformer import unrolled
@@ -208,6 +208,16 @@ def search_suffixes(
     return work.found(states)
 
 
+def _check_positions(model: ModelConfig, behaviors: Behavior, suffix: int) -> None:
+    """Raises InputError where prefix, suffix and tail are more ids than the model has learned positions."""
+    longest = int(np.max(behaviors.prefix_length)) + suffix + behaviors.tail.shape[-1]
+    if model.learned_positions and model.max_positions is not None and longest > model.max_positions:
+        raise InputError(
+            f"a prompt, a suffix of {suffix} ids and the answer wished for take {longest} ids, and the model has "
+            f"{model.max_positions} positions; shorten the prompts or the suffix"
+        )
+
+
 class _Work:
     """Arrays of one search, padded to the mesh, and its loop."""
 
@@ -219,6 +229,7 @@ class _Work:
             raise InputError(f"n_replace is {search.n_replace}, and the suffix has {len(self.suffix)} ids only")
         self.splits = [split_prompt(tokenizer, self._compose(goal), self.suffix) for goal in self.goals]
         behaviors = stack([_behavior(goal, *split) for goal, split in zip(self.goals, self.splits, strict=True)])
+        _check_positions(model, behaviors, len(self.suffix))
         allowed = allowed_ids(tokenizer, model.vocab_size, config.allow_non_ascii)
         topk = check_topk(search.topk if search.proposal == "gradient" else model.vocab_size, allowed)
         objective = Objective(

@@ -59,15 +59,11 @@ class _Forced(NamedTuple):
     """Ids of prefix, bridge and span."""
 
 
-def _joint(
-    tokenizer: Tokenizer, config: AttackConfig, bridge: str, span: str | None, prefix: _Prefix
-) -> _Forced | None:
-    """Prefix + bridge + span (None: the prefix's next sentence); None where they leave too little room."""
+def _joint(tokenizer: Tokenizer, bridge: str, span: str | None, prefix: _Prefix) -> _Forced:
+    """Prefix + bridge + span (None: the prefix's next sentence)."""
     if span is None:
         span = _in_lower_case(prefix.following) if bridge.endswith(",") else prefix.following
     ids, counts = encode_parts(tokenizer, prefix.text, bridge, span)
-    if len(ids) + config.room > config.knobs.max_tokens:
-        return None
     return _Forced(prefix.text, ids, counts)
 
 
@@ -109,21 +105,34 @@ def _draw(
     config: AttackConfig,
     options: MiddleFillingOptions,
     long: bool,
-    joint: Callable[[_Prefix], _Forced | None],
+    joint: Callable[[_Prefix], _Forced],
 ) -> tuple[Prompt, _Forced]:
-    """A prompt with an answer that can be cut as asked: the given one, or other ones after some tries."""
+    """A prompt with an answer that can be cut as asked: the given one, or other ones after some tries.
+
+    Raises ValueError where all answers are too short to cut, or leave less than `config.room` of `max_tokens`.
+    """
+    needs: list[int] = []
     for _ in range(_PROMPTS):
         for _ in range(_TRIES):
             prefix = _prefix(world, rng, prompt, options, long)
-            forced = None if prefix is None else joint(prefix)
-            if forced is not None:
+            if prefix is None:
+                continue
+            forced = joint(prefix)
+            needs.append(len(forced.ids) + config.room)
+            if needs[-1] <= config.knobs.max_tokens:
                 return prompt, forced
         prompt = world.prompt(rng, config.pool)
     wanted = f"{options.long_words} words and another sentence" if long else "two sentences"
+    if not needs:
+        raise ValueError(
+            f"middle filling found no {config.pool} answer of at least {wanted} in {_PROMPTS} prompts; lower "
+            "middle.long_words or middle.long_share, or give longer answers"
+        )
+    # The median, so that half of the answers fit then, and longer violations find one too.
     raise ValueError(
         f"middle filling found no {config.pool} answer of at least {wanted} that leaves room for {config.room} of "
-        f"max_tokens = {config.knobs.max_tokens} ids, in {_PROMPTS} prompts; lower long_words or long_share, raise "
-        "knobs.max_tokens, or give longer answers"
+        f"max_tokens = {config.knobs.max_tokens} ids, in {_PROMPTS} prompts; raise knobs.max_tokens to "
+        f"{int(np.median(needs))} or more, or lower middle.long_words"
     )
 
 
@@ -146,7 +155,7 @@ def middle_filling(
     for index, prompt in enumerate(draw_prompts(world, rng, config.pool, n, harmful=False)):
         long = _is_long(index, options.long_share)
         violation = world.violation(rng, config.split, config.pool)
-        joint = functools.partial(_joint, tokenizer, config, world.bridge(rng), violation.text)
+        joint = functools.partial(_joint, tokenizer, world.bridge(rng), violation.text)
         prompt, (prefix, forced, (p, b, s)) = _draw(world, rng, prompt, config, options, long, joint)
         whole = s
         if options.cut:
@@ -187,7 +196,7 @@ def benign_middle(
     for index, prompt in enumerate(draw_prompts(world, rng, config.pool, n, harmful=False)):
         long = _is_long(index, options.long_share)
         aside = world.aside(rng) if rng.random() < options.aside_share else ""
-        joint = functools.partial(_joint, tokenizer, config, world.bridge(rng), aside or None)
+        joint = functools.partial(_joint, tokenizer, world.bridge(rng), aside or None)
         prompt, (prefix, forced, (p, b, s)) = _draw(world, rng, prompt, config, options, long, joint)
         request = Request(prompt.text, tuple(forced), config.knobs)
         attempts.append(

@@ -12,6 +12,7 @@ import numpy as np
 
 from rlbf_jax.answers import Answer, NoAnswer
 from rlbf_jax.http import EndpointClient, EndpointError, Message, raise_hopeless
+from rlbf_jax.models import transformer
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler
 from rlbf_jax.sampling.scoring import pack_traces, score
@@ -131,7 +132,7 @@ class ModelAnswerer:
         rule, semantics = self.sampler.rule, self.sampler.config.semantics
         knobs = Knobs(max_tokens=1).without_directives()
         rows = [(prompt, token) for prompt in prompts for ids in starts.values() for token in ids]
-        width = -(-(max(map(len, prompts)) + 1) // _SCORE_BUCKET) * _SCORE_BUCKET
+        width = transformer.padded_width(self.sampler.model, max(map(len, prompts)) + 1, _SCORE_BUCKET)
         size = self.sampler.config.batch_size
         found: list[float] = []
         for start in range(0, len(rows), size):

@@ -6,6 +6,7 @@ import numpy as np
 
 from rlbf_jax.data.bsafe_plus import (
     BsafePlusConfig,
+    BuildReport,
     DocumentSource,
     build_bsafe_plus,
     build_injection,
@@ -54,3 +55,15 @@ def check_pretraining(world: DocumentSource, tokenizer: Tokenizer, row_length: i
         build_pretraining(world, tokenizer, np.random.default_rng(0), 40, row_length)
     except ValueError as error:
         raise InputError(f"row_length is {row_length}, and nearly every document has more ids; raise it") from error
+
+
+def left_out(report: BuildReport, kept: int) -> str:
+    """What to say of a build that rejected more draws than it kept: its mixture is another than asked for. Or empty."""
+    total = sum(report.rejected.values())
+    if total <= kept:
+        return ""
+    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(report.rejected.items(), key=lambda item: -item[1]))
+    return (
+        f"{total} of {total + kept} draws were left out ({reasons}), long ones first of all; raise row_length, "
+        "bsafe_plus.max_tokens or x_max"
+    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import math
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -151,14 +150,12 @@ class QuestionSampler:
         self.max_length = max_length
         self.seed = seed
         self._asked: collections.Counter[tuple[int, ...]] = collections.Counter()
-        # A width must not round up beyond a table of learned positions.
-        step = math.gcd(128, max_length) if model.config.learned_positions else 128
         shapes = SamplerConfig(
             semantics=model.semantics,
             batch_size=batch_size,
-            min_context=step,
+            min_context=128,
             min_room=128,
-            bucket=step,
+            bucket=128,
             max_context=max_length,
         )
         self._sampler = Sampler(model.config, model.tokenizer, shapes)

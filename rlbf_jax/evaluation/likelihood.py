@@ -109,12 +109,7 @@ def _batches(config: ModelConfig, rows: Sequence[_Row], batch_size: int) -> Iter
 
 
 def _width(config: ModelConfig, length: int) -> int:
-    width = max(_LEAST_WIDTH, _power(2, length))
-    if width > QUERY_BLOCK:
-        width = -(-length // QUERY_BLOCK) * QUERY_BLOCK
-    if config.learned_positions and config.max_positions is not None:
-        width = max(length, min(width, config.max_positions))
-    return width
+    return transformer.padded_width(config, length, min(_power(2, length), QUERY_BLOCK), _LEAST_WIDTH)
 
 
 def _power(base: int, count: int) -> int:

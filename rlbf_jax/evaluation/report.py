@@ -34,6 +34,10 @@ TOY_NOTE = (
     "Small models, made-up violations, words from a closed world: this shows that the machinery works, and where it "
     "does not, at toy scale. It says nothing about how a large model behaves."
 )
+CHECKPOINT_NOTE = (
+    "A published checkpoint, made-up violations of a few templates: this shows whether the model takes back what such "
+    "templates say. It says nothing about harm of other kinds."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,12 @@ def write_report(workdir: pathlib.Path) -> None:
     config = report.run.manifest.get("config")
     shown = json.dumps(config, indent=2, ensure_ascii=False) if config else ""
     for name in ("report.md", "report.html"):
-        write_whole(workdir / name, render(f"{name}.j2", report=report, config=shown))
+        write_whole(workdir / name, render(f"{name}.j2", report=report, config=shown, toy_note=note_of(config)))
+
+
+def note_of(config: Any) -> str:
+    """What the figures of a run with this plain configuration can and cannot show."""
+    return CHECKPOINT_NOTE if isinstance(config, Mapping) and config.get("start_from") else TOY_NOTE
 
 
 # Building ---------------------------------------------------------------------------------------
@@ -247,11 +256,10 @@ def render(template: str, **values: Any) -> str:
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "browser.js"))
     text = env.get_template(template).render(
         definitions=DEFINITIONS,
-        toy_note=TOY_NOTE,
         style=Markup(style),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **values,
+        **{"toy_note": TOY_NOTE, **values},
     )
     # Half of a surrogate pair, which JSON can hold and UTF-8 cannot.
     return text.encode("utf-8", "replace").decode()

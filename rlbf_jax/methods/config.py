@@ -93,6 +93,8 @@ class ExperimentConfig:
     start_from: str = ""
     """A checkpoint folder, as published or as `rlbf import` wrote it: the run's base model and tokenizer are these.
     No tokenizer is trained and nothing is pretrained; of `model` dtype, param_dtype, remat and scan_layers count."""
+    chat_template: str = "default"
+    """Name of the chat template, where the checkpoint of `start_from` has several."""
     mesh: MeshConfig = MeshConfig()
     pretraining: SupervisedConfig = SupervisedConfig()
     refusal_sft: SupervisedConfig = SupervisedConfig()
@@ -127,6 +129,11 @@ class ExperimentConfig:
         check_between(self, 0, 2**32 - 1, "seed")
         check_at_least(self, 1, "rollout_tokens", "max_drawn", "sampling_batch", "max_prompt", "perplexity_examples")
         check_at_least(self, 0, "rollout_budget")
+        if self.chat_template != "default" and not self.start_from:
+            raise ValueError(
+                f"chat_template is {self.chat_template!r}, but start_from is empty: only a checkpoint has chat "
+                "templates to choose from"
+            )
         critic, judge = (
             (e.base_url, e.model, e.format, e.guidelines) for e in (self.critic_endpoint, self.judge_endpoint)
         )

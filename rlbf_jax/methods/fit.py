@@ -25,7 +25,10 @@ def check_fit(work: Workspace, source: PromptSource) -> None:
     try:
         requests = [rollout.request for step in range(steps) for rollout in source(step)]
     except ValueError as error:
-        raise UserError(f"rollouts: {error} (rollouts have max_tokens = rollout_tokens)") from error
+        raise UserError(
+            f"rollouts: {error} (knobs.max_tokens of rollouts is --rollout_tokens; an attack's other options are those "
+            "of --evaluation)"
+        ) from error
     width = work.config.max_prompt + work.config.rollout_tokens
     sizes = [len(work.tokenizer.encode_prompt(request.prompt)) + request.knobs.max_tokens for request in requests]
     if max(sizes) > width:

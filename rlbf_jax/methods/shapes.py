@@ -31,10 +31,11 @@ def check_rows(config: ExperimentConfig, shards: int, model: ModelConfig | None 
         "max_prompt + rollout_tokens": config.max_prompt + config.rollout_tokens,
     }
     model = styled(config.model) if model is None else model
-    for name, width in widths.items():
+    asked = {"max_prompt + evaluation.knobs.max_tokens": config.max_prompt + config.evaluation.knobs.max_tokens}
+    for name, width in (widths | asked).items():
         if model.learned_positions and model.max_positions is not None and width > model.max_positions:
             raise UserError(f"{name}: {width} ids; the model has {model.max_positions} positions (model.max_positions)")
-        if width > QUERY_BLOCK and width % QUERY_BLOCK:
+        if name in widths and width > QUERY_BLOCK and width % QUERY_BLOCK:
             raise UserError(f"{name}: {width} ids; rows longer than {QUERY_BLOCK} must be a multiple of it")
     for name, (rows, accumulate) in sizes.items():
         if rows % (shards * accumulate):

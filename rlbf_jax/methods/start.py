@@ -22,7 +22,7 @@ from rlbf_jax.models.weights.read import read_checkpoint, read_config
 from rlbf_jax.models.weights.rows import rows_of
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import FamilyTokenizer, import_tokenizer
-from rlbf_jax.tokenizers.folder import GENERATION_FILE, META_FILE, read
+from rlbf_jax.tokenizers.folder import DEFAULT, GENERATION_FILE, META_FILE, meta, read
 
 FOLDER = "start_from"
 OF_THE_RUN = ("dtype", "param_dtype", "remat", "scan_layers")
@@ -45,21 +45,26 @@ def take_tokenizer(config: ExperimentConfig, run: Path, categories: Sequence[str
     Raises UserError where the tokenizer cannot be used, or has control tokens of another run already.
     """
     folder = _folder(config)
-    find_tokenizer(folder, categories, config.data.x_max).save(run / "tokenizer")
+    find_tokenizer(folder, categories, config.data.x_max, config.chat_template).save(run / "tokenizer")
     for name in ("config.json", GENERATION_FILE):
         if (folder / name).is_file():
             write_whole(run / FOLDER / name, (folder / name).read_bytes())
 
 
-def find_tokenizer(folder: Path, categories: Sequence[str], x_max: int) -> FamilyTokenizer:
+def find_tokenizer(folder: Path, categories: Sequence[str], x_max: int, template: str = DEFAULT) -> FamilyTokenizer:
     """The tokenizer of a checkpoint folder, which gets control tokens unless it has the right ones.
 
-    Raises UserError where it has others, or does not fit the checkpoint's embedding.
+    Raises UserError where it has others or another chat template, or does not fit the checkpoint's embedding.
     """
     rows = config_from_hf(read_config(folder)).vocab_size
     if not (folder / META_FILE).is_file():
-        return import_tokenizer(folder, categories, x_max, rows)
-    tokenizer = FamilyTokenizer(read(folder))
+        return import_tokenizer(folder, categories, x_max, rows, template)
+    tokenizer = FamilyTokenizer(files := read(folder))
+    if template not in (DEFAULT, held := meta(files).template):
+        raise UserError(
+            f"{folder}: was imported with the chat template {held!r}, --chat_template is {template!r}; import the "
+            "original again with that one, or leave the option out"
+        )
     rule = tokenizer.rule
     if (rule.categories, rule.x_max) != (tuple(categories), x_max):
         raise UserError(

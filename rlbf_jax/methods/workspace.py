@@ -19,7 +19,7 @@ from rlbf_jax.critics.classifier import check_categories, coherence_of, load_cri
 from rlbf_jax.critics.http_critic import JUDGE_OPTION, HttpCritic
 from rlbf_jax.critics.noisy import NoisyCritic
 from rlbf_jax.data import bsafe_plus, datasets
-from rlbf_jax.data.build_checks import check_bsafe_plus, check_pretraining
+from rlbf_jax.data.build_checks import check_bsafe_plus, check_pretraining, left_out
 from rlbf_jax.data.packing import pack
 from rlbf_jax.data.schema import Example
 from rlbf_jax.data.world import Pool
@@ -161,7 +161,9 @@ class Workspace:
         try:
             return build_attempts(self.world, self.tokenizer, self.config.evaluation)
         except ValueError as error:
-            raise UserError(f"evaluation: {error}") from error
+            raise UserError(
+                f"evaluation: {error} (options of --evaluation, as --evaluation.knobs.max_tokens)"
+            ) from error
 
     @property
     def semantics(self) -> Semantics:
@@ -219,6 +221,8 @@ class Workspace:
             except ValueError as error:
                 raise UserError(f"data.row_length: {error}") from error
             digest = datasets.write_dataset(self.folder / "data" / name, rows, name)
+            if told := left_out(report, len(examples)):
+                say(f"data: {name}: {told}")
             counts[name] = {"rows": len(rows), "sha256": digest, **dataclasses.asdict(report)}
         return counts
 

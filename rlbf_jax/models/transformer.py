@@ -13,6 +13,7 @@ Shape letters as in `attention.py`; L layers, R repeats of the repeating block o
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +23,7 @@ from jax import Array
 
 from rlbf_jax.directives import NEVER
 from rlbf_jax.models import kv_cache, lora
-from rlbf_jax.models.attention import RopeScaling, Visibility, rotary
+from rlbf_jax.models.attention import QUERY_BLOCK, RopeScaling, Visibility, rotary
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.kv_cache import KVCache
 from rlbf_jax.models.layers import Angles, Layer, make_norm
@@ -124,10 +125,11 @@ class Decoder(nn.Module):
         Returns:
           hidden [B, T, D] after the final norm, and (key, value) [B, K, T, H] of every layer, in order.
 
-        Raises ValueError for rows longer than the table of learned positions.
+        Raises ValueError for rows longer than the table of learned positions (see `widest_row`).
         """
         c = self.config
-        if c.learned_positions and c.max_positions is not None and tokens.shape[1] > c.max_positions:
+        widest = widest_row(c)
+        if widest is not None and tokens.shape[1] > widest:
             raise ValueError(f"rows of {tokens.shape[1]} ids; this model has {c.max_positions} positions")
         x = self._embed(tokens, visibility.position)
         angles = self._angles(visibility.position)
@@ -218,7 +220,7 @@ class Decoder(nn.Module):
             # Rows of a unit-norm table are scaled to unit variance an entry, as a residual stream wants them.
             rows = rows * jnp.asarray(c.width**0.5, rows.dtype)
         if c.learned_positions:
-            # Only padding lies beyond the table: rows are checked to be no longer, and padding must stay finite.
+            # Only padding lies beyond the table: texts are checked to be no longer, and padding must stay finite.
             rows = rows + jnp.take(self.position_embedding, position, axis=0, mode="clip").astype(rows.dtype)
         return rows
 
@@ -247,6 +249,30 @@ class ValueHead(nn.Module):
         x = jnp.concatenate([hidden.astype(jnp.float32), features.astype(jnp.float32)], axis=-1)
         x = jax.nn.silu(nn.Dense(self.hidden)(x))
         return nn.Dense(1, kernel_init=nn.initializers.zeros)(x)[..., 0]
+
+
+def widest_row(c: ModelConfig) -> int | None:
+    """Most columns of whole rows, None without a limit: the learned positions, made up to whole blocks where rows are
+    attended to block by block. What lies beyond the table can only be padding: whoever pads has checked the text."""
+    if not c.learned_positions or c.max_positions is None:
+        return None
+    return c.max_positions if c.max_positions <= QUERY_BLOCK else -(-c.max_positions // QUERY_BLOCK) * QUERY_BLOCK
+
+
+def bucketed(needed: int, bucket: int, least: int = 1) -> int:
+    """At least `least`, then multiples of `bucket`, so that few programs compile; whole blocks above `QUERY_BLOCK`."""
+    if needed <= least:
+        return least
+    if needed <= QUERY_BLOCK:
+        return min(-(-needed // bucket) * bucket, QUERY_BLOCK)
+    bucket = math.lcm(bucket, QUERY_BLOCK)
+    return -(-needed // bucket) * bucket
+
+
+def padded_width(c: ModelConfig, needed: int, bucket: int, least: int = 1) -> int:
+    """Columns for a text of `needed` ids: `bucketed`, but no more than the model can read."""
+    widest, width = widest_row(c), bucketed(needed, bucket, least)
+    return width if widest is None else max(needed, min(width, widest))
 
 
 def rope_scaling(c: ModelConfig) -> RopeScaling | None:

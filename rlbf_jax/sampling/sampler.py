@@ -13,8 +13,7 @@ import numpy as np
 
 from rlbf_jax.directives import EditRule, Limits, Semantics, render
 from rlbf_jax.errors import InputError
-from rlbf_jax.models.attention import QUERY_BLOCK
-from rlbf_jax.models.transformer import ModelConfig, unrolled
+from rlbf_jax.models.transformer import ModelConfig, bucketed, padded_width, unrolled
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.distribution import Truncation
 from rlbf_jax.sampling.request import Generation, Knobs, Request
@@ -102,7 +101,8 @@ class Sampler:
         for request, ids in zip(requests, prompts, strict=True):
             _check(request, ids, self.model.vocab_size, longest_text)
         ids = [start + i if r.id is None else r.id for i, r in enumerate(requests)]
-        batch, room = make_batch(self.config, self.rule, requests, prompts, ids, key, self.tokenizer.eos_ids)
+        eos_ids = self.tokenizer.eos_ids
+        batch, room = make_batch(self.model, self.config, self.rule, requests, prompts, ids, key, eos_ids)
         if self.sharding is not None:
             batch = jax.device_put(batch, self.sharding)
         budget = max(r.knobs.budget for r in requests)
@@ -183,6 +183,7 @@ def control_bias_of(rule: EditRule, knobs: Sequence[Knobs]) -> np.ndarray:
 
 
 def make_batch(
+    model: ModelConfig,
     config: SamplerConfig,
     rule: EditRule,
     requests: Sequence[Request],
@@ -198,7 +199,8 @@ def make_batch(
     contexts = [[*p, *r.forced] for p, r in zip(prompts, requests, strict=True)] + [[0]] * spare
     prompt_length = np.asarray([len(p) for p in prompts] + [1] * spare, np.int32)
     context_length = np.asarray([len(c) for c in contexts], np.int32)
-    context = np.zeros((len(contexts), _bucket(int(max(context_length)), config.min_context, config.bucket)), np.int32)
+    width = padded_width(model, int(max(context_length)), config.bucket, config.min_context)
+    context = np.zeros((len(contexts), width), np.int32)
     for row, tokens in enumerate(contexts):
         context[row, : len(tokens)] = tokens
     stops = [stop_ids(k, eos_ids) for k in knobs]
@@ -221,15 +223,7 @@ def make_batch(
         control_bias=jnp.asarray(control_bias_of(rule, knobs)),
         stop_ids=jnp.asarray(stop),
     )
-    return batch, _bucket(max(k.max_tokens for k in knobs), config.min_room, config.bucket)
-
-
-def _bucket(needed: int, least: int, bucket: int) -> int:
-    if needed <= least:
-        return least
-    # Long rows are attended to block by block.
-    bucket = bucket if needed <= QUERY_BLOCK else math.lcm(bucket, QUERY_BLOCK)
-    return -(-int(needed) // bucket) * bucket
+    return batch, bucketed(max(k.max_tokens for k in knobs), config.bucket, config.min_room)
 
 
 def _rewinds(config: SamplerConfig, model: ModelConfig) -> bool:

@@ -57,7 +57,7 @@ def import_tokenizer(
     categories: Sequence[str],
     x_max: int,
     rows: int = 0,
-    template: str = "default",
+    template: str = _folder.DEFAULT,
     date: str = _folder.DATE.isoformat(),
 ) -> FamilyTokenizer:
     """The tokenizer of a published checkpoint folder, with control tokens.
@@ -75,7 +75,7 @@ def import_tokenizer(
     Raises:
         InputError: names the file and what is wrong with it.
     """
-    files = _folder.with_controls(_folder.read(folder), categories, x_max, rows, template, date)
+    files = _folder.with_controls(_folder.read(folder, template), categories, x_max, rows, template, date)
     tokenizer = FamilyTokenizer(files)
     if _folder.JSON_FILE in files.content:
         check_import(tokenizer, files.json(_folder.JSON_FILE), f"{folder}/{_folder.JSON_FILE}")

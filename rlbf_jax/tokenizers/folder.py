@@ -16,6 +16,10 @@ from rlbf_jax.tokenizers.chat import DATE
 from rlbf_jax.tokenizers.protocol import check_categories
 
 JSON_FILE, MODEL_FILE = "tokenizer.json", "tokenizer.model"
+MORE_TEMPLATES = "additional_chat_templates"
+"""Folder of named templates beside `chat_template.jinja`, one a file."""
+DEFAULT = "default"
+"""Name of the chat template that programs take unless they are told another."""
 META_FILE = "rlbf_controls.json"
 """Not `..._tokenizer.json`: `transformers` would take it for a vocabulary."""
 CONFIG_FILE, MAP_FILE, TEMPLATE_FILE = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
@@ -86,8 +90,11 @@ class Meta:
         }
 
 
-def read(folder: str | pathlib.Path) -> Files:
-    """Raises InputError if the folder holds no tokenizer."""
+def read(folder: str | pathlib.Path, template_name: str = DEFAULT) -> Files:
+    """The tokenizer files; where another chat template than the default is asked for, it takes the default's place.
+
+    Raises InputError if the folder holds no tokenizer, or no chat template of this name.
+    """
     folder = pathlib.Path(folder)
     wanted = [JSON_FILE, MODEL_FILE, META_FILE, CONFIG_FILE, MAP_FILE, TEMPLATE_FILE]
     if not (folder / META_FILE).is_file():
@@ -96,7 +103,23 @@ def read(folder: str | pathlib.Path) -> Files:
     files = Files(content, str(folder))
     if JSON_FILE not in content and MODEL_FILE not in content:
         raise InputError(f"{folder} holds no tokenizer: {JSON_FILE} or {MODEL_FILE} is expected")
-    return files
+    return files if template_name == DEFAULT else _with_template(folder, files, template_name)
+
+
+def _with_template(folder: pathlib.Path, files: Files, name: str) -> Files:
+    """The files with a named chat template as the only one, so that every program that reads them takes it."""
+    config = dict(files.json(CONFIG_FILE))
+    named = _named_templates(config.pop("chat_template", None))
+    beside = {file.stem: file.read_bytes() for file in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    content = {key: value for key, value in files.content.items() if key != TEMPLATE_FILE}
+    if name in beside:
+        content[TEMPLATE_FILE] = beside[name]
+    elif isinstance(named.get(name), str):
+        config["chat_template"] = named[name]
+    else:
+        known = ", ".join(sorted({DEFAULT, *map(str, named), *beside}))
+        raise InputError(f"{folder}: no chat template is called {name!r}; found {known}")
+    return Files(content | {CONFIG_FILE: _dump(config)}, files.where)
 
 
 def spellings(files: Files) -> dict[int, str]:
@@ -150,7 +173,7 @@ def _named(files: Files) -> dict[str, Any]:
     return files.json(MAP_FILE) | {k: v for k, v in files.json(CONFIG_FILE).items() if v is not None}
 
 
-def template(files: Files, name: str = "default") -> str | None:
+def template(files: Files, name: str = DEFAULT) -> str | None:
     """The chat template: `chat_template.jinja`, else the configuration's (a string, or a list of named ones).
 
     Raises:
@@ -160,15 +183,22 @@ def template(files: Files, name: str = "default") -> str | None:
         return files.text(TEMPLATE_FILE)
     found = files.json(CONFIG_FILE).get("chat_template")
     if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        named = _named_templates(found)
         if name not in named:
             raise InputError(
-                f"{files.where}/{CONFIG_FILE}: no chat template is called {name!r}; found {', '.join(map(str, named))}"
+                f"{files.where}/{CONFIG_FILE}: no chat template is called {name!r}; found "
+                f"{', '.join(map(str, named))} (in a run, --chat_template chooses)"
             )
         found = named[name]
     if found is not None and not isinstance(found, str):
         raise InputError(f"{files.where}/{CONFIG_FILE}: chat_template must be a text or a list of named texts")
     return found
+
+
+def _named_templates(found: Any) -> dict[Any, Any]:
+    """The named chat templates of a configuration's `chat_template`."""
+    entries = found if isinstance(found, list) else []
+    return {entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)}
 
 
 def meta(files: Files) -> Meta:
@@ -191,7 +221,7 @@ def with_controls(
     categories: Sequence[str],
     x_max: int,
     rows: int = 0,
-    template_name: str = "default",
+    template_name: str = DEFAULT,
     date: str = DATE.isoformat(),
 ) -> Files:
     """The files of a published tokenizer, with control tokens that have rows and names and no spelling.
@@ -199,7 +229,7 @@ def with_controls(
     Args:
         files: as published.
         rows: rows of the checkpoint's embedding (`vocab_size` of its config.json), 0 if not known.
-        template_name: which chat template, where there are several.
+        template_name: what the chat template was called, as `read` was told.
         date: ISO date for templates that ask for it.
     """
     check_categories(categories, x_max)

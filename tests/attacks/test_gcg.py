@@ -518,6 +518,11 @@ def test_mistakes_are_named():
             [Goal("b", (7,), (0, 1))],
             dataclasses.replace(CONFIG, init="a", placement="before"),
         )
+    learned, params = random_model(TOKENIZER, num_layers=1, learned_positions=True, max_positions=20)
+    with pytest.raises(
+        InputError, match="a suffix of 5 ids and the answer wished for take .. ids, and the model has 20"
+    ):
+        gcg(learned, params, TOKENIZER, GOALS, CONFIG)
     with pytest.raises(InputError, match="n_replace is 9, and the suffix has 5 ids only"):
         gcg(MODEL, PARAMS, TOKENIZER, GOALS, dataclasses.replace(CONFIG, n_replace=9))
     with pytest.raises(InputError, match="goal 1: the loss is not a number"):

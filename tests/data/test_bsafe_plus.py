@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rlbf_jax.data.bsafe_plus import (
     BsafePlusConfig,
+    BuildReport,
     Rejection,
     build_bsafe_plus,
     build_injection,
@@ -17,6 +18,7 @@ from rlbf_jax.data.bsafe_plus import (
     plain_example,
     to_example,
 )
+from rlbf_jax.data.build_checks import left_out
 from rlbf_jax.data.files import Row
 from rlbf_jax.data.injectors import TemplateInjector
 from rlbf_jax.data.schema import Example, Injection, Violation
@@ -25,6 +27,12 @@ from rlbf_jax.directives import render
 from rlbf_jax.tokenizers import train_tokenizer
 
 FACTS = "The river is wide. Stones lie in it. Many birds drink there. Nobody knows why, but it runs to the sea."
+
+
+def test_builds_that_left_out_most_draws_say_so():
+    few, many = BuildReport({}, {"a": 10}), BuildReport({}, {"a": 10, "longer than max_tokens": 31})
+    assert left_out(few, 10) == "" and left_out(many, 41) == ""
+    assert left_out(many, 40).startswith("41 of 81 draws were left out (31 longer than max_tokens, 10 a), long ones")
 
 
 class RecordingWorld(UserWorld):

@@ -13,6 +13,7 @@ from rlbf_jax.methods.shapes import check_rows
 from rlbf_jax.methods.workspace import Workspace
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import FAMILIES
+from rlbf_jax.sampling.request import Knobs
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -30,3 +31,6 @@ def test_rows_longer_than_the_model_has_positions_are_refused():
     with pytest.raises(UserError, match=r"data.row_length: \d+ ids; the model has 100 positions"):
         check_rows(config, 1)
     check_rows(dataclasses.replace(config, model=ModelConfig(family="gpt2")), 1)
+    asked = dataclasses.replace(config.evaluation, knobs=Knobs(max_tokens=1020))
+    with pytest.raises(UserError, match=r"max_prompt \+ evaluation.knobs.max_tokens: 1044 ids; the model has 1024 pos"):
+        check_rows(dataclasses.replace(config, model=ModelConfig(family="gpt2"), evaluation=asked), 1)

@@ -179,21 +179,24 @@ def test_cheap_coherence():
 # Perplexity -------------------------------------------------------------------------------------
 
 
-def test_perplexities_are_those_of_one_row_at_a_time(work):
+@pytest.mark.parametrize(("times", "width"), [(1, 192), (20, 2048)], ids=["short", "longer than an attention block"])
+def test_perplexities_are_those_of_one_row_at_a_time(work, times, width):
     params, tokenizer = work.params("base"), work.tokenizer
-    pairs = [(p.text, p.reference[:n]) for p, n in zip(work.world.prompts("train"), (5, 40, 90, 150), strict=False)]
+    prompts, cuts = work.world.prompts("train"), (5, 40, 90, 150) if times == 1 else (150,)
+    pairs = [(p.text, (p.reference * times)[: n * times]) for p, n in zip(prompts, cuts, strict=False)]
+    assert times == 1 or len(tokenizer.encode(pairs[-1][1])) > 1024
     found = own_data.perplexities(work.model, params, tokenizer, pairs, batch_size=3)
 
     @jax.jit
     def log_probabilities(tokens):
-        where = Visibility(jnp.arange(192)[None], None)
+        where = Visibility(jnp.arange(width)[None], None)
         hidden, _ = transformer.forward(work.model, params, tokens, where)
         return jax.nn.log_softmax(transformer.unembed(work.model, params, hidden)[0], axis=-1)
 
     for (prompt, text), value in zip(pairs, found, strict=True):
         before, ids = tokenizer.encode_prompt(prompt), tokenizer.encode(text)
         # Ids behind a text cannot change what stands before them.
-        tokens = np.zeros((1, 192), np.int32)
+        tokens = np.zeros((1, width), np.int32)
         tokens[0, : len(before) + len(ids)] = before + ids
         logp = np.asarray(log_probabilities(tokens))
         nll = [-logp[i - 1, tokens[0, i]] for i in range(len(before), len(before) + len(ids))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -16,7 +17,8 @@ from rlbf_jax import cli
 from rlbf_jax.data.toy_world import ToyWorld, ToyWorldConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
-from rlbf_jax.methods import runner
+from rlbf_jax.evaluation.record_judge import RecordJudge
+from rlbf_jax.methods import runner, start
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.config import ModelConfig
@@ -27,6 +29,7 @@ from rlbf_jax.tokenizers import import_tokenizer, load_tokenizer
 from rlbf_jax.training.model_folder import load_model
 from rlbf_jax.training.policy import PolicyConfig
 from tests.methods.published_checkpoint import SPARE, make_checkpoint
+from tests.methods.test_own_data import THINGS
 
 CATEGORIES = ToyWorld(ToyWorldConfig()).categories
 X_MAX = 40
@@ -54,12 +57,6 @@ def tiny(start_from, **changes):
     return dataclasses.replace(config, **changes)
 
 
-def command(capsys, *argv):
-    code = cli.main([str(a) for a in argv])
-    out = capsys.readouterr()
-    return code, out.out.strip(), out.err.strip()
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("published") / "model")
@@ -72,15 +69,69 @@ def imported(published):
     return out
 
 
+EXPERIMENT = """
+import dataclasses
+from rlbf_jax.data.bsafe_plus import BsafePlusConfig
+from tests.methods.test_start import tiny
+
+def get_config():
+    config = tiny("")
+    data = dataclasses.replace(config.data, sft_examples=40, refusal_examples=4, bsafe_plus=BsafePlusConfig())
+    return dataclasses.replace(config, data=data)
+"""
+
+
 @pytest.fixture(scope="module")
-def finished(imported):
-    """A finished run whose checkpoint's folder is gone."""
-    moved = imported.parent / "moved"
-    shutil.copytree(imported, moved)
-    workdir = imported.parent / "run"
-    runner.run(tiny(moved), workdir)
-    shutil.rmtree(moved)
-    return workdir
+def asked(published):
+    """The arguments of a run on rows of one's own from a copy of the checkpoint, and its folder."""
+    folder = published.parent / "own"
+    folder.mkdir()
+    (folder / "mine.py").write_text(EXPERIMENT)
+    lines = [
+        f"What is a {thing}?,A {thing} is old. It is big. It is a good place to be. Many like it." for thing in THINGS
+    ]
+    (folder / "rows.csv").write_text("\n".join(["question,answer", *lines]))
+    shutil.copytree(published, folder / "model")
+    argv = ["run", folder / "mine.py", "--workdir", folder / "run", "--start_from", folder / "model"]
+    argv += ["--data.path", folder / "rows.csv", "--semantics", "keep", "--evaluation.middle.long_words", "7"]
+    return [str(a) for a in argv], folder
+
+
+@pytest.fixture(scope="module")
+def finished(asked):
+    """A finished run on rows of one's own whose checkpoint's folder is gone."""
+    argv, folder = asked
+    assert cli.main(argv) == 0
+    shutil.rmtree(folder / "model")
+    return folder / "run"
+
+
+def command(capsys, *argv):
+    code = cli.main([str(a) for a in argv])
+    out = capsys.readouterr()
+    return code, out.out.strip(), out.err.strip()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--max_prompt 15", r"rows.csv: the prompt of row-\d+ may take \d+ ids, .* set --max_prompt \d+, or leave"),
+        ("--rollout_tokens 30", r"rollouts: .*max_tokens .* 30.*raise knobs.max_tokens to \d+ .* is --rollout_tokens"),
+        (
+            "--evaluation.attacks middle_filling --evaluation.knobs.max_tokens 20",
+            r"evaluation: .* raise knobs.max_tokens to \d+ or more.* as --evaluation.knobs.max_tokens",
+        ),
+        ("--evaluation.middle.long_words 40", "no train answer of at least 40 words .*lower middle.long_words"),
+        ("--data.bsafe_plus.max_tokens 25", "longer than max_tokens.*raise max_tokens"),
+        ("--chat_template tools", "no chat template is called 'tools'; found default"),
+    ],
+)
+def test_settings_that_are_too_small_are_told_with_what_suffices(options, told, published, asked, tmp_path, capsys):
+    argv = [str(published) if a.endswith("/model") else a for a in asked[0]]
+    argv[argv.index("--workdir") + 1] = str(tmp_path / "run")
+    code, _, error = command(capsys, *argv, *options.split())
+    assert code == 2 and re.search(told, error) and "\n" not in error, error
+    assert not (tmp_path / "run" / "stages").exists()
 
 
 def test_import_adds_control_tokens_and_their_rows(published, imported):
@@ -108,16 +159,32 @@ def test_import_adds_control_tokens_and_their_rows(published, imported):
 
 
 def test_a_run_starts_from_the_folder_and_outlives_it(imported, finished, capsys):
+    """On rows of one's own; the run has the tokenizer and parameters that `rlbf import` would have made."""
     work = runner.open_run(finished)
     assert work.tokenizer.digest() == load_tokenizer(imported).digest()
     _, params = read_checkpoint(imported)
     jax.tree.map(np.testing.assert_array_equal, work.params("base"), params)
     assert work.model == read_checkpoint(imported)[0]
     assert not (finished / "data" / "pretraining").exists()
+    assert work.semantics is Semantics.KEEP and isinstance(work.judge, RecordJudge)
+    assert work.world.prompts("train")[0].text.startswith("What is a")
+    rows = [json.loads(line) for line in (finished / "evaluation" / "rlbf.jsonl").read_text().splitlines()]
+    assert rows and all(row["prompt"].startswith("What is a") for row in rows)
     records = json.loads((finished / "results.json").read_text())
     assert {record["stage"] for record in records} == {"base", "sft", "rlbf"}
     code, out, _ = command(capsys, "generate", finished, "--prompt", "Hello.", "--max_tokens", "5", "--json")
     assert code == 0 and json.loads(out)["prompt"] == "Hello."
+    assert command(capsys, "report", finished)[0] == 0
+    assert "A published checkpoint" in (finished / "report.md").read_text()
+
+
+def test_a_run_starts_from_what_was_imported(imported, finished, tmp_path):
+    """With its control tokens as they are."""
+    work = runner.open_workspace(tiny(imported), tmp_path)
+    work.build_tokenizer()
+    work.note_data({})
+    assert work.tokenizer.digest() == load_tokenizer(imported).digest()
+    jax.tree.map(np.testing.assert_array_equal, work.start_params(), runner.open_run(finished).params("base"))
 
 
 def test_export_is_the_run(finished, tmp_path, capsys):
@@ -184,6 +251,15 @@ def test_other_control_tokens_are_told(imported, tmp_path):
     config = tiny(imported, data=dataclasses.replace(smoke().data, x_max=12))
     with pytest.raises(UserError, match=f"x_max {X_MAX}, expected .* and x_max 12; set --data.x_max"):
         runner.open_workspace(config, tmp_path).build_tokenizer()
+
+
+def test_another_chat_template_is_told(imported):
+    with pytest.raises(
+        UserError, match="with the chat template 'default', --chat_template is 'tools'; import the orig"
+    ):
+        start.find_tokenizer(imported, CATEGORIES, X_MAX, "tools")
+    with pytest.raises(ValueError, match="chat_template is 'tools', but start_from is empty"):
+        tiny("", chat_template="tools")
 
 
 def test_learned_positions_are_those_of_the_checkpoint(tmp_path):

@@ -304,6 +304,21 @@ def test_layers_beyond_the_last_whole_block():
     assert set(random_params(short)) == {"embedding", "final_norm", "blocks_0"}
 
 
+@pytest.mark.parametrize(
+    ("positions", "needed", "bucket", "width"),
+    [
+        (None, 5, 32, 32), (None, 33, 32, 64), (None, 1020, 100, 1024), (None, 1025, 32, 2048),
+        (45, 40, 32, 45), (45, 12, 32, 32), (20, 5, 32, 20), (45, 46, 32, 46),
+        (1030, 1000, 32, 1024), (1500, 1400, 32, 2048), (1500, 2100, 32, 2100),
+    ],
+)  # fmt: skip
+def test_padding_stays_within_what_the_model_reads(positions, needed, bucket, width):
+    config = dataclasses.replace(BASE, learned_positions=positions is not None, max_positions=positions)
+    assert transformer.padded_width(config, needed, bucket) == width
+    if positions is not None:  # what is needed fits, so what it is padded to is read; what does not fit is refused
+        assert (width <= transformer.widest_row(config)) == (needed <= positions)
+
+
 def test_rows_longer_than_the_learned_positions_are_refused():
     config = dataclasses.replace(BASE, learned_positions=True, max_positions=TIME - 1)
     tokens, visibility = rows()

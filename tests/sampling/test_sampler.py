@@ -431,3 +431,29 @@ def test_scoring_in_time_chunks_changes_neither_values_nor_gradients(monkeypatch
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(a).max() + 1)), gradient, other
     )
+
+
+@pytest.mark.parametrize("semantics", list(Semantics))
+def test_answers_up_to_the_last_learned_position_are_those_of_a_loose_bucket(semantics):
+    """The table's rows beyond the text are padding's alone: 45 positions (a bucket that is cut), and the same in a
+    table of 64 with other rows behind, give the same ids and log-probabilities; scoring agrees."""
+    tokenizer = LetterTokenizer()
+    tight, params = random_model(tokenizer, learned_positions=True, max_positions=45, norm="layer", gated_mlp=False)
+    loose = dataclasses.replace(tight, max_positions=64)
+    more = jax.random.normal(jax.random.key(9), (19, tight.width))
+    wide = params | {"position_embedding": jnp.concatenate([params["position_embedding"], more])}
+    knobs = Knobs(max_tokens=12, budget=3, control_bias={"categories": 2.0}, stop_ids=())
+    requests = [Request("tell me all about the fox and ab"[: 30 - 3 * i], (7,) * i, knobs) for i in range(4)]
+    assert max(len(tokenizer.encode_prompt(r.prompt)) for r in requests) + knobs.max_tokens == 45
+    shapes = SamplerConfig(semantics, batch_size=4, min_context=8, min_room=8)
+    found = [Sampler(c, tokenizer, shapes)(p, requests, 3) for c, p in ((tight, params), (loose, wide))]
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a.trace, b.trace)
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+        assert np.isfinite(a.logprobs[a.num_forced :]).all()
+    assert sum(len(g.edits) for g in found[0]) > 2 and max(len(g.prompt_ids) + len(g.trace) for g in found[0]) == 45
+    traces = pack_traces(found[0], tokenizer.rule, 45)
+    read = np.asarray(score(tight, params, tokenizer.rule, traces, semantics).logprobs)
+    for row, g in enumerate(found[0]):
+        drawn = slice(len(g.prompt_ids) + g.num_forced, len(g.prompt_ids) + len(g.trace))
+        np.testing.assert_allclose(read[row, drawn], g.logprobs[g.num_forced :], atol=1e-4)

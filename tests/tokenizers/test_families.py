@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rlbf_jax.errors import InputError
 from rlbf_jax.tokenizers import FamilyTokenizer, StreamDecoder, import_tokenizer, load_tokenizer
-from tests.tokenizers.families import FAMILIES, ROWS
+from tests.tokenizers.families import FAMILIES, LLAMA_TEMPLATE, ROWS
 
 CATEGORIES, X_MAX = ("insult", "privacy"), 8
 WITH_JSON = [name for name in FAMILIES if name != "gemma_sentencepiece"]
@@ -311,6 +311,35 @@ def test_broken_files_are_named(file, change, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         import_tokenizer(tmp_path, CATEGORIES, X_MAX)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in the configuration", "in a folder"])
+def test_a_named_chat_template_takes_the_place_of_the_default(beside, tmp_path):
+    """For us and for whoever reads what we write; the default is what it is without asking."""
+    other = LLAMA_TEMPLATE.replace("{{- bos_token }}", "{{- bos_token }}Be brief. ", 1)
+    assert other != LLAMA_TEMPLATE
+    folder = FAMILIES["llama"](tmp_path / "published")
+    if beside:
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "brief.jinja").write_text(other)
+        (folder / "chat_template.jinja").write_text(LLAMA_TEMPLATE)
+    else:
+        named = [{"name": "default", "template": LLAMA_TEMPLATE}, {"name": "brief", "template": other}]
+        spoil(folder, "tokenizer_config.json", lambda d: d | {"chat_template": named})
+    plain, brief = (import_tokenizer(folder, CATEGORIES, X_MAX, 0, name) for name in ("default", "brief"))
+    alone = FAMILIES["llama"](tmp_path / "alone")
+    spoil(alone, "tokenizer_config.json", lambda d: d | {"chat_template": other})
+    assert plain.encode_prompt("the moon") == made("llama")[0].encode_prompt("the moon")
+    assert brief.encode_prompt("the moon") == import_tokenizer(alone, CATEGORIES, X_MAX).encode_prompt("the moon")
+    assert brief.encode_prompt("the moon") != plain.encode_prompt("the moon")
+    brief.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").encode_prompt("the moon") == brief.encode_prompt("the moon")
+    told = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert (
+        told.get("chat_template", (tmp_path / "saved" / "chat_template.jinja").read_text() if beside else "") == other
+    )
+    with pytest.raises(InputError, match="no chat template is called 'long'; found brief, default"):
+        import_tokenizer(folder, CATEGORIES, X_MAX, 0, "long")
 
 
 def test_bytes_that_would_be_lost_are_refused(tmp_path):
