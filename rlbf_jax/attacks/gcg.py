@@ -246,9 +246,9 @@ class _Work:
         )
         self.params, self.allowed, groups = params, jnp.asarray(allowed), 1
         if mesh is not None:
-            self.params = jax.device_put(params, shardings(params, mesh))
-            self.allowed = jax.device_put(self.allowed, replicated(mesh))
             self.mesh = gcg_search.search_mesh(mesh, len(self.goals))
+            self.params = jax.device_put(params, gcg_search.whole_rows(self.mesh, shardings(params, mesh)))
+            self.allowed = jax.device_put(self.allowed, replicated(self.mesh))
             groups, shares = self.mesh.shape[gcg_search.BEHAVIORS], self.mesh.shape[gcg_search.CANDIDATES]
             self.search = dataclasses.replace(self.search, shares=shares)
         # Groups take equally many: the last goal fills up what is missing.

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlbf_jax.attacks.gcg_candidates import Positions, best_ids, draw_positions, draw_ranks, replace
 from rlbf_jax.attacks.gcg_step import (
@@ -254,6 +254,15 @@ def search_devices(mesh: Mesh, behaviors: int) -> np.ndarray:
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     groups = next(n for n in range(1, rows + 1) if rows % n == 0 and n >= min(behaviors, rows))
     return mesh.devices.reshape(groups, rows // groups, mesh.shape["tensor"])
+
+
+def whole_rows(mesh: Mesh, shardings: Any) -> Any:
+    """Shardings of parameters on a search's mesh: split over the tensor axis alone."""
+
+    def whole(sharding: NamedSharding) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*(axis if axis == "tensor" else None for axis in sharding.spec)))
+
+    return jax.tree.map(whole, shardings)
 
 
 def _each(mesh: Mesh | None, run: Callable[..., Any], shared: tuple, rows: tuple) -> Any:
