@@ -274,18 +274,65 @@ def test_a_search_lowers_the_loss_with_allowed_ids_only(plain):
         assert loss_of_text(found) == pytest.approx(found.loss, abs=1e-4)
 
 
-def log_probabilities(rows, position):
+def logits_of(rows, position):
     hidden, _ = transformer.forward(MODEL, PARAMS, rows, Visibility(position))
-    return jax.nn.log_softmax(transformer.unembed(MODEL, PARAMS, hidden[0]))
+    return transformer.unembed(MODEL, PARAMS, hidden[0])
 
 
-def loss_of_text(found) -> float:
-    """Of the target, by a plain pass over the conversation as text."""
+def loss_of_text(found, config=CONFIG) -> float:
+    """What a search with these options minimizes, by a plain pass over the conversation as text."""
     ids = [*TOKENIZER.encode_prompt(found.text), *found.goal.answer]
     begin = len(ids) - len(found.goal.answer)
     position = jnp.arange(len(ids))[None]
-    logp = np.asarray(jax.jit(lambda rows: log_probabilities(rows, position))(jnp.asarray([ids])))
-    return -float(np.mean([logp[begin + t - 1, ids[begin + t]] for t in range(*found.goal.target)]))
+    logits = np.asarray(jax.jit(lambda rows: logits_of(rows, position))(jnp.asarray([ids])), float)
+    total = np.log(np.exp(logits).sum(-1))
+    targets = [begin + t for t in range(*found.goal.target)]
+    labels = np.asarray([logits[at - 1, ids[at]] for at in targets])
+    if config.kind == "ce":
+        loss = np.mean([total[at - 1] for at in targets] - labels)
+    else:
+        loss = np.log(np.mean(np.exp(-config.alpha * labels))) / config.alpha
+    places = [begin + t - 1 for t in range(*found.goal.control)]
+    if not config.control_weight or not places:
+        return float(loss)
+    first, rule = TOKENIZER.rule.first_id, TOKENIZER.rule
+    legal = [i for i in range(first + 2) if i not in rule.never]  # content, and the two categories
+    legal += range(TOKENIZER.vocab_size, MODEL.vocab_size)
+    scores = [np.log(np.exp(logits[at, first : first + 2]).sum() / np.exp(logits[at, legal]).sum()) for at in places]
+    if config.control_floor is not None and config.control_weight > 0:
+        scores = np.maximum(scores, config.control_floor)
+    return float(loss + config.control_weight * np.mean(scores))
+
+
+OPTIONS = {
+    "mellowmax": dict(kind="mellowmax", alpha=2.0),
+    "suppress": dict(control_weight=0.5, control_floor=-0.5),
+    "provoke": dict(control_weight=-0.5, buffer_size=4, placement="before", separator=" "),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_a_search_says_of_its_suffix_is_what_a_plain_pass_says(plain, name):
+    config = dataclasses.replace(CONFIG, **OPTIONS[name])
+    found = gcg(MODEL, PARAMS, TOKENIZER, GOALS, config)
+    for one in found:
+        assert one.text == config.compose(one.goal.prompt, TOKENIZER.decode(one.ids))
+        assert one.loss == pytest.approx(loss_of_text(one, config), abs=1e-4)
+    if config.buffer_size:  # whose further entries start elsewhere
+        alone = dataclasses.replace(config, buffer_size=0, steps=1)
+        others = gcg(MODEL, PARAMS, TOKENIZER, GOALS, alone)
+        assert any(a.start_loss < b.start_loss - 1e-3 for a, b in zip(found, others, strict=True))
+
+
+def test_every_option_of_the_search_reaches_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module_of(), "search_suffixes", lambda search, *rest: seen.append(search) or [])
+    told = dict(steps=3, search_width=7, topk=5, n_replace=2, positions="stratified")
+    for more in (dict(buffer_size=3), dict(anneal=True)):
+        gcg(MODEL, PARAMS, TOKENIZER, GOALS, dataclasses.replace(CONFIG, **told, **more))
+    for search, (buffer, accepted) in zip(seen, [(3, "always"), (0, "anneal")], strict=True):
+        assert (search.steps, search.width, search.topk, search.n_replace) == (3, 7, 5, 2)
+        assert (search.positions, search.buffer_size, search.accept) == ("stratified", buffer, accepted)
 
 
 def test_without_anything_to_filter_the_loop_on_the_device_does_the_same(plain):
