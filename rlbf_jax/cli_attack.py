@@ -30,6 +30,31 @@ class Search:
     """Ids of most negative gradient that a position may take."""
     init: str = " x" * 20
     """What the suffix begins as; it keeps its number of ids."""
+    placement: Literal["after", "before"] = "after"
+    """Of the suffix, in the user's message."""
+    separator: str = ""
+    """Between the user's own words and the suffix."""
+    kind: Literal["ce", "mellowmax"] = "ce"
+    """Loss of the target."""
+    alpha: float = 1.0
+    """Of mellowmax."""
+    positions: Literal["uniform", "stratified"] = "uniform"
+    """Where candidates differ from the suffix."""
+    n_replace: int = 1
+    """Positions in which a candidate differs from the suffix."""
+    buffer_size: int = 0
+    """Best suffixes that are kept; 0: the newest, even if worse."""
+    anneal: bool = False
+    """Simulated annealing; not with a buffer."""
+    early_stop: bool = False
+    """Stop when some candidate makes the whole target the likeliest answer."""
+    filter_ids: bool = True
+    """Only suffixes that survive as text, with the whole conversation."""
+    allow_non_ascii: bool = False
+    batch_size: int | None = None
+    """Candidates in memory at a time; default: 64. Lower it for a large model."""
+    neighbors: int = 8
+    """Candidates a generation of random_search."""
     control_weight: float = 0.5
     """Of a directive's log-probability in adaptive_gcg and trigger."""
     control_floor: float | None = None
@@ -86,7 +111,7 @@ def attack(argv: Sequence[str]) -> None:
         raise UserError("--geometry is for --attack middle_grid, benign_grid and prefilling_depth")
     options = AttackOptions(
         tuple(dict.fromkeys(args.attack)), args.data, args.n_prompts, args.max_tokens, args.grid, args.geometry,
-        _optimized(args.search),
+        optimized(args.search),
     )  # fmt: skip
     records = attack_stage(args.workdir, args.stage, options)
     write_report(args.workdir)
@@ -94,20 +119,15 @@ def attack(argv: Sequence[str]) -> None:
     print(f"report: {args.workdir / 'report.html'}")
 
 
-def _optimized(told: Search) -> OptimizedConfig:
+def optimized(args: Search) -> OptimizedConfig:
+    """The search that the options describe. Raises UserError for one that is out of range."""
     from rlbf_jax.attacks.gcg import GcgConfig
     from rlbf_jax.attacks.optimized import OptimizedConfig
 
     try:
-        search = GcgConfig(
-            init=told.init,
-            steps=told.steps,
-            search_width=told.width,
-            topk=told.topk,
-            control_floor=told.control_floor,
-            seed=told.seed,
-        )
-        return OptimizedConfig(search, told.control_weight, told.window)
+        told = dataclasses.asdict(args)
+        of_all = {name: told.pop(name) for name in ("control_weight", "window", "neighbors")}
+        return OptimizedConfig(GcgConfig(search_width=told.pop("width"), **told), **of_all)
     except ValueError as error:
         raise UserError(f"--search: {error}") from error
 
