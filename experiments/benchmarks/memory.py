@@ -28,13 +28,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
 
 from rlbf_jax.directives import BacktrackRule, Limits, Semantics
 from rlbf_jax.models import lora, transformer
 from rlbf_jax.models.attention import QUERY_BLOCK
 from rlbf_jax.models.config import LoraConfig, ModelConfig, Remat
 from rlbf_jax.models.presets import PRESETS
-from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, shardings
+from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated, shardings
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.distribution import Truncation
 from rlbf_jax.sampling.scoring import Traces, score
@@ -77,6 +78,8 @@ class Setting:
     accumulate: int
     mesh: jax.sharding.Mesh | None = None
     """Devices of a TPU that is not there; None: the first device of the backend at hand."""
+    free_layouts: bool = False
+    """Updates take parameters and state in the layout that the compiler chooses, which the trainers do not."""
 
     @property
     def rule(self) -> BacktrackRule:
@@ -131,6 +134,15 @@ def updated(s: Setting, trained, frozen, terms, denominators, weights, batch):
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
     mesh = s.mesh or make_mesh(devices=jax.devices()[:1])
     update = jit_update(terms, denominators, weights, optimizer, mesh, state, s.accumulate, frozen)
+    if s.free_layouts:
+        free = functools.partial(jax.tree.map, lambda place: Format(Layout.AUTO, place))
+        places = free(shardings(state, mesh))
+        update = jax.jit(
+            update.__wrapped__,
+            in_shardings=(places, free(shardings(frozen, mesh)), batch_sharding(mesh)),
+            out_shardings=(places, replicated(mesh)),
+            donate_argnums=0,
+        )
     return update.lower(state, frozen, batch)
 
 
@@ -251,6 +263,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--tensor", type=int, default=1, help="with --topology: devices that heads and columns split over"
     )
+    parser.add_argument(
+        "--free-layouts",
+        action="store_true",
+        help="updates with the layouts that the compiler would choose; trainers do not",
+    )
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     args = parser.parse_args()
@@ -277,7 +294,9 @@ def setting_of(args: argparse.Namespace) -> Setting:
     model = dataclasses.replace(model, lora=controls if args.lora else LoraConfig())
     drawn = args.drawn or args.length // 2
     mesh = topology_mesh(args.topology, args.fsdp, args.tensor) if args.topology else None
-    return Setting(model, Semantics(args.semantics), args.batch, args.length, drawn, args.accumulate, mesh)
+    return Setting(
+        model, Semantics(args.semantics), args.batch, args.length, drawn, args.accumulate, mesh, args.free_layouts
+    )
 
 
 def topology_mesh(name: str, fsdp: int, tensor: int) -> jax.sharding.Mesh:
