@@ -5,6 +5,7 @@ base's documents so that there is something to take back.
 Command: rlbf run experiments/own_data.py --data.path FILE.csv
     (.csv or .jsonl; columns by --data.prompt_column and --data.response_column.) Long prompts, as GSM8K's:
     --data.max_prompt_words 30 --max_prompt 88
+On a published checkpoint: --start_from CHECKPOINT --semantics keep, and room for its chat template (docs/models.md).
 Time and memory: 3 min 45 s on two cores, 2.2 GB (GSM8K, with longer prompts: 4 min 45 s).
 
 Measured on a test pool that nothing was tuned on (`--seed 1`; seeds divide the prompts into pools): 48 prompts,

@@ -7,6 +7,11 @@ donation. Bytes are those of `memory_analysis()`: arguments (parameters, optimiz
 gradients), outputs, and what of them takes the place of a donated argument. On CPU the temporaries are the CPU
 compiler's: it widens bfloat16 products to float32 (copies of weights included) and orders work otherwise than a GPU's
 or TPU's does, so compare rows of one table, and take arguments and outputs as exact.
+
+With `--topology v5p:2x2x1` a TPU's own compiler plans instead, for the first fsdp x tensor devices of that slice, and
+without any: `pip install "jax[tpu]"` on a Linux machine and TPU_SKIP_MDS_QUERY=1 in the environment are enough. Bytes
+are then those of one device. Nothing runs, and what a GPU would take is not said. Rows above 1,024 ids go in the blocks
+of the backend at hand, which are half as long on CPU as on a TPU.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import time
 import typing
 from collections.abc import Callable
@@ -22,13 +28,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
 
 from rlbf_jax.directives import BacktrackRule, Limits, Semantics
 from rlbf_jax.models import lora, transformer
 from rlbf_jax.models.attention import QUERY_BLOCK
 from rlbf_jax.models.config import LoraConfig, ModelConfig, Remat
 from rlbf_jax.models.presets import PRESETS
-from rlbf_jax.parallel.mesh import make_mesh
+from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated, shardings
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.distribution import Truncation
 from rlbf_jax.sampling.scoring import Traces, score
@@ -69,6 +76,10 @@ class Setting:
     drawn: int
     """Ids that a row draws itself."""
     accumulate: int
+    mesh: jax.sharding.Mesh | None = None
+    """Devices of a TPU that is not there; None: the first device of the backend at hand."""
+    free_layouts: bool = False
+    """Updates take parameters and state in the layout that the compiler chooses, which the trainers do not."""
 
     @property
     def rule(self) -> BacktrackRule:
@@ -94,6 +105,14 @@ def shape(dtype, *dims: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(dims, dtype)
 
 
+def placed(s: Setting, tree, rows: bool = False):
+    """Shapes with their places on the mesh: of `rows`, or of parameters by their names. As they are without a mesh."""
+    if s.mesh is None:
+        return tree
+    places = jax.tree.map(lambda _: batch_sharding(s.mesh), tree) if rows else shardings(tree, s.mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+
+
 def rows_of(s: Setting) -> Rows:
     ids, flags = shape(jnp.int32, s.batch, s.length), shape(jnp.bool, s.batch, s.length)
     return Rows(ids, ids, flags, flags)
@@ -113,8 +132,17 @@ def updated(s: Setting, trained, frozen, terms, denominators, weights, batch):
     """Lowers an update as `make_update` gives it to a trainer."""
     optimizer = make_optimizer(OptimizerConfig(), 100)
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
-    mesh = make_mesh(devices=jax.devices()[:1])
+    mesh = s.mesh or make_mesh(devices=jax.devices()[:1])
     update = jit_update(terms, denominators, weights, optimizer, mesh, state, s.accumulate, frozen)
+    if s.free_layouts:
+        free = functools.partial(jax.tree.map, lambda place: Format(Layout.AUTO, place))
+        places = free(shardings(state, mesh))
+        update = jax.jit(
+            update.__wrapped__,
+            in_shardings=(places, free(shardings(frozen, mesh)), batch_sharding(mesh)),
+            out_shardings=(places, replicated(mesh)),
+            donate_argnums=0,
+        )
     return update.lower(state, frozen, batch)
 
 
@@ -131,14 +159,17 @@ def sft_update(s: Setting):
 
 def scoring(s: Setting):
     read = functools.partial(score, s.model, rule=s.rule, semantics=s.semantics, drawn=s.drawn)
-    return jax.jit(lambda params, traces: read(params=params, traces=traces)).lower(s.params, traces_of(s))
+    return jax.jit(lambda params, traces: read(params=params, traces=traces)).lower(
+        placed(s, s.params), placed(s, traces_of(s), rows=True)
+    )
 
 
 def measuring(s: Setting):
     groups = max(1, s.batch // GROUP)
     columns, row = shape(jnp.float32, s.batch, s.length), shape(jnp.float32, s.batch)
     run = jax.jit(functools.partial(measure, s.model, s.rule, s.semantics, s.policy, groups))
-    return run.lower(s.policy_params, traces_of(s), row, shape(jnp.int32, s.batch), columns)
+    batch = (traces_of(s), row, shape(jnp.int32, s.batch), columns)
+    return run.lower(placed(s, s.policy_params), *placed(s, batch, rows=True))
 
 
 def rl_update(s: Setting):
@@ -176,7 +207,14 @@ def sampling(s: Setting):
     model = dataclasses.replace(s.model, scan_layers=False)
     params = jax.eval_shape(lambda p: transformer.unrolled(s.model, p)[1], s.params)
     return loop.generate.lower(
-        params, batch, config=model, rule=s.rule, semantics=s.semantics, room=s.drawn, rewound=0, one_hot=False
+        placed(s, params),
+        placed(s, batch, rows=True),
+        config=model,
+        rule=s.rule,
+        semantics=s.semantics,
+        room=s.drawn,
+        rewound=0,
+        one_hot=s.mesh is not None,  # as the sampler writes on a TPU
     )
 
 
@@ -218,6 +256,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="activations and cache")
     parser.add_argument("--param-dtype", choices=("float32", "bfloat16"), help="parameters; --dtype if not given")
     parser.add_argument("--unrolled", action="store_true", help="layers one by one, not in a scan")
+    parser.add_argument("--topology", help="a TPU slice to compile for, as v5p:2x2x1; it need not be there")
+    parser.add_argument(
+        "--fsdp", type=int, default=1, help="with --topology: devices that rows and parameters split over"
+    )
+    parser.add_argument(
+        "--tensor", type=int, default=1, help="with --topology: devices that heads and columns split over"
+    )
+    parser.add_argument(
+        "--free-layouts",
+        action="store_true",
+        help="updates with the layouts that the compiler would choose; trainers do not",
+    )
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     args = parser.parse_args()
@@ -225,6 +275,10 @@ def parse() -> argparse.Namespace:
         parser.error(f"--batch {args.batch} does not divide into {args.accumulate} microbatches")
     if args.length > QUERY_BLOCK and args.length % QUERY_BLOCK:
         parser.error(f"--length {args.length}: rows longer than {QUERY_BLOCK} are multiples of it")
+    if args.batch % (args.accumulate * args.fsdp):
+        parser.error(f"--batch {args.batch} does not divide over {args.fsdp} devices x {args.accumulate} microbatches")
+    if args.topology is None and args.fsdp * args.tensor > 1:
+        parser.error("--fsdp and --tensor split over the devices of a --topology, and none is given")
     return args
 
 
@@ -239,13 +293,39 @@ def setting_of(args: argparse.Namespace) -> Setting:
     controls = LoraConfig(args.lora, first_row=model.vocab_size - 42, rows=42)
     model = dataclasses.replace(model, lora=controls if args.lora else LoraConfig())
     drawn = args.drawn or args.length // 2
-    return Setting(model, Semantics(args.semantics), args.batch, args.length, drawn, args.accumulate)
+    mesh = topology_mesh(args.topology, args.fsdp, args.tensor) if args.topology else None
+    return Setting(
+        model, Semantics(args.semantics), args.batch, args.length, drawn, args.accumulate, mesh, args.free_layouts
+    )
+
+
+def topology_mesh(name: str, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+    """The first fsdp x tensor devices of a TPU slice that need not be there.
+
+    Exits where libtpu is not installed, or does not know the slice.
+    """
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask the cloud's metadata server
+    try:
+        devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
+    except Exception as error:
+        raise SystemExit(
+            f"--topology {name}: {error}; libtpu is needed (pip install 'jax[tpu]'), and a name as v5p:2x2x1"
+        ) from error
+    if fsdp * tensor > len(devices):
+        raise SystemExit(f"--topology {name} has {len(devices)} devices, --fsdp {fsdp} x --tensor {tensor} need more")
+    return make_mesh(MeshConfig(data=1, fsdp=fsdp, tensor=tensor), list(devices[: fsdp * tensor]))
 
 
 def main() -> None:
     args = parse()
+    if args.topology:
+        jax.config.update("jax_platforms", "cpu")  # libtpu is there to compile; no device is to be looked for
     setting = setting_of(args)
-    asked = {k: v for k, v in vars(args).items() if k not in ("json", "phases")} | {"backend": jax.default_backend()}
+    asked = {k: v for k, v in vars(args).items() if k not in ("json", "phases")} | {
+        "backend": "tpu compiler" if args.topology else jax.default_backend()
+    }
     if not args.json:
         print(", ".join(f"{k} {v}" for k, v in asked.items() if v is not None))
         print("{:12}{:>12}{:>13}{:>10}{:>10}{:>10}{:>14}".format("MB", *COLUMNS, "compiled in"))

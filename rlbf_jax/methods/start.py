@@ -25,6 +25,8 @@ from rlbf_jax.tokenizers import FamilyTokenizer, import_tokenizer
 from rlbf_jax.tokenizers.folder import DEFAULT, GENERATION_FILE, META_FILE, meta, read
 
 FOLDER = "start_from"
+PIECE, PIECES = 1 << 16, 16
+"""Bytes of a piece of a weight file, and pieces, that its digest reads: a megabyte, whatever the file's size."""
 OF_THE_RUN = ("dtype", "param_dtype", "remat", "scan_layers")
 """Fields of the model that the experiment decides; the checkpoint decides all others."""
 
@@ -101,10 +103,25 @@ def params_of(config: ExperimentConfig, tokenizer: FamilyTokenizer, mesh: Mesh, 
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 (hex) of config.json and of the names and sizes of the weight files; the weights are not read."""
-    sizes = "".join(f"\n{file.name} {file.stat().st_size}" for file in sorted(folder.glob("*.safetensors")))
+    """SHA-256 (hex) of config.json and of every weight file's name, size, header and `PIECES` pieces of its numbers.
+
+    The whole of a small file; a change of a large one that no piece meets goes unnoticed, other training does not.
+    """
     read_config(folder)
-    return hashlib.sha256((folder / "config.json").read_bytes() + sizes.encode()).hexdigest()
+    found = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        found.update(f"\n{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            header = min(size, 8 + int.from_bytes(file.read(8), "little"))
+            file.seek(0)
+            found.update(file.read(header))
+            # Evenly from the first number to the last.
+            room = max(0, size - header - PIECE)
+            for at in sorted({header + room * i // (PIECES - 1) for i in range(PIECES)}):
+                file.seek(at)
+                found.update(file.read(PIECE))
+    return found.hexdigest()
 
 
 def _folder(config: ExperimentConfig) -> Path:

@@ -219,7 +219,7 @@ class Workspace:
             try:
                 rows = pack(examples, data.row_length)
             except ValueError as error:
-                raise UserError(f"data.row_length: {error}") from error
+                raise UserError(f"data.row_length: {error} (--data.bsafe_plus.max_tokens)") from error
             digest = datasets.write_dataset(self.folder / "data" / name, rows, name)
             if told := left_out(report, len(examples)):
                 say(f"data: {name}: {told}")

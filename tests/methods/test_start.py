@@ -235,6 +235,13 @@ def test_a_folder_that_changes_or_goes_is_told(published, tmp_path):
     work.note_data({})
     (folder / "notes.txt").write_text("of no weight")
     work.start_params()
+    weights = folder / "model.safetensors"
+    published_bytes = weights.read_bytes()
+    weights.write_bytes(published_bytes[:-1] + bytes([published_bytes[-1] ^ 1]))  # other numbers, the same size
+    with pytest.raises(UserError, match="is not what it was when this run's data was made.*put the checkpoint back"):
+        work.start_params()
+    weights.write_bytes(published_bytes)
+    work.start_params()
     with open(folder / "model.safetensors", "ab") as file:
         file.write(b"more")
     with pytest.raises(UserError, match="is not what it was when this run's data was made.*put the checkpoint back"):
@@ -245,6 +252,28 @@ def test_a_folder_that_changes_or_goes_is_told(published, tmp_path):
     with pytest.raises(UserError, match="start_from: .*nowhere holds no config.json"):
         runner.run(tiny(tmp_path / "nowhere"), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_large_weight_files_are_known_by_pieces(published, tmp_path, monkeypatch):
+    """The header, the first and the last numbers and pieces between them; a megabyte a file and no more."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copyfile(published / "config.json", folder / "config.json")
+    monkeypatch.setattr(start, "PIECE", 4)
+    content = bytearray(range(1, 251)) * 4
+    content[:8] = (92).to_bytes(8, "little")  # a header of 92 bytes, so numbers from 100 on
+
+    def digest_with(at: int | None = None, extra: bytes = b"") -> str:
+        changed = bytearray(content)
+        if at is not None:
+            changed[at] ^= 255
+        (folder / "model.safetensors").write_bytes(bytes(changed) + extra)
+        return start.digest(folder)
+
+    whole = digest_with()
+    noticed = [at for at in range(8, 1000) if digest_with(at) != whole]
+    assert noticed[:96] == list(range(8, 104)) and noticed[-4:] == list(range(996, 1000))
+    assert len(noticed) == 92 + 16 * 4 and digest_with(extra=b"x") != whole and digest_with() == whole
 
 
 def test_other_control_tokens_are_told(imported, tmp_path):

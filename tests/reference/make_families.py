@@ -2,6 +2,8 @@
 
     python make_families.py make OUT.npz [--seed S] [--save DIR]    logits, gradients, greedy ids; checkpoints in DIR
     python make_families.py read DIR OUT.npz [--seed S]             logits of the checkpoint folders in DIR
+    python make_families.py half DIR OUT.npz [--seed S]             the same in bfloat16, and as `exact` the float32
+                                                                    logits of the weights that bfloat16 leaves
 
 `families.npz` beside this file is `make families.npz`. Needs torch and transformers, which the package does not.
 """
@@ -85,6 +87,19 @@ def read(args: argparse.Namespace) -> None:
     np.savez_compressed(args.out, **out)
 
 
+def half(args: argparse.Namespace) -> None:
+    out = {}
+    for folder in sorted(args.folder.iterdir()):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.bfloat16
+        ).eval()
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        with torch.no_grad():
+            out[folder.name] = logits_of(model, args.seed).float().numpy()
+            out[f"{folder.name}.exact"] = logits_of(model.float(), args.seed).numpy()
+    np.savez_compressed(args.out, **out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -92,10 +107,11 @@ def main() -> None:
     command.add_argument("out", type=pathlib.Path)
     command.add_argument("--save", type=pathlib.Path)
     command.set_defaults(run=make)
-    command = commands.add_parser("read")
-    command.add_argument("folder", type=pathlib.Path)
-    command.add_argument("out", type=pathlib.Path)
-    command.set_defaults(run=read)
+    for name, run in (("read", read), ("half", half)):
+        command = commands.add_parser(name)
+        command.add_argument("folder", type=pathlib.Path)
+        command.add_argument("out", type=pathlib.Path)
+        command.set_defaults(run=run)
     for each in commands.choices.values():
         each.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
