@@ -6,6 +6,7 @@ A `Table` is plain cells, so that the Markdown and the HTML report show the same
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -108,15 +109,16 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
 
 
 def index(
-    records: Sequence[Record], column_of: Callable[[Record], str] | None = None, data: str = ""
+    records: Sequence[Record], column_of: Callable[[Record], str] | None = None, data: str = "", main: str = ""
 ) -> dict[Key, Value]:
     """One value for every (column, attack, split, metric). Records of several seeds are averaged.
 
     A stage with several methods becomes several columns, unless `column_of` names each record's column; an attack
-    measured under several knobs, in several benchmarks, or on other data than `data` (where that is given), becomes
-    several attacks, "attack, what differs". The interval of an average spans those of its seeds.
+    measured under several knobs, in another benchmark than `main`, or on other data than `data` (where that is given),
+    becomes several attacks, "attack, what differs". The interval of an average spans those of its seeds. An empty
+    `main` is the benchmark of most records.
     """
-    main = _main_benchmark(records)
+    main = main or _main_benchmark(records)
     methods: dict[str, set[str]] = {}
     for r in records:
         methods.setdefault(str(r.get("stage")), set()).add(str(r.get("method")))
@@ -134,7 +136,8 @@ def index(
 
 
 def _main_benchmark(records: Sequence[Record]) -> str:
-    return min((str(r.get("benchmark")) for r in records), key=len, default="")
+    counted = collections.Counter(str(r.get("benchmark")) for r in records)
+    return next((name for name, _ in counted.most_common(1)), "")
 
 
 def _attack_name(r: Record, main: str, data: str, label: str) -> str:
@@ -183,9 +186,11 @@ def _knobs_key(r: Record) -> str:
     return json.dumps(_knobs_of(r), sort_keys=True)
 
 
-def by_construction(records: Sequence[Record], rows: Iterable[Record], data: str = "") -> frozenset[str]:
+def by_construction(
+    records: Sequence[Record], rows: Iterable[Record], data: str = "", main: str = ""
+) -> frozenset[str]:
     """Names of attacks, as `index` tells them apart, that force a whole violation in every one of some rows."""
-    labels, main = knob_labels(records), _main_benchmark(records)
+    labels, main = knob_labels(records), main or _main_benchmark(records)
     whole: dict[str, bool] = dict.fromkeys(BY_CONSTRUCTION, True)
     for row in rows:
         attack = str(row.get("attack"))

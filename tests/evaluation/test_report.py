@@ -153,6 +153,22 @@ def test_rows_of_attack_commands_and_benchmarks_reach_the_report(tmp_path):
     assert "attacks/middle_grid_sft.jsonl: 1 rows without a stage left out." in run.missing
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_the_headline_is_of_the_runs_own_benchmark_whatever_its_name(tmp_path, told):
+    """Neither another benchmark's shorter name nor, with a manifest, its many records take the headline."""
+    write_run(tmp_path)
+    own = [r | {"benchmark": "own_data"} for r in made_up_records()]
+    asked = [record("rlbf", "prefilling", "all", "asr", 0.5, benchmark="xstest")] * (len(own) + 1 if told else 1)
+    (tmp_path / "results.json").write_text(json.dumps([*asked, *own]))
+    evaluation = {"evaluation": {"benchmark": "own_data"}} if told else {}
+    (tmp_path / "manifest.json").write_text(json.dumps({"config": evaluation}))
+    found = report.build_report(read_run(tmp_path))
+    assert [tile.title for tile in found.tiles] == ["Prefilling", "Middle filling", "False backtracks", "Perplexity"]
+    assert len(found.summary) == 3
+    names = {row[0].text for row in found.tables[0].rows}
+    assert {"prefilling", "prefilling, xstest", "middle_filling †"} <= names
+
+
 def test_a_dagger_is_of_one_benchmark_and_one_pool():
     records = [
         record("rlbf", "prefilling", "rl", "asr", 0.1, benchmark=b) for b in ("toy", "toy_long_prefix", "advbench")
