@@ -99,6 +99,14 @@ def test_index_averages_seeds_and_separates_methods_and_knobs():
     assert {k[1] for k in report_tables.index(other)} == {"none"}
     long = [record("rlbf", "prefilling", "rl", "asr", 0.1, benchmark=b) for b in ("toy", "toy_long_prefix")]
     assert {k[1] for k in report_tables.index(long)} == {"prefilling", "prefilling, long_prefix"}
+    # Knobs are told apart within a benchmark: another one has a name of its own.
+    public = [record("rlbf", "prefilling", "all", "asr", 0.1, benchmark="advbench", knobs={"n_prompts": 9})]
+    told = [r | {"knobs": {"n_prompts": n}} for n, r in enumerate(long)]
+    assert {k[1] for k in report_tables.index(told + public)} == {
+        "prefilling, n_prompts 0",
+        "prefilling, long_prefix, n_prompts 1",
+        "prefilling, advbench",
+    }
 
 
 def test_attacks_that_force_a_whole_violation_in_every_row():
@@ -158,7 +166,9 @@ def test_the_headline_is_of_the_runs_own_benchmark_whatever_its_name(tmp_path, t
     """Neither another benchmark's shorter name nor, with a manifest, its many records take the headline."""
     write_run(tmp_path)
     own = [r | {"benchmark": "own_data"} for r in made_up_records()]
-    asked = [record("rlbf", "prefilling", "all", "asr", 0.5, benchmark="xstest")] * (len(own) + 1 if told else 1)
+    own = [r | {"knobs": {"max_tokens": 76}} for r in own]
+    long = {"benchmark": "xstest", "knobs": {"max_tokens": 512}}
+    asked = [record("rlbf", "prefilling", "all", "asr", 0.5, **long)] * (len(own) + 1 if told else 1)
     (tmp_path / "results.json").write_text(json.dumps([*asked, *own]))
     evaluation = {"evaluation": {"benchmark": "own_data"}} if told else {}
     (tmp_path / "manifest.json").write_text(json.dumps({"config": evaluation}))
