@@ -286,7 +286,7 @@ def test_broken_files_are_named(tmp_path):
 
 def test_model_text_never_becomes_markup(tmp_path):
     evil = '<script>alert("x")</script>&amp;<img src=x onerror=y>'
-    row = made_up_row(prompt=evil, visible=evil, category=evil, split=evil, attack=evil)
+    row = made_up_row(prompt=evil, visible=evil + "\0\r\x9b\t1\n2", category=evil, split=evil, attack=evil)
     row["trace"][0]["text"] = evil
     row["trace"][1]["text"] = "|`*_\x1b[2J"
     write_run(tmp_path, [row])
@@ -296,6 +296,9 @@ def test_model_text_never_becomes_markup(tmp_path):
     for name in ("report.html", "report.md"):
         content = (tmp_path / name).read_text()
         assert "<script>alert" not in content and "<img src=x" not in content
+    # Markdown shows control characters as \\x1b, whose backslash is escaped in turn; tab and newline are white space.
+    assert all(c.isprintable() or c in "\n\t" for c in content)
+    assert r"\\x00\\r\\x9b" + "\t1 2" in content and r"\\x1b\[2J" in content
     console = Console(width=200, record=True, color_system="standard", file=(tmp_path / "out").open("w"))
     console.print(report_traces.render_trace_terminal(row))
     assert "\x1b[2J" not in console.export_text(styles=True)
