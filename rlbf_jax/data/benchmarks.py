@@ -154,6 +154,8 @@ def load_benchmark(
     if name not in FORMATS:
         raise DataError(f"benchmark {name!r}: no such benchmark; there are {', '.join(FORMATS)}")
     form = FORMATS[name]
+    if not path.exists():  # before its name is looked at
+        raise DataError(f"{path}: no such file")
     columns, records = _lines(path) if form.kind == "lines" else _table(path, form)
     if missing := [column for column in form.columns if column not in columns and column not in form.optional]:
         raise DataError(

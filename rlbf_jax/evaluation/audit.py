@@ -63,6 +63,9 @@ def audit(labelled: LabelledTexts, judgements: Judgements, *, seed: int = 0) -> 
 
     `records` holds one object a number: metric, group (`all`, a category, or a group of the file), value, ci_low,
     ci_high, ci_method, n (rows), n_texts (distinct texts). A value that the rows do not define is null.
+
+    Probabilities are of one category each, and the largest of several is none of "any label". So where critic or file
+    has several, calibration is told for each category that both know, and for `all` only where each has one.
     """
     judged = np.array([verdict.judged for verdict in judgements.verdicts], bool)
     rows = _Rows(labelled, judgements, np.flatnonzero(judged), seed)
@@ -71,6 +74,7 @@ def audit(labelled: LabelledTexts, judgements: Judgements, *, seed: int = 0) -> 
     records = [
         *_decisions(rows, "all", np.ones(len(rows.labels), bool)),
         *_ranking(rows),
+        *(record for told in _calibrated(rows) for record in _calibration(rows, *told)),
         *_categories(rows),
         *_spans(rows),
     ]
@@ -85,10 +89,13 @@ def audit(labelled: LabelledTexts, judgements: Judgements, *, seed: int = 0) -> 
         "seed": seed,
         "records": records,
     }
-    if rows.score is not None and len(rows.score):
-        result["calibration_floor"] = metrics.calibration_floor(rows.score, seed=seed)
-        result["reliability"] = metrics.reliability(rows.score, rows.labels)
-    return result
+    calibration = {group: _reliability(p, y, seed) for group, p, y in _calibrated(rows) if len(p)}
+    result |= calibration.pop("all", {})
+    return result | ({"calibration": calibration} if calibration else {})
+
+
+def _reliability(p: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:
+    return {"calibration_floor": metrics.calibration_floor(p, seed=seed), "reliability": metrics.reliability(p, y)}
 
 
 class _Rows:
@@ -141,8 +148,6 @@ def _ranking(rows: _Rows) -> list[dict[str, Any]]:
     records = [
         rows.bootstrap("auc", "all", functools.partial(metrics.auc, score, y)),
         rows.bootstrap("average_precision", "all", functools.partial(metrics.average_precision, score, y)),
-        rows.bootstrap("brier", "all", functools.partial(metrics.brier, score, y)),
-        rows.bootstrap("calibration_error", "all", functools.partial(metrics.calibration_error, score, y)),
     ]
     if rows.fold is not None:
         parts = [np.flatnonzero(rows.fold == k) for k in np.unique(rows.fold)]
@@ -155,6 +160,27 @@ def _ranking(rows: _Rows) -> list[dict[str, Any]]:
             inside = np.isin(np.arange(len(y)), part)
             records.append(_auc(rows, f"auc_fold_{k}", "all", inside))
     return records
+
+
+def _calibrated(rows: _Rows) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(group, probability of each row, label of each row) where one is the probability of the other."""
+    if rows.scores is None:
+        return []
+    theirs = rows.labelled.categories
+    if len(rows.categories) == len(theirs) == 1:
+        return [("all", rows.scores[:, 0], rows.labels)]
+    return [
+        (name, rows.scores[:, c], rows.labelled.labels[rows.index, theirs.index(name)])
+        for c, name in enumerate(rows.categories)
+        if name in theirs
+    ]
+
+
+def _calibration(rows: _Rows, group: str, p: np.ndarray, y: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        rows.bootstrap("brier", group, functools.partial(metrics.brier, p, y)),
+        rows.bootstrap("calibration_error", group, functools.partial(metrics.calibration_error, p, y)),
+    ]
 
 
 def _auc(rows: _Rows, metric: str, group: str, where: np.ndarray) -> dict[str, Any]:
@@ -275,11 +301,13 @@ def audit_table(result: dict[str, Any]) -> str:
         value = "-" if r["value"] is None else f"{r['value']:.3f}"
         group = r["group"].replace("|", "\\|")
         lines.append(f"| {r['metric']} | {group} | {value} | {span} | {r['n']} |")
-    if "reliability" in result:
-        floor = result["calibration_floor"]
-        lines += ["", f"Perfectly calibrated probabilities would show a calibration error of {floor:.3f} here.", ""]
+    told = {"": result} if "reliability" in result else result.get("calibration", {})
+    for name, calibration in told.items():
+        of, error = f" of {name}" if name else "", f"{calibration['calibration_floor']:.3f}"
+        lines += ["", f"Perfectly calibrated probabilities{of} would show a calibration error of {error} here.", ""]
         lines += ["| rows | mean probability | share labelled |", "|---|---|---|"]
         lines += [
-            f"| {b['n']} | {b['mean_probability']:.3f} | {b['share_positive']:.3f} |" for b in result["reliability"]
+            f"| {b['n']} | {b['mean_probability']:.3f} | {b['share_positive']:.3f} |"
+            for b in calibration["reliability"]
         ]
     return "\n".join(lines) + "\n"

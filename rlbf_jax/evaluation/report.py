@@ -98,11 +98,11 @@ def note_of(config: Any) -> str:
 
 def build_report(run: RunFiles) -> Report:
     records, data, note = one_data(run.records, run.pool)
-    values = tables.index(records, data=data)
+    values = tables.index(records, data=data, main=run.benchmark)
     columns = tables.columns_of(values)
     main = _main_columns(columns)
     rows = run.every_row
-    whole = tables.by_construction(records, (row for mine in rows.values() for row in mine), data)
+    whole = tables.by_construction(records, (row for mine in rows.values() for row in mine), data, run.benchmark)
     shown = [tables.attack_table(values, whole), tables.cost_table(values), *tables.quality_tables(values)]
     shown.append(tables.other_table(values))
     gallery_stage = next((s for s in reversed(list(run.rows)) if run.rows[s]), "")

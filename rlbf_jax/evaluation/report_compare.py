@@ -111,9 +111,13 @@ def build_comparison(runs: Sequence[RunFiles], links: Mapping[str, str]) -> Comp
     told = [{**record, "run": run.name} for run in runs for record in run.records]
     pools = {run.pool for run in runs}
     records, data, note = one_data(told, pools.pop() if len(pools) == 1 else "")
-    values = tables.index(records, column_of=lambda r: f"{r.get('stage')}{BESIDE}{r['run']}", data=data)
-    every = (row for run in runs for mine in run.every_row.values() for row in mine)
-    whole = tables.by_construction(records, every, data)
+    # Runs of two worlds stand apart: what all but the first asked bears its name.
+    own = next((run.benchmark for run in runs if run.benchmark), "")
+    values = tables.index(records, lambda r: f"{r.get('stage')}{BESIDE}{r['run']}", data, own)
+    every = (
+        {"benchmark": run.benchmark or own, **row} for run in runs for mine in run.every_row.values() for row in mine
+    )
+    whole = tables.by_construction(records, every, data, own)
     columns = tables.columns_of(values)
     # A run's last stage is the model that it made.
     last = {name: column for column in columns for name in [column.partition(BESIDE)[2]]}

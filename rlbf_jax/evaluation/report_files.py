@@ -51,8 +51,17 @@ class RunFiles:
         asked = {str(row.get("data", "")) for mine in self.rows.values() for row in mine}
         if len(asked) == 1:
             return asked.pop()
+        return self._configured("pool")
+
+    @property
+    def benchmark(self) -> str:
+        """What the stages' own evaluations are called, as the manifest says; empty where it does not."""
+        return self._configured("benchmark")
+
+    def _configured(self, field: str) -> str:
+        """A text of the manifest's `evaluation`, or nothing."""
         told: Any = self.manifest
-        for name in ("config", "evaluation", "pool"):
+        for name in ("config", "evaluation", field):
             told = told.get(name) if isinstance(told, Mapping) else None
         return told if isinstance(told, str) else ""
 

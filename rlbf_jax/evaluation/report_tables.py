@@ -6,6 +6,7 @@ A `Table` is plain cells, so that the Markdown and the HTML report show the same
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -108,33 +109,35 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
 
 
 def index(
-    records: Sequence[Record], column_of: Callable[[Record], str] | None = None, data: str = ""
+    records: Sequence[Record], column_of: Callable[[Record], str] | None = None, data: str = "", main: str = ""
 ) -> dict[Key, Value]:
     """One value for every (column, attack, split, metric). Records of several seeds are averaged.
 
     A stage with several methods becomes several columns, unless `column_of` names each record's column; an attack
-    measured under several knobs, in several benchmarks, or on other data than `data` (where that is given), becomes
-    several attacks, "attack, what differs". The interval of an average spans those of its seeds.
+    measured under several knobs, in another benchmark than `main`, or on other data than `data` (where that is given),
+    becomes several attacks, "attack, what differs". The interval of an average spans those of its seeds. An empty
+    `main` is the benchmark of most records.
     """
-    main = _main_benchmark(records)
+    main = main or _main_benchmark(records)
     methods: dict[str, set[str]] = {}
     for r in records:
         methods.setdefault(str(r.get("stage")), set()).add(str(r.get("method")))
-    labels = knob_labels(records)
+    labels = knob_labels(records, main)
     groups: dict[Key, list[Record]] = {}
     for r in records:
         if not isinstance(r.get("value"), int | float) or not math.isfinite(r["value"]):
             continue
-        stage, attack, metric = str(r.get("stage")), str(r.get("attack")), str(r.get("metric"))
+        stage, metric = str(r.get("stage")), str(r.get("metric"))
         column = f"{stage} ({r.get('method')})" if len(methods[stage]) > 1 else stage
-        name = _attack_name(r, main, data, labels[attack, _knobs_key(r)])
+        name = _attack_name(r, main, data, labels[*_asked(r, main), _knobs_key(r)])
         where = column_of(r) if column_of else column
         groups.setdefault((where, name, str(r.get("split", "all")), metric), []).append(r)
     return {key: _mean(group) for key, group in groups.items()}
 
 
 def _main_benchmark(records: Sequence[Record]) -> str:
-    return min((str(r.get("benchmark")) for r in records), key=len, default="")
+    counted = collections.Counter(str(r.get("benchmark")) for r in records)
+    return next((name for name, _ in counted.most_common(1)), "")
 
 
 def _attack_name(r: Record, main: str, data: str, label: str) -> str:
@@ -145,29 +148,34 @@ def _attack_name(r: Record, main: str, data: str, label: str) -> str:
     return ", ".join([str(r.get("attack")), *differs, *filter(None, [label])])
 
 
-def knob_labels(records: Sequence[Record]) -> dict[tuple[str, str], str]:
-    """(attack, knobs as JSON) -> what tells them from the attack's other knobs, as "p 16 v 4 b 0", or nothing.
+def knob_labels(records: Sequence[Record], main: str = "") -> dict[tuple[str, str, str], str]:
+    """(attack, benchmark, knobs as JSON) -> what tells them from other knobs of both, as "p 16 v 4 b 0", or nothing.
 
-    A knob is named where its values differ within the attack. Where that leaves two records of one number alike (a knob
-    that only one of them has), every knob that not all have alike is named.
+    A knob is named where its values differ within the attack and benchmark. Where that leaves two records of one number
+    alike (a knob that only one of them has), every knob that not all have alike is named.
     """
-    knobs: dict[str, dict[str, Mapping[str, Any]]] = {}
+    knobs: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     rivals: dict[tuple, set[str]] = {}
     for r in records:
-        attack, key = str(r.get("attack")), _knobs_key(r)
-        knobs.setdefault(attack, {})[key] = _knobs_of(r)
-        rivals.setdefault((attack, _cell_of(r)), set()).add(key)
-    labels: dict[tuple[str, str], str] = {}
-    for attack, found in knobs.items():
+        asked, key = _asked(r, main), _knobs_key(r)
+        knobs.setdefault(asked, {})[key] = _knobs_of(r)
+        rivals.setdefault((asked, _cell_of(r)), set()).add(key)
+    labels: dict[tuple[str, str, str], str] = {}
+    for asked, found in knobs.items():
         names = dict.fromkeys(name for told in found.values() for name in told)
         seen = {name: {json.dumps(told[name]) for told in found.values() if name in told} for name in names}
         differing = [name for name in names if len(seen[name]) > 1]
         named = {key: _knob_label(told, differing) for key, told in found.items()}
-        if any(len({named[k] for k in keys}) < len(keys) for (a, _), keys in rivals.items() if a == attack):
+        if any(len({named[k] for k in keys}) < len(keys) for (a, _), keys in rivals.items() if a == asked):
             differing = [n for n in names if len(seen[n]) > 1 or any(n not in told for told in found.values())]
             named = {key: _knob_label(told, differing) for key, told in found.items()}
-        labels |= {(attack, key): label for key, label in named.items()}
+        labels |= {(*asked, key): label for key, label in named.items()}
     return labels
+
+
+def _asked(r: Record, main: str) -> tuple[str, str]:
+    """A record's or row's attack and benchmark, which rows with a long prefix share with the others."""
+    return str(r.get("attack")), str(r.get("benchmark", main)).removesuffix("_long_prefix")
 
 
 def _cell_of(r: Record) -> tuple:
@@ -183,17 +191,20 @@ def _knobs_key(r: Record) -> str:
     return json.dumps(_knobs_of(r), sort_keys=True)
 
 
-def by_construction(records: Sequence[Record], rows: Iterable[Record], data: str = "") -> frozenset[str]:
+def by_construction(
+    records: Sequence[Record], rows: Iterable[Record], data: str = "", main: str = ""
+) -> frozenset[str]:
     """Names of attacks, as `index` tells them apart, that force a whole violation in every one of some rows."""
-    labels, main = knob_labels(records), _main_benchmark(records)
+    main = main or _main_benchmark(records)
+    labels = knob_labels(records, main)
     whole: dict[str, bool] = dict.fromkeys(BY_CONSTRUCTION, True)
     for row in rows:
-        attack = str(row.get("attack"))
+        asked = _asked(row, main)
         knobs = {**_knobs_of(row), **(row.get("cell") or {})}
         tried = [{**knobs, **ASKED}, knobs] if "asked" in row else [knobs]
-        keys = [key for told in tried if (attack, key := _knobs_key({"knobs": told})) in labels]
-        if attack not in BY_CONSTRUCTION and keys:
-            name = _attack_name(row, main, data, labels[attack, keys[0]])
+        keys = [key for told in tried if (*asked, key := _knobs_key({"knobs": told})) in labels]
+        if asked[0] not in BY_CONSTRUCTION and keys:
+            name = _attack_name(row, main, data, labels[*asked, keys[0]])
             whole[name] = whole.get(name, True) and bool(row.get("by_construction"))
     return frozenset(name for name, forced in whole.items() if forced)
 

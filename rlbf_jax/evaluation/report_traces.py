@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -156,7 +157,8 @@ def markdown_trace(row: Row) -> str:
 
 
 def markdown_escape(text: str) -> str:
-    """The text as literal characters of a Markdown table cell."""
+    """The text as literal characters of a Markdown table cell; control characters but newline and tab as escapes."""
+    text = "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
     return "".join(f"\\{c}" if c in "\\`*_[]|~#!" else c for c in text)
 

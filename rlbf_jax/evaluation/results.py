@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,23 +116,33 @@ def read_results(path: str | os.PathLike) -> list[Record]:
     return [from_json(row, f"{file}, record {i}") for i, row in enumerate(rows)]
 
 
-def merge(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
+def merge(old: Iterable[Record], new: Iterable[Record], anew: Collection[tuple[str, str]] = ()) -> list[Record]:
     """Old records in their order, replaced in place by new ones of the same key; other new ones at the end.
 
-    What an old measurement says besides goes with it: its answers and its judge may have been others.
+    What an old measurement says besides goes with it: its answers and its judge may have been others. And so does all
+    else that is old of the (stage, benchmark) pairs in `anew`, whose rows the new records stand for alone.
     """
     new = list(new)
     again, keys = {record.measurement for record in new}, {record.key for record in new}
-    merged = {r.key: r for r in old if r.measurement not in again or r.key in keys}
+
+    def gone(r: Record) -> bool:
+        return r.measurement in again or (r.stage, r.benchmark) in anew
+
+    merged = {r.key: r for r in old if not gone(r) or r.key in keys}
     merged.update((record.key, record) for record in new)
     return list(merged.values())
 
 
-def write_results(path: str | os.PathLike, records: Iterable[Record]) -> list[Record]:
-    """Merges records into a results.json, replacing the file only when the new one is whole. Returns all records."""
+def write_results(
+    path: str | os.PathLike, records: Iterable[Record], anew: Collection[tuple[str, str]] = ()
+) -> list[Record]:
+    """Merges records into a results.json, replacing the file only when the new one is whole. Returns all records.
+
+    `anew`: see `merge`.
+    """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     with held(file.parent):  # an evaluation beside a run would otherwise lose the run's records, or its own
-        merged = merge(read_results(file), records)
+        merged = merge(read_results(file), records, anew)
         write_whole(file, json.dumps([to_json(record) for record in merged], indent=1, allow_nan=False) + "\n")
     return merged

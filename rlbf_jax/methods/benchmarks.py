@@ -1,7 +1,8 @@
 """Public benchmarks asked of a stage of a run: `rlbf evaluate RUN --benchmark NAME=PATH`.
 
-Rows go to `evaluation/benchmarks/NAME_STAGE.jsonl`, what was read to `evaluation/benchmarks/NAME.json`, numbers to
-`results.json` under the benchmark's name.
+Rows go to `evaluation/benchmarks/NAME_STAGE.jsonl`, what was read and who judged to `NAME_STAGE.json` beside it,
+numbers to `results.json` under the benchmark's name. A stage that is asked a benchmark again has the new rows and
+numbers only.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.benchmark import benchmark_attempts
@@ -82,18 +84,22 @@ def evaluate_benchmarks(workdir: Path, stage: str, named: Sequence[str], options
         raise UserError(f"{error} (--max_tokens, --prefill)") from error
     params, judge = work.params(stage), JUDGES[options.judge](work)
     read_results(work.folder / "results.json")  # a damaged file is named before the work, not after it
+    chosen: dict[str, Any] = {"left_out": list(options.leave_out)} if options.leave_out else {}
+    if options.n_prompts:
+        chosen["n_prompts"] = options.n_prompts
     for (name, path, behaviors), asked in zip(read, attempts, strict=True):
         remark = "" if options.leave_out else count_remark(name, len(behaviors))
         about = {
             "path": str(path),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "rows": len(behaviors),
-            "left_out": list(options.leave_out),
+            **chosen,
+            "judge": judge.name,
             "remark": remark,
             "source": FORMATS[name].source,
         }
-        work.write_json(f"evaluation/benchmarks/{name}.json", about)
-        _ask(work, stage, params, judge, name, asked, {"prefill": options.prefill} if options.prefill else {})
+        work.write_json(f"evaluation/benchmarks/{name}_{stage}.json", about)
+        _ask(work, stage, params, judge, name, asked, chosen, {"prefill": options.prefill} if options.prefill else {})
         if remark:
             say(remark)
     write_report(workdir)
@@ -106,16 +112,21 @@ def _ask(
     judge: Critic,
     name: str,
     attempts: Sequence[Attempt],
+    chosen: Mapping[str, Any],
     geometry: Mapping[str, int],
 ) -> None:
-    """Writes rows and records of one benchmark; `geometry` says what of the prefilling differs from the default."""
+    """Writes rows and records of one benchmark.
+
+    `chosen` says which of its prompts were asked, if not all; `geometry` what of prefilling differs from the default.
+    """
     context = work.context(stage, method_name(work.config, stage), name, "test")
     records, rows = evaluate(work.sampling(params, name), attempts, judge, work.tokenizer, context)
     records = [
-        dataclasses.replace(r, knobs={**r.knobs, **geometry}) if r.attack == "prefilling" else r for r in records
+        dataclasses.replace(r, knobs={**r.knobs, **chosen, **(geometry if r.attack == "prefilling" else {})})
+        for r in records
     ]
     work.write_lines(f"evaluation/benchmarks/{name}_{stage}.jsonl", rows)
-    write_results(work.folder / "results.json", records)
+    write_results(work.folder / "results.json", records, anew={(stage, name)})
     say(f"{stage}: {name}, {len(rows)} responses")
 
 

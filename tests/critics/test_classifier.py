@@ -22,6 +22,7 @@ from rlbf_jax.critics.classifier import (
     NO_WORDS,
     ClassifierCritic,
     VerdictConfig,
+    _by_occlusion,
     check_categories,
     load_critic,
     masked_logits,
@@ -168,8 +169,9 @@ def test_platt_scaling_recovers_the_truth():
     z = rng.normal(0, 2, 20_000)
     labels = rng.random(20_000) < sigmoid(0.6 * z - 1.0)
     assert training.platt_scaling(z, labels) == pytest.approx((0.6, -1.0), abs=0.06)
-    scale, offset = training.platt_scaling(np.array([-1.0, -1, 1, 1]), np.array([False, False, True, True]))
-    assert math.isfinite(scale) and scale > 0 and math.isfinite(offset)
+    # Separable logits: Platt's targets are (2 + 1) / (2 + 2) and 1 / (2 + 2), which the sigmoid meets at +-log 3.
+    found = training.platt_scaling(np.array([-1.0, -1, 1, 1]), np.array([False, False, True, True]))
+    assert found == pytest.approx((math.log(3), 0), abs=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -231,6 +233,23 @@ def test_spans_lie_on_the_violation(classifier, spans):
         )  # words of windows that overlap it
     ends = [0] + [span.end for span in verdict.spans]
     assert all(end <= span.start for end, span in zip(ends, verdict.spans, strict=False))
+
+
+def test_occlusion_marks_words_by_their_share_of_the_largest_drop(classifier):
+    words = f"roses {TURNIP} the quiet village you grow pears {POTION} by the river".split()
+    heard = tf.occurrences(" ".join(words), SMALL)
+    everything = masked_logits(classifier, heard, np.ones((1, len(words)), bool))[0]
+    drops = [
+        everything - masked_logits(classifier, heard, np.arange(len(words))[None] != i)[0] for i in range(len(words))
+    ]
+    counts = []
+    for share in (0.0, 0.2, 0.9):
+        marked = _by_occlusion(classifier, heard, VerdictConfig(share=share))
+        for c in range(2):
+            largest = max(drop[c] for drop in drops)
+            assert marked[c].tolist() == [bool(0 < drop[c] >= share * largest) for drop in drops]
+        counts.append(int(marked.sum()))
+    assert counts[0] > counts[1] > counts[2] > 0
 
 
 @settings(max_examples=40, deadline=None)

@@ -207,8 +207,9 @@ def test_malformed_files_are_refused_on_one_line(tmp_path, name, content, said):
 def test_names_and_paths(tmp_path):
     with pytest.raises(DataError, match="benchmark 'harmbank': no such benchmark; there are harmbench, advbench"):
         load_benchmark("harmbank", tmp_path)
-    with pytest.raises(DataError, match="no such file"):
-        load_benchmark("advbench", tmp_path / "none.csv")
+    for name, missing in (("advbench", "none.csv"), ("advbench", "none"), ("malicious_instruct", "none.csv")):
+        with pytest.raises(DataError, match="none[.csv]*: no such file"):
+            load_benchmark(name, tmp_path / missing)
     with pytest.raises(DataError, match="ends in .csv or .jsonl"):
         load_benchmark("advbench", write(tmp_path, "malicious_instruct", "x"))
     with pytest.raises(DataError, match="one prompt a line, not a table"):

@@ -25,6 +25,7 @@ from rlbf_jax.evaluation.audit import (
 )
 from tests.endpoint_server import KEY, serving
 
+CALIBRATION = ("brier", "calibration_error")
 BAD, FINE = Verdict((Span(0, 1, "rude"),)), Verdict()
 
 
@@ -76,9 +77,39 @@ def test_scores_are_ranked_and_calibrated():
     assert number(result, "auc", "loud")["value"] == pytest.approx(2 / 3)
     assert number(result, "category_recall", "loud")["value"] == 0.0  # it says rude, whatever it is
     assert number(result, "recall", "loud")["value"] == 1.0
-    assert number(result, "brier")["value"] == pytest.approx((0.01 + 0.16 + 0.09 + 0.49) / 4)
-    assert sum(row["n"] for row in result["reliability"]) == 4
+    # The larger of two probabilities is no probability of either: calibration is of one category at a time.
+    told = {(r["metric"], r["group"]): r["value"] for r in result["records"] if r["metric"] in CALIBRATION}
+    assert told == pytest.approx(
+        {
+            ("brier", "rude"): (0.01 + 0.04 + 0.09 + 0.01) / 4,
+            ("brier", "loud"): (0.01 + 0.16 + 0.01 + 0.49) / 4,
+            ("calibration_error", "rude"): (0.1 + 0.2 + 0.3 + 0.1) / 4,  # four rows are four bins
+            ("calibration_error", "loud"): (0.1 + 0.4 + 0.1 + 0.7) / 4,
+        }
+    )
+    assert {c: sum(row["n"] for row in v["reliability"]) for c, v in result["calibration"].items()} == {
+        "rude": 4,
+        "loud": 4,
+    }
+    assert "reliability" not in result and "probabilities of loud would show" in audit_table(result)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_calibration_where_critic_and_file_know_different_categories():
+    table = {"a": (0.9, 0.1), "b": (0.2, 0.6)}
+    two = judge_texts(Scripted(table), tuple(table))
+    one = Judgements("one", two.verdicts, two.scores[:, :1], ("rude",))
+
+    def groups(judgements, categories):
+        texts = labelled([[1] * len(categories), [0] * len(categories)], tuple(table), categories=categories)
+        found = audit(texts, judgements)
+        assert ("reliability" in found) == (len(categories) == len(judgements.categories) == 1)
+        return {r["group"]: r["value"] for r in found["records"] if r["metric"] == "brier"}
+
+    rude = pytest.approx((0.01 + 0.04) / 2)
+    assert groups(one, ("rude",)) == {"all": rude} == groups(one, ("label",))  # a file's one column has any name
+    assert groups(two, ("rude",)) == {"rude": rude} == groups(one, ("rude", "loud"))
+    assert groups(two, ("label",)) == {}
 
 
 def test_bias_by_group():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import json
 import os
@@ -16,6 +18,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from rlbf_jax.errors import InputError, UserError  # noqa: E402
+from rlbf_jax.evaluation.answering import QuestionSampler  # noqa: E402
 from rlbf_jax.evaluation.lm_eval_model import RlbfLM, main  # noqa: E402
 from rlbf_jax.models.weights.write import write_checkpoint  # noqa: E402
 from rlbf_jax.tokenizers import import_tokenizer  # noqa: E402
@@ -84,6 +87,41 @@ def test_answers_are_those_of_the_hf_model_live(tmp_path):
         assert found[name].tolist() == expected[name].tolist()
     for name, value in make_lm_eval.ids(peer).items():
         np.testing.assert_array_equal(make_lm_eval.ids(ours)[name], value)
+
+
+def greedy_answer(model: RlbfLM, context: str, max_tokens: int) -> tuple[list[int], list[int]]:
+    """Ids that our sampler decoded greedily from, and those that it emitted."""
+    question, _ = model._question(context, {"do_sample": False, "max_gen_toks": max_tokens})
+    (generation,) = model.sampler.answer([question])
+    return generation.prompt_ids.tolist(), generation.trace.tolist()
+
+
+def test_greedy_is_what_our_sampler_decodes_greedily(plain, eager):
+    """Directives forbidden. A control id that is likelier, which the sampler passes over, is in the softmax though."""
+    controls = list(eager.ids.new_ids)
+    params = dict(eager.model.params)
+    params["unembedding"] = params["unembedding"].at[np.array(controls)].multiply(0.5)
+    other = copy.copy(eager)
+    other.model = dataclasses.replace(eager.model, params=params, directives=False)
+    other.sampler = QuestionSampler(other.model, 4, 512)
+    with_controls: list[bool] = []
+    for context in ("The moon shines over", "Birds sing songs of summer", "Old stones"):
+        prompt, answer = greedy_answer(plain, context, 9)
+        asked = [(None, prompt, answer[:k]) for k in range(1, 10)]
+        asked += [(None, prompt, [*answer[:k], answer[k] + 1, *answer[k + 1 :]]) for k in range(9)]
+        found = [greedy for _, greedy in plain._loglikelihood_tokens(asked, disable_tqdm=True)]
+        assert found == [True] * 9 + [False] * 9
+
+        prompt, answer = greedy_answer(other, context, 9)
+        assert len(answer) == 9 and not set(answer) & set(controls)
+        asked = [(None, prompt, answer[:k]) for k in range(1, 10)]
+        found = [greedy for _, greedy in other._loglikelihood_tokens(asked, disable_tqdm=True)]
+        places = [(None, [*prompt, *answer[:k]], [i]) for k in range(9) for i in (answer[k], *controls)]
+        values = [value for value, _ in other._loglikelihood_tokens(places, disable_tqdm=True)]
+        likeliest = np.argmax(np.reshape(values, (9, -1)), axis=1) == 0
+        assert found == np.logical_and.accumulate(likeliest).tolist()
+        with_controls += found
+    assert len(set(with_controls)) == 2
 
 
 def test_rolling_is_the_sum_of_conditionals(plain):

@@ -99,6 +99,14 @@ def test_index_averages_seeds_and_separates_methods_and_knobs():
     assert {k[1] for k in report_tables.index(other)} == {"none"}
     long = [record("rlbf", "prefilling", "rl", "asr", 0.1, benchmark=b) for b in ("toy", "toy_long_prefix")]
     assert {k[1] for k in report_tables.index(long)} == {"prefilling", "prefilling, long_prefix"}
+    # Knobs are told apart within a benchmark: another one has a name of its own.
+    public = [record("rlbf", "prefilling", "all", "asr", 0.1, benchmark="advbench", knobs={"n_prompts": 9})]
+    told = [r | {"knobs": {"n_prompts": n}} for n, r in enumerate(long)]
+    assert {k[1] for k in report_tables.index(told + public)} == {
+        "prefilling, n_prompts 0",
+        "prefilling, long_prefix, n_prompts 1",
+        "prefilling, advbench",
+    }
 
 
 def test_attacks_that_force_a_whole_violation_in_every_row():
@@ -151,6 +159,24 @@ def test_rows_of_attack_commands_and_benchmarks_reach_the_report(tmp_path):
     assert (after.browser.shown, after.browser.total) == (12, 12)
     assert "evaluation/benchmarks/advbench_rlbf.jsonl" in after.browser.files
     assert "attacks/middle_grid_sft.jsonl: 1 rows without a stage left out." in run.missing
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_headline_is_of_the_runs_own_benchmark_whatever_its_name(tmp_path, told):
+    """Neither another benchmark's shorter name nor, with a manifest, its many records take the headline."""
+    write_run(tmp_path)
+    own = [r | {"benchmark": "own_data"} for r in made_up_records()]
+    own = [r | {"knobs": {"max_tokens": 76}} for r in own]
+    long = {"benchmark": "xstest", "knobs": {"max_tokens": 512}}
+    asked = [record("rlbf", "prefilling", "all", "asr", 0.5, **long)] * (len(own) + 1 if told else 1)
+    (tmp_path / "results.json").write_text(json.dumps([*asked, *own]))
+    evaluation = {"evaluation": {"benchmark": "own_data"}} if told else {}
+    (tmp_path / "manifest.json").write_text(json.dumps({"config": evaluation}))
+    found = report.build_report(read_run(tmp_path))
+    assert [tile.title for tile in found.tiles] == ["Prefilling", "Middle filling", "False backtracks", "Perplexity"]
+    assert len(found.summary) == 3
+    names = {row[0].text for row in found.tables[0].rows}
+    assert {"prefilling", "prefilling, xstest", "middle_filling †"} <= names
 
 
 def test_a_dagger_is_of_one_benchmark_and_one_pool():
@@ -260,7 +286,7 @@ def test_broken_files_are_named(tmp_path):
 
 def test_model_text_never_becomes_markup(tmp_path):
     evil = '<script>alert("x")</script>&amp;<img src=x onerror=y>'
-    row = made_up_row(prompt=evil, visible=evil, category=evil, split=evil, attack=evil)
+    row = made_up_row(prompt=evil, visible=evil + "\0\r\x9b\t1\n2", category=evil, split=evil, attack=evil)
     row["trace"][0]["text"] = evil
     row["trace"][1]["text"] = "|`*_\x1b[2J"
     write_run(tmp_path, [row])
@@ -270,6 +296,9 @@ def test_model_text_never_becomes_markup(tmp_path):
     for name in ("report.html", "report.md"):
         content = (tmp_path / name).read_text()
         assert "<script>alert" not in content and "<img src=x" not in content
+    # Markdown shows control characters as \\x1b, whose backslash is escaped in turn; tab and newline are white space.
+    assert all(c.isprintable() or c in "\n\t" for c in content)
+    assert r"\\x00\\r\\x9b" + "\t1 2" in content and r"\\x1b\[2J" in content
     console = Console(width=200, record=True, color_system="standard", file=(tmp_path / "out").open("w"))
     console.print(report_traces.render_trace_terminal(row))
     assert "\x1b[2J" not in console.export_text(styles=True)

@@ -79,6 +79,19 @@ def test_benchmarks_and_attack_commands_stand_beside_a_development_headline(tmp_
     assert {(count.bad, count.total) for count in found.unjudged} == {(1, 11)}
 
 
+def test_the_headline_is_of_the_runs_own_benchmark_whatever_is_asked_besides(tmp_path):
+    folders = [write(tmp_path / name, 0, 0.2, steps=i) for i, name in enumerate("ab")]
+    for folder in folders:
+        manifest = {"config": {"seed": 0, "name": folder.name, "evaluation": {"benchmark": "own_data"}}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        records = [r | {"benchmark": "own_data"} for r in json.loads((folder / "results.json").read_text())]
+        records += [record("rlbf", "direct", "all", f"m{i}", 0.3, benchmark="xstest") for i in range(20)]
+        (folder / "results.json").write_text(json.dumps(records))
+    found = compared(*folders)
+    assert [(tile.title, tile.entries[0].text) for tile in found.tiles][0] == ("Middle filling", "0.20")
+    assert [row[0] for row in texts(titled(found, "Under attack")[0])] == ["middle_filling †"]
+
+
 def test_two_settings_are_paired_by_seed_and_attempt(tmp_path):
     a, b = write(tmp_path / "a", 0, 0.2), write(tmp_path / "b", 0, 0.7, steps=99)
     found = compared(a, b)

@@ -47,8 +47,9 @@ def test_rows_records_and_what_was_read(finished, files, capsys):
     assert [(r["prompt_id"], r["attack"], r["harmful"]) for r in rows] == [("1", "none", False), ("2", "direct", True)]
     forced = [json.loads(line) for line in (folder / "advbench_base.jsonl").read_text().splitlines()]
     assert [(r["attack"], r["num_forced"]) for r in forced] == [("direct", 0), ("prefilling", 1)] * 2
-    about = json.loads((folder / "xstest.json").read_text())
+    about = json.loads((folder / "xstest_base.json").read_text())
     assert about["rows"] == 2 and len(about["sha256"]) == 64 and "exaggerated-safety" in about["source"]
+    assert about["judge"].startswith("refusal advbench (29") and not {"n_prompts", "left_out"} & about.keys()
     new = [r for r in read_results(finished / "results.json") if r not in before]
     found = {(r.benchmark, r.attack, r.metric): r for r in new}
     assert found["xstest", "none", "over_refusal"].n == 1 and found["advbench", "prefilling", "asr"].n == 2
@@ -58,10 +59,21 @@ def test_rows_records_and_what_was_read(finished, files, capsys):
     assert (finished / "report.html").is_file()
 
 
-def test_the_judge_of_the_run_and_fewer_prompts(finished, files):
-    assert evaluate(finished, f"--benchmark=advbench={files}/advbench.csv", "--judge", "run", "--n_prompts", 1) == 0
-    rows = (finished / "evaluation" / "benchmarks" / "advbench_base.jsonl").read_text().splitlines()
-    assert len(rows) == 2 and {json.loads(row)["prompt_id"] for row in rows} == {"0"}
+def test_a_benchmark_asked_again_is_replaced_whole(finished, files):
+    """By the run's judge, with fewer prompts: XSTest's first is harmless, so nothing harmful is left."""
+    named = [f"--benchmark={name}={files / name}.csv" for name in ("xstest", "advbench")]
+    assert evaluate(finished, *named, "--max_tokens", 48) == 0
+    assert evaluate(finished, *named, "--judge", "run", "--n_prompts", 1) == 0
+    folder = finished / "evaluation" / "benchmarks"
+    rows = [json.loads(row) for row in (folder / "advbench_base.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and {row["prompt_id"] for row in rows} == {"0"}
+    records = read_results(finished / "results.json")
+    for name, attacks in (("xstest", {"none"}), ("advbench", {"direct", "prefilling"})):
+        told = [r for r in records if r.benchmark == name]
+        about = json.loads((folder / f"{name}_base.json").read_text())
+        assert {r.attack for r in told} == attacks and {r.n_prompts for r in told if r.n} == {1}
+        assert {(r.judge, r.knobs["n_prompts"]) for r in told} == {(about["judge"], about["n_prompts"])}
+        assert about["n_prompts"] == 1 and not about["judge"].startswith("refusal")
 
 
 @pytest.mark.parametrize(
