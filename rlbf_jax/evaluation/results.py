@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +116,19 @@ def read_results(path: str | os.PathLike) -> list[Record]:
     return [from_json(row, f"{file}, record {i}") for i, row in enumerate(rows)]
 
 
-def merge(old: Iterable[Record], new: Iterable[Record], anew: Collection[tuple[str, str]] = ()) -> list[Record]:
+def merge(
+    old: Iterable[Record], new: Iterable[Record], outdated: Callable[[Record], bool] = lambda record: False
+) -> list[Record]:
     """Old records in their order, replaced in place by new ones of the same key; other new ones at the end.
 
-    What an old measurement says besides goes with it: its answers and its judge may have been others. And so does all
-    else that is old of the (stage, benchmark) pairs in `anew`, whose rows the new records stand for alone.
+    What an old measurement says besides goes with it: its answers and its judge may have been others. And so do old
+    records that are `outdated`: those whose rows the new ones have replaced.
     """
     new = list(new)
     again, keys = {record.measurement for record in new}, {record.key for record in new}
 
     def gone(r: Record) -> bool:
-        return r.measurement in again or (r.stage, r.benchmark) in anew
+        return r.measurement in again or outdated(r)
 
     merged = {r.key: r for r in old if not gone(r) or r.key in keys}
     merged.update((record.key, record) for record in new)
@@ -134,15 +136,15 @@ def merge(old: Iterable[Record], new: Iterable[Record], anew: Collection[tuple[s
 
 
 def write_results(
-    path: str | os.PathLike, records: Iterable[Record], anew: Collection[tuple[str, str]] = ()
+    path: str | os.PathLike, records: Iterable[Record], outdated: Callable[[Record], bool] = lambda record: False
 ) -> list[Record]:
     """Merges records into a results.json, replacing the file only when the new one is whole. Returns all records.
 
-    `anew`: see `merge`.
+    `outdated`: see `merge`.
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     with held(file.parent):  # an evaluation beside a run would otherwise lose the run's records, or its own
-        merged = merge(read_results(file), records, anew)
+        merged = merge(read_results(file), records, outdated)
         write_whole(file, json.dumps([to_json(record) for record in merged], indent=1, allow_nan=False) + "\n")
     return merged

@@ -2,12 +2,14 @@
 
 Attacks that draw their prompts and forced words from the run's world (`ATTACKS`), and those that search a suffix for
 the stage's checkpoint (`OPTIMIZED`). Rows go to `evaluation/attacks/NAME_STAGE.jsonl`, numbers to `results.json`. The
-stage's own evaluation stays as it is: records of an attack that evaluations run too say in their knobs who asked.
+stage's own evaluation stays as it is: records of an attack that evaluations run too say in their knobs who asked. An
+attack that is asked of a stage again, by other options too, replaces its rows and all its numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +62,7 @@ def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Reco
     if unknown := [name for name in options.attacks if name not in (*ATTACKS, *OPTIMIZED)]:
         raise UserError(f"attack {unknown[0]!r}: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
     work = runner.open_run(workdir)
+    of_evaluations = {*STANDARD, *work.config.evaluation.attacks}
     work.config = dataclasses.replace(work.config, evaluation=_suite(work.config.evaluation, drawn, options))
     try:
         attempts = build_attempts(work.world, work.tokenizer, work.config.evaluation) if drawn else []
@@ -74,12 +77,22 @@ def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Reco
             records, rows, said = searched(work, stage, params, name, n, options.optimized)
         else:
             records, rows, said = _asked(work, stage, params, name, [a for a in attempts if a.attack == name])
+        if name in of_evaluations:
+            records = [dataclasses.replace(r, knobs={**r.knobs, **ASKED}) for r in records]
         work.write_lines(f"evaluation/attacks/{name}_{stage}.jsonl", rows)
-        write_results(work.folder / "results.json", records)
+        write_results(work.folder / "results.json", records, functools.partial(_asked_before, records[0]))
         search_file(work, stage, name).unlink(missing_ok=True)  # rows and records hold what was found
         found += records
         say(f"{stage}: {name}{said}")
     return found
+
+
+def _asked_before(new: Record, old: Record) -> bool:
+    """Whether an old record is of an attack that is asked of its stage again, and none of the stage's evaluation."""
+    asked = (record.knobs.get(key) for record in (new, old) for key in ASKED)
+    return len({*asked}) == 1 and all(
+        getattr(old, name) == getattr(new, name) for name in ("method", "stage", "benchmark", "attack")
+    )
 
 
 def _suite(suite: SuiteConfig, drawn: tuple[str, ...], options: AttackOptions) -> SuiteConfig:
@@ -104,8 +117,6 @@ def _asked(work: Workspace, stage: str, params: dict, name: str, attempts: Seque
     records, rows = evaluate(work.sampling(params, name), attempts, work.judge, work.tokenizer, context)
     if name == "decoding":
         records += scored_records(work.critic, rows, attempts, records[0])
-    if name in STANDARD:
-        records = [dataclasses.replace(r, knobs={**r.knobs, **ASKED}) for r in records]
     return records, rows, f", {len(rows)} responses"
 
 

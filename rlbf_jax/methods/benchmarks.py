@@ -126,7 +126,7 @@ def _ask(
         for r in records
     ]
     work.write_lines(f"evaluation/benchmarks/{name}_{stage}.jsonl", rows)
-    write_results(work.folder / "results.json", records, anew={(stage, name)})
+    write_results(work.folder / "results.json", records, lambda r: (r.stage, r.benchmark) == (stage, name))
     say(f"{stage}: {name}, {len(rows)} responses")
 
 

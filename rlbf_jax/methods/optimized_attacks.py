@@ -66,7 +66,7 @@ def _search_knobs(config: OptimizedConfig) -> dict[str, Any]:
     found = {name: value for name, value in own.items() if value != getattr(default, name)}
     for field in dataclasses.fields(config.search):
         value = getattr(config.search, field.name)
-        if field.name not in ("steps", "search_width") and value != getattr(default.search, field.name):
+        if field.name in ("steps", "search_width") or value != getattr(default.search, field.name):
             found[field.name] = list(value) if isinstance(value, tuple) else value
     return {"candidates": config.search.steps * config.search.search_width, **found}
 

@@ -231,13 +231,13 @@ def test_a_measurement_made_again_takes_the_whole_old_one_away(tmp_path):
     ]
 
 
-def test_a_benchmark_made_anew_keeps_nothing_old(tmp_path):
+def test_outdated_records_go_whatever_their_key(tmp_path):
     path = tmp_path / "results.json"
     old = [record(benchmark="xstest", attack=a, knobs={"max_tokens": 9}) for a in ("none", "direct")]
     others = [record(), record(benchmark="xstest", stage="rlbf"), record(benchmark="xstest2")]
     write_results(path, [*old, *others])
     new = record(benchmark="xstest", judge="other")
-    assert write_results(path, [new], anew={("sft", "xstest")}) == [*others, new]
+    assert write_results(path, [new], lambda r: (r.stage, r.benchmark) == ("sft", "xstest")) == [*others, new]
 
 
 def test_damaged_results_are_named(tmp_path):

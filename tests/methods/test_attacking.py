@@ -64,6 +64,18 @@ def test_the_evaluation_of_the_stage_stays_as_it_is(finished):
     assert (finished / "evaluation/base.jsonl").read_bytes() == rows
 
 
+def test_an_attack_that_is_asked_again_replaces_its_rows_and_all_its_numbers(finished):
+    rows = finished / "evaluation/attacks/many_violations_base.jsonl"
+    for room, count in ((230, 1), (220, 2)):
+        before = [r for r in records(finished) if r["attack"] != "many_violations"]
+        asked = ("--n_prompts", str(count), "--max_tokens", str(room))
+        assert attack(finished, "--attack", "many_violations", *asked) == 0
+        found = [r for r in records(finished) if r["attack"] == "many_violations"]
+        assert {r["n_prompts"] for r in found if r["metric"] == "asr"} == {count}
+        assert len(rows.read_text().splitlines()) == 6 * count
+        assert [r for r in records(finished) if r["attack"] != "many_violations"] == before
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
