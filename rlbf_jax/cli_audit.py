@@ -19,6 +19,9 @@ from rlbf_jax.data.labelled import LabelledColumns, LabelledTexts, read_labelled
 from rlbf_jax.errors import UserError
 from rlbf_jax.storage import write_whole
 
+_MODEL_BATCH = 8
+"""Texts that a model of our own is asked about at once."""
+
 File = tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE")]]
 
 
@@ -47,7 +50,8 @@ class Audit:
     file: File
     """.csv with a header, or .jsonl with one object a line."""
     critic: str
-    """A folder that `rlbf critic` wrote, or `toy_lexicon`, or `http` (a chat model, see --endpoint.base_url)."""
+    """A folder that `rlbf critic` wrote, or that of a model (RUN/stages/STAGE, or a checkpoint), which is asked in the
+    format of --endpoint.format; or `toy_lexicon`, or `http` (a chat model, see --endpoint.base_url)."""
     out: pathlib.Path = pathlib.Path("audit")
     """Folder for audit.json and audit.md."""
     seed: int = 0
@@ -114,9 +118,32 @@ def _critic(args: Audit, verdicts: VerdictConfig, endpoint: HttpCriticConfig, ca
         if not endpoint.base_url:
             raise UserError("--critic http needs --endpoint.base_url and --endpoint.model")
         return HttpCritic(endpoint, categories, args.out / "answers.jsonl")
-    if not pathlib.Path(args.critic).is_dir():
-        raise UserError(f"--critic {args.critic}: no such folder; expected one of `rlbf critic`, toy_lexicon or http")
-    return load_critic(pathlib.Path(args.critic), verdicts)
+    folder = pathlib.Path(args.critic)
+    if not folder.is_dir():
+        raise UserError(
+            f"--critic {args.critic}: no such folder; expected one of `rlbf critic` or of a model, toy_lexicon or http"
+        )
+    if (folder / "model").is_dir() or (folder / "config.json").is_file():
+        return _model_critic(folder, endpoint, categories)
+    return load_critic(folder, verdicts)
+
+
+def _model_critic(folder: pathlib.Path, told: HttpCriticConfig, categories: Sequence[str]):
+    """One of our own models as a critic, in the format that is told."""
+    from rlbf_jax.critics.answerers import ModelAnswerer
+    from rlbf_jax.critics.http_critic import judge_format
+    from rlbf_jax.critics.language_model import LanguageModelCritic
+    from rlbf_jax.evaluation.answering import open_model
+    from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+
+    if told.server_template:
+        raise UserError("--endpoint.server_template is for --critic http: no server is asked")
+    model, form = open_model(folder), judge_format(told, categories)
+    shapes = SamplerConfig(
+        model.semantics, _MODEL_BATCH, min_room=form.max_tokens, bucket=128, max_context=model.max_length
+    )
+    answerer = ModelAnswerer(Sampler(model.config, model.tokenizer, shapes), model.params, str(folder))
+    return LanguageModelCritic(answerer, form)
 
 
 def _parse(command: str, kind: type, nested: dict[str, type], argv: Sequence[str]) -> Any:

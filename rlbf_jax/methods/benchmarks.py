@@ -29,6 +29,9 @@ from rlbf_jax.methods.workspace import Workspace
 from rlbf_jax.sampling.sampler import check_knobs
 from rlbf_jax.training.progress import say
 
+FORCING = ("prefilling", "benign_prefill")
+"""Attacks of a benchmark that force its targets."""
+
 JUDGES: dict[str, Callable[[Workspace], Critic]] = {
     "refusal": lambda work: RefusalJudge(),
     "run": lambda work: work.judge,
@@ -122,7 +125,7 @@ def _ask(
     context = work.context(stage, method_name(work.config, stage), name, "test")
     records, rows = evaluate(work.sampling(params, name), attempts, judge, work.tokenizer, context)
     records = [
-        dataclasses.replace(r, knobs={**r.knobs, **chosen, **(geometry if r.attack == "prefilling" else {})})
+        dataclasses.replace(r, knobs={**r.knobs, **chosen, **(geometry if r.attack in FORCING else {})})
         for r in records
     ]
     work.write_lines(f"evaluation/benchmarks/{name}_{stage}.jsonl", rows)
