@@ -24,6 +24,9 @@ META_FILE = "rlbf_controls.json"
 """Not `..._tokenizer.json`: `transformers` would take it for a vocabulary."""
 CONFIG_FILE, MAP_FILE, TEMPLATE_FILE = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
+MODEL_INPUTS = ["input_ids", "attention_mask"]
+"""`model_input_names` where a configuration names none: PreTrainedTokenizerFast of transformers 4 would return
+`token_type_ids` too, which these models do not take."""
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
@@ -266,7 +269,7 @@ def _rewritten(files: Files, made: Meta, gone: Sequence[AddedToken]) -> Files:
             content[name] = _dump(controls.without_spellings(files.json(name), gone, names))
     if JSON_FILE in content:
         # Classes of families build their tokenizer anew from parts of the file; this one takes it as it stands.
-        config = json.loads(content.get(CONFIG_FILE, b"{}"))
+        config = {"model_input_names": MODEL_INPUTS} | json.loads(content.get(CONFIG_FILE, b"{}"))
         content[CONFIG_FILE] = _dump(config | {"tokenizer_class": "PreTrainedTokenizerFast"})
     content[META_FILE] = _dump(dataclasses.asdict(made))
     return Files(content, files.where)

@@ -75,6 +75,7 @@ def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
     roles = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
     config: dict[str, Any] = {role: tokenizer.name(i) for role, i in roles.items()}
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config |= {"model_input_names": folder.MODEL_INPUTS}
     config |= {"additional_special_tokens": [tokenizer.name(i) for i in (tokenizer.user_id, tokenizer.model_id)]}
     content = {
         folder.JSON_FILE: _dump(document),

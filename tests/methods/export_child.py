@@ -37,6 +37,10 @@ def look(case: dict) -> dict:
     knobs = dict(do_sample=False, logits_processor=eager, max_tokens=case["max_tokens"])
     recipe = dict(custom_generate=folder, trust_remote_code=True)
     answers = [model.generate(torch.tensor([ids]), **knobs, **recipe)[0, len(ids) :] for ids in prompts]
+    # As the folder's README has it, and without any limit.
+    messages = [{"role": "user", "content": text} for text in case["prompts"][:1]]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    unlimited = model.generate(**inputs, do_sample=False, return_trace=True, **recipe)
     generation = model.generation_config
     return dict(
         ids=prompts,
@@ -47,6 +51,8 @@ def look(case: dict) -> dict:
         ends=generation.eos_token_id,
         special=[tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         kind=type(model).__name__,
+        inputs=sorted(inputs),
+        unlimited=[len(unlimited.traces[0]), unlimited.finished[0]],
     )
 
 

@@ -18,6 +18,7 @@ from rlbf_jax import cli
 from rlbf_jax.methods import runner
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
+from rlbf_jax.models.export.recipe import read_recipe
 from rlbf_jax.sampling.request import Knobs, Request
 from tests.methods.published_checkpoint import make_checkpoint
 from tests.methods.test_start import tiny
@@ -111,6 +112,9 @@ def test_transformers_has_the_run(folders, found, name):
     assert theirs["text_ids"] == [tokenizer.encode(text) for text in HARMLESS + CONTROLS]
     assert theirs["ends"] == list(tokenizer.eos_ids)
     assert theirs["special"][0] == tokenizer.bos_id and theirs["special"][2] == tokenizer.pad_id
+    assert theirs["inputs"] == ["attention_mask", "input_ids"]
+    length, finished = theirs["unlimited"]
+    assert finished or length == read_recipe(folders[name] / "exported").limits.max_emitted
     difference, largest = 0.0, 0.0
     for ids, logits in zip(theirs["ids"], theirs["logits"], strict=True):
         ours = logits_of(model, loaded.params, ids)

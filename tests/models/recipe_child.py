@@ -143,9 +143,23 @@ def main(family: str, work: pathlib.Path) -> None:
     out = model.generate(torch.tensor([prompts[0] + [5, EOS]]), response_start=-2, **greedy)
     found["over"] = told(out, len(prompts[0]))
 
+    # Limits: none named; by what the model's own generation config says; and that config beside one of the call.
+    unlimited = dict(logits_processor=eager, return_trace=True, **recipe)
+    found["unlimited"] = told(model.generate(**batch, do_sample=False, **unlimited), width)
+    bare = GenerationConfig(do_sample=False, pad_token_id=PAD)
+    found["bare_config"] = told(model.generate(**batch, generation_config=bare, **unlimited), width)
+    model.generation_config.max_length = width + 10
+    found["of_model"] = told(model.generate(**batch, do_sample=False, **unlimited), width)
+    found["of_call"] = told(model.generate(**batch, do_sample=False, max_length=width + 7, **unlimited), width)
+    model.generation_config.max_length = GenerationConfig().max_length
+    model.generation_config.num_return_sequences = 2
+    twice = GenerationConfig(do_sample=True, max_new_tokens=9, pad_token_id=PAD)
+    found["twice"] = told(model.generate(**some, generation_config=twice, **unlimited), width)
+    model.generation_config.num_return_sequences = GenerationConfig().num_return_sequences
+
+    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)  # its recipe outlives the other one
     other = dict(custom_generate=str(work / "other" / "model"), trust_remote_code=True)
     found["other"] = model.generate(**batch, **greedy | other).traces
-    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     mask = dict(attention_mask=batch["attention_mask"])
     found["loaded"] = loaded.generate(batch["input_ids"], **mask, **plain)[:, width:].tolist()
 
@@ -161,6 +175,7 @@ def main(family: str, work: pathlib.Path) -> None:
         "streamer": refused(model.generate, **batch, **recipe, streamer=TextStreamer(None)),
         "right": refused(model.generate, **right, **recipe),
         "start": refused(model.generate, **batch, **recipe, response_start=width + 1),
+        "length": refused(model.generate, **batch, **recipe, max_length=width),
         "room": refused(model.generate, **batch, **recipe, response_start=1, max_tokens=2),
         "vocabulary": refused(model.generate, **batch, **recipe, rule=cases["too_large"]),
         "rule": refused(model.generate, **batch, **recipe, rule={"format": 9}),

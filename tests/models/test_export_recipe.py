@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import json
+import shutil
 import sys
 import types
 
@@ -234,6 +236,53 @@ def test_the_recipe_stands_alone(tmp_path, name, allowed):
     assert packages - set(sys.stdlib_module_names) == allowed
     siblings = {f"{node.module}.py" for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
     assert siblings <= {path.name for path in (tmp_path / "custom_generate").iterdir()}
+
+
+def run_in_place(folder, place, name: str):
+    """`generate` of a folder as transformers 4 runs it: copied to one place for all folders of a name, module kept."""
+    for file in (folder / "custom_generate").glob("*.py"):
+        shutil.copy(file, place / file.name)
+    spec = importlib.util.spec_from_file_location(f"{name}.generate", place / "generate.py")
+    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module.generate
+
+
+@pytest.fixture
+def transformers_4(monkeypatch):
+    """As much of torch and transformers 4 as the recipe needs to be read."""
+    torch, peers, outputs = (types.ModuleType(name) for name in ("torch", "transformers", "transformers.utils"))
+    torch.Tensor = list
+    for name in ("LogitsProcessor", "LogitsProcessorList", "StoppingCriteria", "StoppingCriteriaList"):
+        setattr(peers, name, type(name, (), {}))
+    peers.GenerationConfig = lambda: types.SimpleNamespace(max_length=20, max_new_tokens=None)
+    outputs.ModelOutput = object
+    for module in (torch, peers, outputs):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_recipes_of_folders_of_one_name_keep_their_rules(tmp_path, monkeypatch, transformers_4):
+    (tmp_path / "place").mkdir()
+    package = types.ModuleType("one_name")
+    package.__path__ = [str(tmp_path / "place")]
+    for name in ("", ".generate", ".edits", ".rule"):
+        monkeypatch.setitem(sys.modules, "one_name" + name, package)
+        if name:
+            monkeypatch.delitem(sys.modules, "one_name" + name)
+    found = []
+    for budget in (3, 0, 3):
+        write_recipe(tmp_path / f"{budget}" / "model", BACKTRACK, EOS, ResponseLimits(budget=budget))
+        found.append(run_in_place(tmp_path / f"{budget}" / "model", tmp_path / "place", "one_name"))
+    assert [function.__kwdefaults__["_own_rule"]["limits"]["budget"] for function in found] == [3, 0, 3]
+    # Lengths that nobody said are none: the prompt has 9 ids.
+    most, rule = found[0].__globals__["_most"], edits.rule_from(found[0].__kwdefaults__["_own_rule"])
+    default, said = types.SimpleNamespace(max_length=20), types.SimpleNamespace(max_length=30)
+    assert most(rule, None, [9], 9, [{}, None, default]) == [1024]
+    assert most(rule, None, [9], 9, [{}, default, said]) == [21]
+    assert most(rule, None, [9], 9, [{"max_length": 20}, said, said]) == [11]
+    assert most(rule, 8, [7], 9, [{}, None, said]) == [8]
+    with pytest.raises(ValueError, match="max_length = 9 leaves no room after 9 input ids; say max_new_tokens"):
+        most(rule, None, [9], 9, [{"max_length": 9}, None, None])
 
 
 def code_blocks(readme: str) -> list[str]:

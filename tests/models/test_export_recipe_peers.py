@@ -131,6 +131,16 @@ def test_several_returns_of_one_prompt(run):
     assert sum(map(len, run["returned"]["edits"])) > 5
 
 
+@pytest.mark.parametrize(
+    ("case", "rows", "most"),
+    [("unlimited", ROWS, 64), ("bare_config", ROWS, 64), ("of_model", ROWS, 10), ("of_call", ROWS, 7), ("twice", 8, 9)],
+)
+def test_answers_are_as_long_as_somebody_said(run, case, rows, most):
+    """transformers 4 gives every generation config a `max_length` of 20, prompt included: nobody said that."""
+    check(run[case], [[]] * rows, most)
+    assert max(map(len, run[case]["traces"])) == most
+
+
 def test_rows_end_by_the_callers_criteria_too(run):
     stop = max(run["greedy"]["traces"], key=len)[3]
     for trace, whole in zip(run["stopped"]["traces"], run["greedy"]["traces"], strict=True):
@@ -209,6 +219,7 @@ def test_our_sampler_answers_alike_with_a_tuned_model(run):
         ("streamer", "text_events"),
         ("right", "pad on the left"),
         ("start", "response_start is"),
+        ("length", "leaves no room after 11 input ids; say max_new_tokens"),
         ("room", "raise max_tokens"),
         ("vocabulary", "this model has 48 ids, but the control ids of the recipe go up to 52"),
         ("rule", "format is 9"),

@@ -18,6 +18,7 @@ def look(folder: str, cases: dict) -> dict:
     found = {
         "ids": [tokenizer(text, add_special_tokens=False)["input_ids"] for text in cases["texts"]],
         "names": {token: i for token, i in tokenizer.get_vocab().items() if token.startswith(" [")},
+        "inputs": sorted(tokenizer("Hello there")),
         "end": tokenizer.eos_token_id,
         "chats": [],
     }

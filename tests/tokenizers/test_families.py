@@ -313,6 +313,16 @@ def test_broken_files_are_named(file, change, message, tmp_path):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_models_get_the_inputs_that_they_take(tmp_path):
+    """Named for programs that would pass `token_type_ids` too; what a configuration says itself stays."""
+    folder, names = FAMILIES["llama"](tmp_path), ["input_ids", "attention_mask"]
+    for said in (None, ["input_ids"]):
+        if said:
+            spoil(folder, "tokenizer_config.json", lambda d, said=said: d | {"model_input_names": said})
+        saved = import_tokenizer(folder, CATEGORIES, X_MAX).files["tokenizer_config.json"]
+        assert json.loads(saved)["model_input_names"] == (said or names)
+
+
 @pytest.mark.parametrize("beside", [False, True], ids=["in the configuration", "in a folder"])
 def test_a_named_chat_template_takes_the_place_of_the_default(beside, tmp_path):
     """For us and for whoever reads what we write; the default is what it is without asking."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -89,6 +90,8 @@ def test_the_rest_is_the_same(ours, exported, tmp_path):
     ]
     exported.save(tmp_path)
     assert load_tokenizer(tmp_path).digest() == exported.digest()
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert told["model_input_names"] == ["input_ids", "attention_mask"]
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " Yes."}]
     assert exported.encode_chat(chat, add_generation_prompt=False) == [
         *ours.encode_prompt("Hi"), *ours.encode(" Yes."), ours.eos_id

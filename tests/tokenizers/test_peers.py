@@ -94,6 +94,11 @@ def test_control_ids_have_names_after_export(peers, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_models_get_the_inputs_that_they_take(peers, name):
+    assert both(peers, name)[2]["inputs"] == ["attention_mask", "input_ids"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_turn_tokens_parse_as_in_the_published_folder(peers, name):
     """All ids of a text are as before export, unless it held a spare token that is a control token now."""
     ours, published, exported = both(peers, name)
