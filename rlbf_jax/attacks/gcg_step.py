@@ -25,8 +25,8 @@ from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.prefixed import Prefix, joined
 from rlbf_jax.ranges import check_positive
 
-STARTS = 4
-"""Places of a suffix at which chunks may start. Every one is another program to compile."""
+STARTS = 8
+"""Most places of a suffix at which chunks may start. Every one is another program to compile."""
 
 
 class Behavior(NamedTuple):
@@ -223,9 +223,9 @@ def suffix_gradient(
 # Candidates -------------------------------------------------------------------------------------
 
 
-def starts_of(length: int) -> tuple[int, ...]:
-    """Where a chunk may start in a suffix of `length` ids."""
-    return tuple(range(0, length, -(-length // STARTS)))
+def starts_of(length: int, chunks: int) -> tuple[int, ...]:
+    """Where chunks may start in a suffix of `length` ids; they are sorted, so more places than chunks are of no use."""
+    return tuple(range(0, length, -(-length // min(STARTS, chunks))))
 
 
 def by_start(first_change: Array, wanted: Array, multiple: int) -> Array:
@@ -264,8 +264,8 @@ def candidate_losses(
     if count <= chunk:
         losses, matches = suffix_losses(model, params, objective, behavior, prefix, candidates)
         return jnp.where(wanted, losses, jnp.inf), matches & wanted
-    starts = starts_of(length) if current is not None else (0,)
     order = by_start(first_change, wanted, chunk).reshape(-1, chunk)
+    starts = starts_of(length, order.shape[0]) if current is not None else (0,)
 
     def from_start(start: int):
         before = prefix if start == 0 or current is None else joined(prefix, current, start)
