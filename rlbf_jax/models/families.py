@@ -118,6 +118,10 @@ _ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu",
 }  # fmt: skip
 _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu"}
+_ROPE = ("rope_theta", "rope_local_theta", "rope_scaling", "rope_factor", "rope_low_freq_factor",
+         "rope_high_freq_factor", "rope_original_length")  # fmt: skip
+_ROPE_READ = {"none": _ROPE[:3], "linear": _ROPE[:4], "llama3": _ROPE}
+"""By the kind of scaling."""
 _NUMERICS = ("dtype", "param_dtype", "scan_layers", "remat")
 """Fields that say how a model is computed, not which."""
 
@@ -212,16 +216,26 @@ def same_model(a: ModelConfig, b: ModelConfig) -> list[str]:
     def plain(c: ModelConfig) -> dict[str, Any]:
         values = dataclasses.asdict(c) | {"windows": c.window_of_layer}
         values["query_pre_attn_scalar"] = float(c.query_pre_attn_scalar or c.head_dim)
-        if c.rope_local_theta == c.rope_theta or None not in c.window_of_layer:
-            values["rope_local_theta"] = None
-        unread = ["rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_length"]
-        unread = unread if c.rope_scaling == "none" else unread[1:] if c.rope_scaling == "linear" else []
-        if c.learned_positions:
-            unread += ["rope_theta", "rope_local_theta"]
-        return {name: value for name, value in values.items() if name not in (*_NUMERICS, *unread)}
+        values |= _rope_that_counts(c)
+        return {name: value for name, value in values.items() if name not in _NUMERICS}
 
     left, right = plain(a), plain(b)
-    return [name for name in left if left[name] != right.get(name)]
+    return [name for name in left if left[name] != right[name]]
+
+
+def _rope_that_counts(c: ModelConfig) -> dict[str, Any]:
+    """The fields of the rotary embeddings as `Decoder._angles` reads them, None where no layer does."""
+    nothing: dict[str, Any] = dict.fromkeys(_ROPE)
+    if c.learned_positions:
+        return nothing
+    read = nothing | {name: getattr(c, name) for name in _ROPE_READ[c.rope_scaling]}
+    windowed = [window is not None for window in c.window_of_layer]
+    if all(windowed) and c.rope_local_theta is not None:
+        # The one base of the model; what global layers would take is unread.
+        return nothing | {"rope_theta": c.rope_local_theta, "rope_scaling": "none"}
+    if not any(windowed) or (c.rope_local_theta == c.rope_theta and c.rope_scaling == "none"):
+        read["rope_local_theta"] = None
+    return read
 
 
 # Reading -------------------------------------------------------------------------------------------
@@ -386,7 +400,8 @@ def _windows_to_hf(config: ModelConfig) -> dict[str, Any]:
 def _check_same(config: ModelConfig, read: ModelConfig, architecture: str) -> None:
     differing = same_model(config, read)
     if differing:
-        name = differing[0]
+        # Of rotary fields the one that differs as it is written may be another than the one that differs as it is read.
+        name = next(n for n in (*differing, *_ROPE) if getattr(config, n) != getattr(read, n))
         raise UserError(
             f"model.{name}: {architecture} cannot say {getattr(config, name)!r} (a reader would take "
             f"{getattr(read, name)!r}); choose another family, or leave the field as the family has it"

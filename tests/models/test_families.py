@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -269,6 +271,58 @@ def test_every_family_has_a_style_of_its_own(family):
     assert same_model(config_from_hf(config_to_hf(config)), config) == []
     assert styled(dataclasses.replace(config, norm_eps=0.5)).norm_eps == 0.5
     assert styled(ModelConfig()) == ModelConfig()
+
+
+# Two layers of which none, all or one have windows, which rows of twelve ids cross.
+ROTARY = [
+    dict(windows=windows, rope_local_theta=local, rope_scaling=scaling, rope_factor=4.0)
+    for windows in ((None, None), (4, 4), (4, None))
+    for local in (None, 10_000.0, 77.0)
+    for scaling in ("none", "linear", "llama3")
+]
+
+
+def rotary_config(family, fields):
+    shape = dict(vocab_size=20, num_layers=2, width=8, num_heads=2, num_kv_heads=2, head_dim=4, mlp_width=8)
+    config = styled(ModelConfig(family=family, max_positions=16, **shape))
+    return dataclasses.replace(config, rope_theta=1e4, rope_original_length=64, **fields)
+
+
+@functools.cache
+def rotary_logits(config):
+    """[12, 20], from parameters that do not depend on windows and rotary fields."""
+    params = transformer.init(rotary_config(config.family, ROTARY[-1]), jax.random.key(0))
+    tokens, position = jnp.arange(12, dtype=jnp.int32)[None], jnp.arange(12, dtype=jnp.int32)[None]
+    params = jax.tree.map(lambda x: 3 * x, params)
+    hidden, _ = transformer.forward(config, params, tokens, Visibility(position))
+    return np.asarray(transformer.unembed(config, params, hidden))[0]
+
+
+def test_same_models_have_the_same_logits_and_others_other_ones():
+    configs = [rotary_config("gemma3", fields) for fields in ROTARY if fields["rope_scaling"] != "llama3"]
+    alike = 0
+    for a, b in itertools.combinations(configs, 2):
+        difference = np.abs(rotary_logits(a) - rotary_logits(b)).max()
+        assert (same_model(a, b) == []) == (difference < 1e-4), (a, b, difference)
+        alike += difference < 1e-4
+    assert alike == 6 + 4 + 1  # without windows, in windows alone, in both
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_reads_back_as_the_same_model_or_is_refused_by_name(family):
+    refused = 0
+    for fields in ROTARY:
+        config = rotary_config(family, fields)
+        try:
+            read = config_from_hf(config_to_hf(config))
+        except UserError as error:
+            name = re.match(r"model\.(\w+): \w+ cannot say (.*) \(a reader would take (.*)\);", str(error))
+            assert name and name[1] in fields and name[2] == repr(getattr(config, name[1])) != name[3]
+            refused += 1
+            continue
+        read = dataclasses.replace(read, windows=read.window_of_layer)
+        np.testing.assert_allclose(rotary_logits(read), rotary_logits(config), atol=1e-6, rtol=0)
+    assert refused < len(ROTARY)
 
 
 def test_patterns_are_the_shortest():
