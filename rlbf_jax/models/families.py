@@ -14,6 +14,17 @@ from typing import Any
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.config_values import (
+    MOST,
+    MOST_OF,
+    count,
+    entries,
+    flag,
+    names,
+    positive,
+    positive_or_none,
+    unsupported,
+)
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 _LLAMA_FIELDS = {
@@ -118,6 +129,10 @@ _ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu",
 }  # fmt: skip
 _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu"}
+_ROPE = ("rope_theta", "rope_local_theta", "rope_scaling", "rope_factor", "rope_low_freq_factor",
+         "rope_high_freq_factor", "rope_original_length")  # fmt: skip
+_ROPE_READ = {"none": _ROPE[:3], "linear": _ROPE[:4], "llama3": _ROPE}
+"""By the kind of scaling."""
 _NUMERICS = ("dtype", "param_dtype", "scan_layers", "remat")
 """Fields that say how a model is computed, not which."""
 
@@ -140,20 +155,20 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     name, spec = _family_of(hf)
     for field, allowed in {**spec.fixed, "quantization_config": (None,)}.items():
         if hf.get(field, allowed[0]) not in allowed:
-            raise _unsupported(field, hf[field], f"{allowed[0]!r}")
+            raise unsupported(field, hf[field], f"{allowed[0]!r}")
     seen = {**spec.defaults, **hf}
-    fields: dict[str, Any] = {ours: _number(seen, theirs) for theirs, ours in spec.fields.items()}
+    fields: dict[str, Any] = {ours: _dimension(seen, theirs, ours) for theirs, ours in spec.fields.items()}
     # Structure that is always so; what config.json can say follows and wins.
     fields = {**spec.structure, **fields}
     heads = fields["num_heads"]
-    fields["num_kv_heads"] = _number(seen, "num_key_value_heads", heads) if name != "gpt2" else heads
+    fields["num_kv_heads"] = count(seen, "num_key_value_heads", heads) if name != "gpt2" else heads
     fields["head_dim"] = (
-        _number(seen, "head_dim", fields["width"] // heads) if name != "gpt2" else fields["width"] // heads
+        count(seen, "head_dim", fields["width"] // heads) if name != "gpt2" else fields["width"] // heads
     )
-    fields["tied_embeddings"] = _flag(seen, "tie_word_embeddings")
+    fields["tied_embeddings"] = flag(seen, "tie_word_embeddings")
     fields["activation"] = _activation(seen, spec.activation_field)
     if name == "gpt2":
-        fields["mlp_width"] = _number(seen, "n_inner", 4 * fields["width"])
+        fields["mlp_width"] = count(seen, "n_inner", 4 * fields["width"])
     else:
         fields |= _rope(name, seen) | _biases(name, seen) | _gemma(name, seen)
         fields["windows"] = shortest_pattern(_windows(name, seen, fields["num_layers"]))
@@ -212,23 +227,33 @@ def same_model(a: ModelConfig, b: ModelConfig) -> list[str]:
     def plain(c: ModelConfig) -> dict[str, Any]:
         values = dataclasses.asdict(c) | {"windows": c.window_of_layer}
         values["query_pre_attn_scalar"] = float(c.query_pre_attn_scalar or c.head_dim)
-        if c.rope_local_theta == c.rope_theta or None not in c.window_of_layer:
-            values["rope_local_theta"] = None
-        unread = ["rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_length"]
-        unread = unread if c.rope_scaling == "none" else unread[1:] if c.rope_scaling == "linear" else []
-        if c.learned_positions:
-            unread += ["rope_theta", "rope_local_theta"]
-        return {name: value for name, value in values.items() if name not in (*_NUMERICS, *unread)}
+        values |= _rope_that_counts(c)
+        return {name: value for name, value in values.items() if name not in _NUMERICS}
 
     left, right = plain(a), plain(b)
-    return [name for name in left if left[name] != right.get(name)]
+    return [name for name in left if left[name] != right[name]]
+
+
+def _rope_that_counts(c: ModelConfig) -> dict[str, Any]:
+    """The fields of the rotary embeddings as `Decoder._angles` reads them, None where no layer does."""
+    nothing: dict[str, Any] = dict.fromkeys(_ROPE)
+    if c.learned_positions:
+        return nothing
+    read = nothing | {name: getattr(c, name) for name in _ROPE_READ[c.rope_scaling]}
+    windowed = [window is not None for window in c.window_of_layer]
+    if all(windowed) and c.rope_local_theta is not None:
+        # The one base of the model; what global layers would take is unread.
+        return nothing | {"rope_theta": c.rope_local_theta, "rope_scaling": "none"}
+    if not any(windowed) or (c.rope_local_theta == c.rope_theta and c.rope_scaling == "none"):
+        read["rope_local_theta"] = None
+    return read
 
 
 # Reading -------------------------------------------------------------------------------------------
 
 
 def _family_of(hf: Mapping[str, Any]) -> tuple[str, FamilySpec]:
-    named = hf.get("architectures") or []
+    named = names(hf, "architectures")
     for name, spec in FAMILIES.items():
         if spec.architecture in named or (not named and hf.get("model_type") == spec.model_type):
             return name, spec
@@ -237,66 +262,51 @@ def _family_of(hf: Mapping[str, Any]) -> tuple[str, FamilySpec]:
     raise UserError(f"config.json: architectures is {told!r}, expected one of {known}; other models are not supported")
 
 
-def _unsupported(field: str, value: Any, expected: str) -> UserError:
-    return UserError(f"config.json: {field} is {value!r}, expected {expected}; this decoder computes nothing else")
-
-
-def _number(hf: Mapping[str, Any], field: str, default: Any = None) -> Any:
-    value = hf.get(field)
-    value = default if value is None else value
-    if value is None and field in ("max_position_embeddings",):
+def _dimension(hf: Mapping[str, Any], field: str, ours: str) -> float | None:
+    if ours == "norm_eps":
+        return positive(hf, field)
+    if field == "max_position_embeddings" and hf.get(field) is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"config.json: {field} is {value!r}, expected a number")
-    return value
-
-
-def _flag(hf: Mapping[str, Any], field: str) -> bool:
-    value = hf.get(field, False)
-    if not isinstance(value, bool):
-        raise UserError(f"config.json: {field} is {value!r}, expected true or false")
-    return value
-
-
-def _optional(hf: Mapping[str, Any], field: str) -> float | None:
-    return None if hf.get(field) is None else _number(hf, field)
+    return count(hf, field, most=MOST_OF.get(ours, MOST))
 
 
 def _activation(hf: Mapping[str, Any], field: str) -> str:
     value = hf[field]
-    if value not in _ACTIVATIONS:
-        raise _unsupported(field, value, f"one of {', '.join(_ACTIVATIONS)}")
+    if not isinstance(value, str) or value not in _ACTIVATIONS:
+        raise unsupported(field, value, f"one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[value]
 
 
 def _biases(name: str, hf: Mapping[str, Any]) -> dict[str, bool]:
     if name == "qwen2":
         return {"qkv_bias": True}
-    biased = _flag(hf, "attention_bias")
-    return {"qkv_bias": biased, "out_bias": biased, "mlp_bias": _flag(hf, "mlp_bias")}
+    biased = flag(hf, "attention_bias")
+    return {"qkv_bias": biased, "out_bias": biased, "mlp_bias": flag(hf, "mlp_bias")}
 
 
 def _gemma(name: str, hf: Mapping[str, Any]) -> dict[str, Any]:
     if name not in ("gemma2", "gemma3"):
         return {}
     return {
-        "query_pre_attn_scalar": float(_number(hf, "query_pre_attn_scalar")),
-        "attention_softcap": _optional(hf, "attn_logit_softcapping"),
-        "final_softcap": _optional(hf, "final_logit_softcapping"),
+        "query_pre_attn_scalar": float(positive(hf, "query_pre_attn_scalar")),
+        "attention_softcap": positive_or_none(hf, "attn_logit_softcapping"),
+        "final_softcap": positive_or_none(hf, "final_logit_softcapping"),
     }
 
 
 def _windows(name: str, hf: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
     """The window of every layer."""
-    window = _optional(hf, "sliding_window")
-    if name == "llama" or (name in ("qwen2", "qwen3") and not _flag(hf, "use_sliding_window")):
-        window = None
+    window = None
+    if name != "llama" and (name not in ("qwen2", "qwen3") or flag(hf, "use_sliding_window")):
+        window = None if hf.get("sliding_window") is None else count(hf, "sliding_window")
     if name == "mistral" or window is None:
         kinds = [FULL if window is None else SLIDING] * layers
     elif name in ("qwen2", "qwen3"):
-        kinds = [SLIDING if i >= _number(hf, "max_window_layers") else FULL for i in range(layers)]
+        first = count(hf, "max_window_layers", least=0)
+        kinds = [SLIDING if i >= first else FULL for i in range(layers)]
     else:
-        every = 2 if name == "gemma2" else hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
+        every = 2 if name == "gemma2" else count(hf, "_sliding_window_pattern", 6)
+        every = count(hf, "sliding_window_pattern", every) if name == "gemma3" else every
         kinds = [FULL if (i + 1) % every == 0 else SLIDING for i in range(layers)]
     if hf.get("layer_types") is not None and name not in ("mistral", "llama"):
         kinds = hf["layer_types"]
@@ -304,30 +314,27 @@ def _windows(name: str, hf: Mapping[str, Any], layers: int) -> tuple[int | None,
         raise UserError(f"config.json: layer_types has not one entry for each of the {layers} layers")
     for kind in kinds:
         if kind not in (SLIDING, FULL) or (kind == SLIDING and window is None):
-            raise _unsupported("layer_types", kind, f"{FULL}, or {SLIDING} with sliding_window")
-    return tuple(int(window) if kind == SLIDING and window is not None else None for kind in kinds)
+            raise unsupported("layer_types", kind, f"{FULL}, or {SLIDING} with sliding_window")
+    return tuple(window if kind == SLIDING else None for kind in kinds)
 
 
 def _rope(name: str, hf: Mapping[str, Any]) -> dict[str, Any]:
     default = 1_000_000.0 if name == "gemma3" else 10_000.0
-    theta = float(_number(hf, "rope_theta", default))
-    new, old = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
-    if not isinstance(new, Mapping) or not isinstance(old, Mapping):
-        raise UserError("config.json: rope_parameters and rope_scaling must be objects or null")
+    theta = float(positive(hf, "rope_theta", default))
+    new, old = entries(hf, "rope_parameters"), entries(hf, "rope_scaling")
     local: Mapping[str, Any] = {}
     if name == "gemma3":
-        local = new.get(SLIDING) or {}
-        new = new.get(FULL) or {}
+        local, new = entries(new, SLIDING, "rope_parameters."), entries(new, FULL, "rope_parameters.")
         if local.get("rope_type", "default") != "default":
-            raise _unsupported(f"rope_parameters.{SLIDING}.rope_type", local["rope_type"], "'default'")
+            raise unsupported(f"rope_parameters.{SLIDING}.rope_type", local["rope_type"], "'default'")
     scaling = {**new, **old}
-    fields = {"rope_theta": float(_number(scaling, "rope_theta", theta))} | _scaling(scaling)
+    fields = {"rope_theta": float(positive(scaling, "rope_theta", theta))} | _scaling(scaling)
     if name == "gemma3":
-        published = float(_number(hf, "rope_local_base_freq", 10_000.0))
-        fields["rope_local_theta"] = float(_number(local, "rope_theta", published))
+        published = float(positive(hf, "rope_local_base_freq", 10_000.0))
+        fields["rope_local_theta"] = float(positive(local, "rope_theta", published))
     factor = scaling.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
     if factor not in (None, 1.0):
-        raise _unsupported("partial_rotary_factor", factor, "1.0")
+        raise unsupported("partial_rotary_factor", factor, "1.0")
     return fields
 
 
@@ -336,13 +343,13 @@ def _scaling(scaling: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "default":
         return {}
     if kind not in ("linear", "llama3"):
-        raise _unsupported("rope_type", kind, "'default', 'linear' or 'llama3'")
-    fields = {"rope_scaling": kind, "rope_factor": float(_number(scaling, "factor"))}
+        raise unsupported("rope_type", kind, "'default', 'linear' or 'llama3'")
+    fields = {"rope_scaling": kind, "rope_factor": float(positive(scaling, "factor"))}
     if kind == "llama3":
         fields |= {
-            "rope_low_freq_factor": float(_number(scaling, "low_freq_factor")),
-            "rope_high_freq_factor": float(_number(scaling, "high_freq_factor")),
-            "rope_original_length": int(_number(scaling, "original_max_position_embeddings")),
+            "rope_low_freq_factor": float(positive(scaling, "low_freq_factor")),
+            "rope_high_freq_factor": float(positive(scaling, "high_freq_factor")),
+            "rope_original_length": count(scaling, "original_max_position_embeddings"),
         }
     return fields
 
@@ -386,7 +393,8 @@ def _windows_to_hf(config: ModelConfig) -> dict[str, Any]:
 def _check_same(config: ModelConfig, read: ModelConfig, architecture: str) -> None:
     differing = same_model(config, read)
     if differing:
-        name = differing[0]
+        # Of rotary fields the one that differs as it is written may be another than the one that differs as it is read.
+        name = next(n for n in (*differing, *_ROPE) if getattr(config, n) != getattr(read, n))
         raise UserError(
             f"model.{name}: {architecture} cannot say {getattr(config, name)!r} (a reader would take "
             f"{getattr(read, name)!r}); choose another family, or leave the field as the family has it"

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -231,8 +233,12 @@ def test_the_older_writing_of_a_configuration_is_read():
         ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor is None, expected a n"),
         ("llama", {"hidden_act": "relu6"}, "hidden_act is 'relu6', expected one of silu"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is .*, expected None"),
-        ("llama", {"hidden_size": "wide"}, "hidden_size is 'wide', expected a number"),
-        ("llama", {"hidden_size": None}, "hidden_size is None, expected a number"),
+        ("llama", {"hidden_size": "wide"}, "hidden_size is 'wide', expected a whole number from 1"),
+        ("llama", {"hidden_size": None}, "hidden_size is None, expected a whole number from 1"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected .* from 1 to 1000"),
+        ("llama", {"vocab_size": 1e9}, "vocab_size is 1000000000.0, expected a whole number from 1 to 16777216"),
+        ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, expected a number above 0"),
+        ("gemma3", {"rope_parameters": {"full_attention": 3}}, "rope_parameters.full_attention is 3, expected an obj"),
         ("llama", {"num_key_value_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
         ("llama", {"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected true or false"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, expected 1.0"),
@@ -246,6 +252,47 @@ def test_what_the_decoder_cannot_compute_is_refused_by_name(case, fields, match)
     hf = json.loads(str(reference()[f"{case}.config"])) | fields
     with pytest.raises(UserError, match=match):
         config_from_hf(hf)
+
+
+WRONG = (0, -1, 1.5, "a", None, [], {}, True, 1e30, 10**400, float("inf"), ["silu"])
+COUNT, NUMBER, NULL = (), (1.5, 1e30), (None,)
+FIELDS = {
+    "llama": {
+        "vocab_size": COUNT, "hidden_size": COUNT, "num_hidden_layers": COUNT, "num_attention_heads": COUNT,
+        "intermediate_size": COUNT, "num_key_value_heads": NULL, "head_dim": NULL, "max_position_embeddings": NULL,
+        "rms_norm_eps": NUMBER, "hidden_act": (), "tie_word_embeddings": (True,), "attention_bias": (True,),
+        "rope_scaling": (None, {}), "rope_theta": NUMBER + NULL, "architectures": (None, []),
+        "rope_parameters": (None, {}), "mlp_bias": (True,),
+    },
+    "gemma3": {
+        "sliding_window": (), "layer_types": NULL, "_sliding_window_pattern": NULL, "sliding_window_pattern": NULL,
+        "query_pre_attn_scalar": NUMBER, "final_logit_softcapping": NUMBER + NULL,
+        "attn_logit_softcapping": NUMBER + NULL, "rope_local_base_freq": NUMBER + NULL, "hidden_activation": (),
+    },
+    "qwen2_windowed": {"max_window_layers": (0,), "use_sliding_window": (True,), "sliding_window": ()},
+    "gpt2": {
+        "n_embd": COUNT, "n_layer": COUNT, "n_head": COUNT, "n_positions": COUNT, "n_inner": NULL,
+        "layer_norm_epsilon": NUMBER, "activation_function": (), "scale_attn_weights": (True,),
+    },
+}  # fmt: skip
+"""Fields of config.json and which of the values above are right there."""
+
+
+@pytest.mark.parametrize(("case", "field"), [(case, field) for case, fields in FIELDS.items() for field in fields])
+def test_wrong_values_of_config_json_are_refused_by_name(case, field):
+    hf, right = json.loads(str(reference()[f"{case}.config"])), FIELDS[case][field]
+    for value in WRONG:
+        if any(value is entry or (value == entry and type(value) is type(entry)) for entry in right):
+            config_from_hf(hf | {field: value})
+            continue
+        with pytest.raises(UserError, match=rf"^config.json: .*\b{field}\b") as error:
+            config_from_hf(hf | {field: value})
+        assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_may_be_written_with_a_point():
+    hf = json.loads(str(reference()["llama.config"]))
+    assert config_from_hf(hf | {"hidden_size": float(hf["hidden_size"])}) == config_from_hf(hf)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +316,58 @@ def test_every_family_has_a_style_of_its_own(family):
     assert same_model(config_from_hf(config_to_hf(config)), config) == []
     assert styled(dataclasses.replace(config, norm_eps=0.5)).norm_eps == 0.5
     assert styled(ModelConfig()) == ModelConfig()
+
+
+# Two layers of which none, all or one have windows, which rows of twelve ids cross.
+ROTARY = [
+    dict(windows=windows, rope_local_theta=local, rope_scaling=scaling, rope_factor=4.0)
+    for windows in ((None, None), (4, 4), (4, None))
+    for local in (None, 10_000.0, 77.0)
+    for scaling in ("none", "linear", "llama3")
+]
+
+
+def rotary_config(family, fields):
+    shape = dict(vocab_size=20, num_layers=2, width=8, num_heads=2, num_kv_heads=2, head_dim=4, mlp_width=8)
+    config = styled(ModelConfig(family=family, max_positions=16, **shape))
+    return dataclasses.replace(config, rope_theta=1e4, rope_original_length=64, **fields)
+
+
+@functools.cache
+def rotary_logits(config):
+    """[12, 20], from parameters that do not depend on windows and rotary fields."""
+    params = transformer.init(rotary_config(config.family, ROTARY[-1]), jax.random.key(0))
+    tokens, position = jnp.arange(12, dtype=jnp.int32)[None], jnp.arange(12, dtype=jnp.int32)[None]
+    params = jax.tree.map(lambda x: 3 * x, params)
+    hidden, _ = transformer.forward(config, params, tokens, Visibility(position))
+    return np.asarray(transformer.unembed(config, params, hidden))[0]
+
+
+def test_same_models_have_the_same_logits_and_others_other_ones():
+    configs = [rotary_config("gemma3", fields) for fields in ROTARY if fields["rope_scaling"] != "llama3"]
+    alike = 0
+    for a, b in itertools.combinations(configs, 2):
+        difference = np.abs(rotary_logits(a) - rotary_logits(b)).max()
+        assert (same_model(a, b) == []) == (difference < 1e-4), (a, b, difference)
+        alike += difference < 1e-4
+    assert alike == 6 + 4 + 1  # without windows, in windows alone, in both
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_reads_back_as_the_same_model_or_is_refused_by_name(family):
+    refused = 0
+    for fields in ROTARY:
+        config = rotary_config(family, fields)
+        try:
+            read = config_from_hf(config_to_hf(config))
+        except UserError as error:
+            name = re.match(r"model\.(\w+): \w+ cannot say (.*) \(a reader would take (.*)\);", str(error))
+            assert name and name[1] in fields and name[2] == repr(getattr(config, name[1])) != name[3]
+            refused += 1
+            continue
+        read = dataclasses.replace(read, windows=read.window_of_layer)
+        np.testing.assert_allclose(rotary_logits(read), rotary_logits(config), atol=1e-6, rtol=0)
+    assert refused < len(ROTARY)
 
 
 def test_patterns_are_the_shortest():
