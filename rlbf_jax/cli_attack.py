@@ -52,7 +52,7 @@ class Search:
     """Only suffixes that survive as text, with the whole conversation."""
     allow_non_ascii: bool = False
     batch_size: int | None = None
-    """Candidates in memory at a time; default: 64. Lower it for a large model."""
+    """Candidates in memory at a time; default: 32 on CPU, else 64. Lower it for a large model."""
     neighbors: int = 8
     """Candidates a generation of random_search."""
     control_weight: float = 0.5

@@ -85,7 +85,7 @@ class Ours:
         keys = jax.random.split(jax.random.key(0), 1)
         suffixes = jnp.full((1, 1, SUFFIX), 55, jnp.int32)
         self.prefixes, self.states = gcg_search.begin_all(self.search, None, params, behavior, keys, suffixes)
-        self.run()
+        jax.block_until_ready(self.run())  # or the first step to be timed would wait for it
 
     def run(self):
         until = int(self.states.step[0]) + 1

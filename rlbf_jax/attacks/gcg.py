@@ -63,7 +63,7 @@ class SuffixConfig:
     """Stop when some candidate makes the whole target the likeliest answer. As in nanoGCG the step is finished, and
     the suffix of lowest loss, which may be another one, is the result."""
     batch_size: int | None = None
-    """Candidates in memory at a time; None: 64."""
+    """Candidates in memory at a time; None: 32 on CPU, whose caches hold what so few need, and 64 elsewhere."""
     seed: int = 0
 
     def __post_init__(self):
@@ -240,7 +240,7 @@ class _Work:
             rule=tokenizer.rule if config.control_weight else None,
             first=first_column(behaviors),
         )
-        chunk = min(config.batch_size or 64, search.width)
+        chunk = min(config.batch_size or (32 if jax.default_backend() == "cpu" else 64), search.width)
         self.search = dataclasses.replace(
             search, model=model, objective=objective, topk=topk, chunk=chunk, early_stop=config.early_stop
         )
