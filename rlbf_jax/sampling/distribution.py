@@ -48,26 +48,41 @@ def kept_by_truncation(probabilities: Array, truncation: Truncation) -> Array:
     Top-p keeps the smallest set of likeliest ids whose mass reaches p; ties fall to the lower id. Nothing is sorted:
     the smallest probability that survives is found bit by bit, for floats that are not negative compare as their bits.
     """
+    everything = jnp.ones(probabilities.shape, bool)
+    # Sweeps of the vocabulary are dear: each kind is made only when some row asks for it.
+    kept = jax.lax.cond(
+        jnp.any(truncation.top_k > 0), lambda: _kept_by_top_k(probabilities, truncation.top_k), lambda: everything
+    )
+    kept = jax.lax.cond(
+        jnp.any(truncation.top_p < 1), lambda: _kept_by_top_p(probabilities, kept, truncation.top_p), lambda: kept
+    )
+    return kept & (probabilities >= truncation.min_p[:, None] * jnp.max(probabilities, axis=-1, keepdims=True))
+
+
+def _kept_by_top_k(probabilities: Array, top_k: Array) -> Array:
     vocab = probabilities.shape[-1]
     bits = jax.lax.bitcast_convert_type(probabilities, jnp.int32)
-    top_k = jnp.where(truncation.top_k > 0, jnp.minimum(truncation.top_k, vocab), vocab)
+    top_k = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab)
     least = _largest(lambda bound: jnp.sum(bits >= bound, axis=-1) >= top_k, probabilities.shape[0])
     above = bits > least
-    kept = above | _first(bits == least, top_k - jnp.sum(above, axis=-1))
+    return above | _first(bits == least, top_k - jnp.sum(above, axis=-1))
+
+
+def _kept_by_top_p(probabilities: Array, kept: Array, top_p: Array) -> Array:
+    """Of what was kept so far; rows at 1 keep all of it."""
 
     def mass(chosen: Array) -> Array:
         return jnp.sum(jnp.where(chosen, probabilities, 0.0), axis=-1)
 
     # Something is wanted always: the least p is rounded to 0.
-    wanted = jnp.maximum(truncation.top_p * mass(kept), jnp.finfo(jnp.float32).tiny)
-    bits = jnp.where(kept, bits, -1)
+    wanted = jnp.maximum(top_p * mass(kept), jnp.finfo(jnp.float32).tiny)
+    bits = jnp.where(kept, jax.lax.bitcast_convert_type(probabilities, jnp.int32), -1)
     least = _largest(lambda bound: mass(bits >= bound) >= wanted, probabilities.shape[0])
     above = bits > least
     tied = jax.lax.bitcast_convert_type(least, jnp.float32)[:, 0]
     count = jnp.ceil((wanted - mass(above)) / jnp.maximum(tied, jnp.finfo(jnp.float32).tiny))
-    nucleus = above | _first(bits == least, jnp.clip(count, 1, vocab).astype(jnp.int32))
-    kept = jnp.where(truncation.top_p[:, None] < 1, nucleus, kept)
-    return kept & (probabilities >= truncation.min_p[:, None] * jnp.max(probabilities, axis=-1, keepdims=True))
+    nucleus = above | _first(bits == least, jnp.clip(count, 1, probabilities.shape[-1]).astype(jnp.int32))
+    return jnp.where(top_p[:, None] < 1, nucleus, kept)
 
 
 def _largest(holds: Callable[[Array], Array], rows: int) -> Array:
