@@ -17,6 +17,9 @@ from jax import Array
 
 from rlbf_jax.directives import EditRule, Legal
 
+ONE_BLOCK, BLOCK = 2048, 512
+"""Ids of the largest vocabulary that is drawn from in one step, and ids of a block of larger ones."""
+
 
 class Truncation(NamedTuple):
     """Per-row arrays [B]: `top_k` int32 (0 keeps all), `top_p` and `min_p` float32 (1 and 0 keep all)."""
@@ -97,7 +100,11 @@ def _largest(holds: Callable[[Array], Array], rows: int) -> Array:
 
 def _first(chosen: Array, count: Array) -> Array:
     """[B, V] bool: the first `count` [B] of the chosen ids."""
-    return chosen & (jnp.cumsum(chosen, axis=-1) <= count[:, None])
+    return jax.lax.cond(
+        jnp.any(jnp.sum(chosen, axis=-1) > count),
+        lambda: chosen & (jnp.cumsum(chosen, axis=-1) <= count[:, None]),
+        lambda: chosen,
+    )
 
 
 def draw(logits: Array, truncation: Truncation, temperature: Array, uniform: Array) -> Array:
@@ -120,9 +127,46 @@ def draw(logits: Array, truncation: Truncation, temperature: Array, uniform: Arr
         lambda p: p,
         probabilities,
     )
-    mass = jnp.cumsum(probabilities, axis=-1)
-    # Of the ids with some mass, the first whose cumulative mass exceeds the draw.
-    passed = (mass <= (uniform * mass[:, -1])[:, None]) | (probabilities <= 0)
-    drawn = jnp.argmin(passed, axis=-1)
-    likeliest = jnp.argmax(probabilities, axis=-1)
-    return jnp.where((temperature > 0) & ~jnp.all(passed, axis=-1), drawn, likeliest).astype(jnp.int32)
+    drawn = _inverse_cdf(probabilities, uniform)
+    return jnp.where(temperature > 0, drawn, _likeliest(probabilities)).astype(jnp.int32)
+
+
+def _inverse_cdf(weights: Array, uniform: Array) -> Array:
+    """[B]: of the columns of [B, V] with some weight, the first whose cumulative weight exceeds the share `uniform`.
+
+    A cumulative sum of many columns is dear, so a block of them is chosen first, and then one of its columns.
+    """
+    if weights.shape[-1] <= ONE_BLOCK:
+        return _first_beyond(weights, uniform)[0]
+    blocks = _blocks(weights)
+    block, rest = _first_beyond(jnp.sum(blocks, axis=-1), uniform)
+    return block * BLOCK + _first_beyond(_take_block(blocks, block), rest)[0]
+
+
+def _first_beyond(weights: Array, uniform: Array) -> tuple[Array, Array]:
+    """[B] column whose cumulative weight is the first to exceed the share, and how far into it the share reaches."""
+    mass = jnp.cumsum(weights, axis=-1)
+    target = uniform * mass[:, -1]
+    # Rounding may raise the sum where no weight is, and leave nothing beyond.
+    passed = (mass <= target[:, None]) | (weights <= 0)
+    place = jnp.where(jnp.all(passed, axis=-1), jnp.argmax(weights, axis=-1), jnp.argmin(passed, axis=-1))
+    end, width = (jnp.take_along_axis(x, place[:, None], axis=1)[:, 0] for x in (mass, weights))
+    return place, jnp.clip((target - (end - width)) / width, 0, 1)
+
+
+def _likeliest(weights: Array) -> Array:
+    """[B]: the argmax of [B, V], the lower one of a tie. In two steps, for XLA's on CPU is slow."""
+    blocks = _blocks(weights)
+    block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
+    return block * BLOCK + jnp.argmax(_take_block(blocks, block), axis=-1)
+
+
+def _blocks(weights: Array) -> Array:
+    """[B, V] -> [B, n, BLOCK], made up with zeros."""
+    rows, vocab = weights.shape
+    return jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
+
+
+def _take_block(blocks: Array, block: Array) -> Array:
+    """[B, n, S] and [B] -> [B, S]."""
+    return jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]

@@ -1,4 +1,4 @@
-"""The sampler around its law: rows alone and together, limits, knobs, truncation, compilations, errors, reading."""
+"""The sampler around its law: rows alone and together, limits, knobs, compilations, errors, reading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rlbf_jax.directives import Semantics
 from rlbf_jax.models import transformer
 from rlbf_jax.sampling import loop, scoring
-from rlbf_jax.sampling.distribution import Truncation, draw, kept_by_truncation, legal_logits
+from rlbf_jax.sampling.distribution import legal_logits
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig, control_bias_of
 from rlbf_jax.sampling.scoring import hidden_states, pack_traces, score
@@ -304,94 +304,6 @@ def test_errors_name_the_field(request_, match):
 def test_a_model_smaller_than_its_tokenizer_is_refused():
     with pytest.raises(ValueError, match="the model has 10 ids"):
         Sampler(dataclasses.replace(MODEL, vocab_size=10), TOKENIZER)
-
-
-# Truncation and the draw ------------------------------------------------------------------------
-
-KEPT, DRAW = jax.jit(kept_by_truncation), jax.jit(draw)
-
-
-def truncation(top_k=0, top_p=1.0, min_p=0.0, rows=1):
-    return Truncation(jnp.full(rows, top_k), jnp.full(rows, top_p, jnp.float32), jnp.full(rows, min_p, jnp.float32))
-
-
-def kept_ids(weights, top_k, top_p, min_p):
-    """The twin: a sorted list, cut from its end."""
-    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
-    order = order[:top_k] if top_k else order
-    if top_p < 1:
-        total = sum(weights[i] for i in order)
-        order = order[
-            : next(n for n in range(1, len(order) + 1) if sum(weights[i] for i in order[:n]) >= top_p * total)
-        ]
-    return {i for i in order if weights[i] >= min_p * max(weights)}
-
-
-@given(
-    st.lists(st.integers(0, 6), min_size=8, max_size=8).filter(any),
-    st.integers(0, 9),
-    st.integers(1, 16),
-    st.integers(0, 8),
-)
-@settings(max_examples=200)
-def test_truncation_equals_a_sorted_list(weights, top_k, p, min_p):
-    """Whole weights and binary fractions: sums are exact, so ties and boundaries are as well."""
-    kept = np.asarray(KEPT(jnp.asarray([weights], jnp.float32), truncation(top_k, p / 16, min_p / 8)))[0]
-    assert set(np.flatnonzero(kept).tolist()) == kept_ids(weights, top_k, p / 16, min_p / 8)
-
-
-@given(st.lists(st.integers(1, 6), min_size=8, max_size=8), st.integers(1, 15))
-def test_top_p_reaches_p_and_no_smaller_set_does(weights, p):
-    kept = np.asarray(KEPT(jnp.asarray([weights], jnp.float32), truncation(top_p=p / 16)))[0]
-    mass = sorted(w for w, k in zip(weights, kept, strict=True) if k)
-    assert 16 * sum(mass) >= p * sum(weights) > 16 * sum(mass[1:])
-
-
-def test_truncation_always_keeps_the_likeliest():
-    probabilities = jnp.asarray([[0.2, 0.5, 0.3], [0.25, 0.25, 0.5]])
-    # 1e-42 is rounded to 0 where small numbers are flushed.
-    kept = KEPT(probabilities, Truncation(jnp.zeros(2, jnp.int32), jnp.full(2, 1e-42), jnp.zeros(2)))
-    np.testing.assert_array_equal(kept, [[False, True, False], [False, False, True]])
-
-
-def test_truncation_on_random_logits_row_by_row():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, (64, 50)).astype(np.float32)
-    top_k, top_p, min_p = rng.integers(0, 12, 64), rng.choice([0.3, 0.7, 0.9, 1.0], 64), rng.choice([0, 0.05, 0.3], 64)
-    probabilities = np.asarray(jax.nn.softmax(logits))
-    settings = Truncation(
-        *(jnp.asarray(x, t) for x, t in zip((top_k, top_p, min_p), ("int32", "f4", "f4"), strict=True))
-    )
-    kept = np.asarray(KEPT(probabilities, settings))
-    for row in range(64):
-        expected = kept_ids(probabilities[row].astype(float).tolist(), top_k[row], top_p[row], min_p[row])
-        assert set(np.flatnonzero(kept[row]).tolist()) == expected
-
-
-@pytest.mark.parametrize("knobs", [{}, {"top_k": 4}, {"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 9, "top_p": 0.9}])
-def test_draw_is_the_inverse_of_the_cumulative_mass(knobs):
-    rng = np.random.default_rng(1)
-    logits = np.where(rng.random(12) < 0.3, -np.inf, rng.normal(0, 1.5, 12)).astype(np.float32)
-    weights = np.exp(logits.astype(float))
-    kept = kept_ids(weights.tolist(), **({"top_k": 0, "top_p": 1.0, "min_p": 0.0} | knobs))
-    mass = np.cumsum([w if i in kept else 0.0 for i, w in enumerate(weights)])
-    rows = 4000
-    uniform = ((np.arange(rows) + 0.5) / rows).astype(np.float32)
-    ids = np.asarray(DRAW(jnp.tile(logits, (rows, 1)), truncation(rows=rows, **knobs), jnp.ones(rows), uniform))
-    sure = np.abs(uniform[:, None] - mass / mass[-1]).min(1) > 1e-5
-    assert sure.mean() > 0.9
-    np.testing.assert_array_equal(ids[sure], np.searchsorted(mass, uniform[sure] * mass[-1], side="right"))
-    # An even grid of draws: every id as often as it is likely.
-    shares = np.diff(mass, prepend=0) / mass[-1]
-    np.testing.assert_allclose(np.bincount(ids, minlength=12) / rows, shares, atol=2 / rows)
-    assert set(ids.tolist()) <= kept
-
-
-def test_draw_at_the_ends_of_the_interval_takes_legal_ids():
-    logits = jnp.asarray([[-jnp.inf, 0.0, 1.0, -jnp.inf, 0.5, -jnp.inf]] * 2)
-    ends = jnp.asarray([0.0, np.nextafter(np.float32(1), np.float32(0))])
-    assert DRAW(logits, truncation(rows=2), jnp.ones(2), ends).tolist() == [1, 4]
-    assert DRAW(logits, truncation(rows=2), jnp.zeros(2), ends).tolist() == [2, 2]
 
 
 # Reading ----------------------------------------------------------------------------------------
