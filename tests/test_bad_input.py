@@ -34,7 +34,7 @@ from rlbf_jax.methods.runner import open_run
 from rlbf_jax.models.attention import QUERY_BLOCK
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.sampling.request import Request
-from rlbf_jax.sampling.sampler import SamplerConfig, make_batch
+from rlbf_jax.sampling.sampler import Row, SamplerConfig, batches_of, make_batch
 from rlbf_jax.tokenizers import load_tokenizer
 from rlbf_jax.training import checkpoint, journal
 
@@ -431,8 +431,8 @@ def test_a_long_prompt_is_padded_to_whole_attention_blocks(finished):
     prompt = tokenizer.encode_prompt("bread " * 600)
     assert len(prompt) > QUERY_BLOCK
     config = SamplerConfig(batch_size=2)
-    requests, ids = [Request("")], tokenizer.eos_ids
-    batch, room = make_batch(ModelConfig(), config, tokenizer.rule, requests, [prompt], [0], jax.random.key(0), ids)
+    (rows,) = batches_of([Row(Request(""), tuple(prompt), 0, 0)], config)
+    batch, room = make_batch(ModelConfig(), config, tokenizer.rule, rows, jax.random.key(0), tokenizer.eos_ids)
     assert batch.context.shape[1] % QUERY_BLOCK == 0 and room % config.bucket == 0
 
 

@@ -4,7 +4,8 @@ Command: RLBF_JAX_PEERS=PYTHON_WITH_TORCH_AND_TRANSFORMERS python experiments/be
 
 Both sample a random Llama-type model (4 x 256, vocabulary 8,192 by default) in float32; the two take turns, seven
 settings at a time, each at the faster of its batch sizes (found on the first settings). `transformers` takes one
-setting a call, because its knobs are arguments of `generate`; our rows have knobs of their own.
+setting a call, because its knobs are arguments of `generate`; our rows have knobs of their own, so a prompt is read
+once for the seven settings.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 
+BLOCK = 7
+"""Settings between two turns, and rows that share a prompt."""
 PEER = pathlib.Path(__file__).with_name("decoding_grid_peer.py")
 
 
@@ -59,7 +62,9 @@ def ours(args: argparse.Namespace, prompts, batch: int):
     params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
     rule = BacktrackRule(args.vocabulary - 42, ("a", "b"), x_max=40)
     tokenizer = Ids(tuple(map(tuple, prompts)), rule, args.vocabulary)
-    shapes = SamplerConfig(batch_size=batch, min_context=args.prompt_tokens, min_room=args.tokens)
+    shapes = SamplerConfig(
+        batch_size=batch, min_context=args.prompt_tokens, min_room=args.tokens, rows_per_context=BLOCK
+    )
     sampler = Sampler(model, tokenizer, shapes)  # type: ignore[arg-type]
 
     def run(settings: list[Knobs]) -> float:
@@ -113,12 +118,11 @@ def main() -> None:
     prompts = np.random.default_rng(0).integers(1, args.vocabulary - 50, (args.prompts, args.prompt_tokens)).tolist()
     settings = DecodingGrid.paper().settings(Knobs(max_tokens=args.tokens, stop_ids=(), budget=2))
     they = peer(args, prompts)
-    batches = (25, 50, 100)
-    theirs = min(batches, key=lambda b: (they(settings[:1], b), they(settings[:1], b))[1])
-    samplers = {b: ours(args, prompts, b) for b in batches}
-    mine = min(batches, key=lambda b: (samplers[b](settings[:1]), samplers[b](settings[:1]))[1])
+    theirs = min((25, 50, 100), key=lambda b: (they(settings[:1], b), they(settings[:1], b))[1])
+    samplers = {rows * BLOCK: ours(args, prompts, rows * BLOCK) for rows in (4, 7, 14)}
+    mine = min(samplers, key=lambda b: (samplers[b](settings[:BLOCK]), samplers[b](settings[:BLOCK]))[1])
     run, before = samplers[mine], loop.generate._cache_size()
-    chunks = [settings[start : start + 7] for start in range(0, len(settings), 7)]
+    chunks = [settings[start : start + BLOCK] for start in range(0, len(settings), BLOCK)]
     times = np.asarray([(run(chunk), they(chunk, theirs)) for chunk in chunks])
     ratios = times[:, 1] / times[:, 0]
     draws = np.random.default_rng(0).integers(0, len(chunks), (2000, len(chunks)))

@@ -32,6 +32,7 @@ from rlbf_jax.attacks.gcg_step import (
 )
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.prefixed import Prefix
+from rlbf_jax.parallel.mesh import row_shards
 
 BEHAVIORS, CANDIDATES = "behaviors", "candidates"
 """Axes of a search's mesh."""
@@ -251,7 +252,7 @@ def search_devices(mesh: Mesh, behaviors: int) -> np.ndarray:
     As many groups as there are row shards; with fewer behaviors, the fewest that divide the shards evenly and give
     every behavior one.
     """
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = row_shards(mesh)
     groups = next(n for n in range(1, rows + 1) if rows % n == 0 and n >= min(behaviors, rows))
     return mesh.devices.reshape(groups, rows // groups, mesh.shape["tensor"])
 

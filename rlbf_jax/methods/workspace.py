@@ -35,9 +35,9 @@ from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.models.families import styled
 from rlbf_jax.models.lora import join, merge
 from rlbf_jax.models.transformer import init, init_adapters
-from rlbf_jax.parallel.mesh import batch_sharding, make_mesh
+from rlbf_jax.parallel.mesh import batch_sharding, make_mesh, row_shards
 from rlbf_jax.sampling.request import Generation, Request
-from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.sampling.sampler import Sampler, SamplerConfig, sharing
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import FamilyTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from rlbf_jax.training.checkpoint import Checkpoints
@@ -69,7 +69,7 @@ class Workspace:
             self.mesh = make_mesh(config.mesh)
         except ValueError as error:
             raise UserError(f"mesh: {error}") from error
-        check_rows(config, self.mesh.shape["data"] * self.mesh.shape["fsdp"], self.base_model)
+        check_rows(config, row_shards(self.mesh), self.base_model)
 
     # Parts --------------------------------------------------------------------------------------
 
@@ -119,7 +119,8 @@ class Workspace:
         """Of rollouts, in which adapters are not merged."""
         return self.sampler if self.tuned == self.model else self.sampler_of(self.tuned)
 
-    def sampler_of(self, model: ModelConfig) -> Sampler:
+    def sampler_of(self, model: ModelConfig, rows_per_prompt: int = 1) -> Sampler:
+        """`rows_per_prompt`: how many requests have the same prompt and forced ids."""
         c = self.config
         shapes = SamplerConfig(
             semantics=c.semantics,
@@ -127,6 +128,7 @@ class Workspace:
             # Every stage samples with one shape, so one program serves the whole run.
             min_context=c.max_prompt + c.rollout_tokens,
             min_room=c.rollout_tokens,
+            rows_per_context=sharing(c.sampling_batch // row_shards(self.mesh), rows_per_prompt),
         )
         sharding = batch_sharding(self.mesh) if self.mesh.size > 1 else None
         return Sampler(model, self.tokenizer, shapes, sharding=sharding)
@@ -344,18 +346,19 @@ class Workspace:
             critic=self.critic.name if stage == "rlbf" else "",
         )
 
-    def sampling(self, params: dict, label: str) -> Callable[[Sequence[Request]], list[Generation]]:
-        """A function that samples requests with the evaluation's key, and a progress bar with this label."""
-        key, size = jax.random.key(self.config.evaluation.seed), self.config.sampling_batch
+    def sampling(
+        self, params: dict, label: str, rows_per_prompt: int = 1
+    ) -> Callable[[Sequence[Request]], list[Generation]]:
+        """A function that samples requests with the evaluation's key, and a progress bar with this label.
+
+        `rows_per_prompt`: how many of the requests have the same prompt and forced ids.
+        """
+        key = jax.random.key(self.config.evaluation.seed)
+        sampler = self.sampler if rows_per_prompt == 1 else self.sampler_of(self.model, rows_per_prompt)
 
         def sample(requests: Sequence[Request]) -> list[Generation]:
-            generations: list[Generation] = []
             with progress(len(requests), label) as bar:
-                for start in range(0, len(requests), size):
-                    part = requests[start : start + size]
-                    generations += self.sampler(params, part, key)
-                    bar.update(len(part))
-            return generations
+                return sampler(params, requests, key, progress=bar.update)
 
         return sample
 

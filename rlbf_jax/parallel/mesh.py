@@ -95,5 +95,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def row_shards(mesh: Mesh) -> int:
+    """Into so many parts `batch_sharding` divides rows."""
+    return int(mesh.shape["data"] * mesh.shape["fsdp"])
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())

@@ -24,20 +24,22 @@ def prefill(
     """The state before the first free draw.
 
     Args:
-      batch: B rows, C context ids.
+      batch: B rows, U contexts of C ids.
       room: E, width of the trace.
       rewound: most ids a row may take back (sizes sliding-window rings), 0 under KEEP.
     """
-    rows, width = batch.context.shape
+    (contexts, width), rows = batch.context.shape, len(batch.prompt_length)
+    # A context is read once for all rows that share it.
+    prompt_length, length = (x[:: rows // contexts] for x in (batch.prompt_length, batch.context_length))
     time = jnp.arange(width, dtype=jnp.int32)[None]
-    in_context = time < batch.context_length[:, None]
-    in_response = in_context & (time >= batch.prompt_length[:, None])
+    in_context = time < length[:, None]
+    in_response = in_context & (time >= prompt_length[:, None])
     segment = in_context.astype(jnp.int32)
     where = layout(rule, batch.context, segment, in_response, semantics)
     died = where.died if semantics is Semantics.REWIND else None
     hidden, pairs = transformer.forward(config, params, batch.context, Visibility(where.position, None, died))
 
-    last = batch.context_length - 1
+    last = length - 1
     logits = transformer.unembed(config, params, jax.vmap(lambda h, i: h[i])(hidden, last))
 
     def at_last(x: Array) -> Array:
@@ -48,13 +50,18 @@ def prefill(
         lambda new, old: jnp.where(at_last(in_response), new, old), rule.step(before, at_last(batch.context)), before
     )
     forced = time[:, :room] if room <= width else jnp.arange(room, dtype=jnp.int32)[None]
-    source = batch.prompt_length[:, None] + forced
-    is_forced = source < batch.context_length[:, None]
+    source = prompt_length[:, None] + forced
+    is_forced = source < length[:, None]
     trace = jnp.where(is_forced, jnp.take_along_axis(batch.context, jnp.minimum(source, width - 1), axis=1), 0)
-    stopped = jnp.any(at_last(batch.context)[:, None] == batch.stop_ids, axis=-1) & at_last(in_response)
+    cache = _cache(config, pairs, where.position, length, width + room, rewound)
+    read = (logits, cache, edit, trace, is_forced, at_last(in_response), at_last(batch.context))
+    if rows > contexts:
+        read = jax.tree.map(lambda x: jnp.repeat(x, rows // contexts, axis=0), read)
+    logits, cache, edit, trace, is_forced, answered, final = read
+    stopped = answered & jnp.any(final[:, None] == batch.stop_ids, axis=-1)
     return SampleState(
         logits=logits,
-        cache=_cache(config, pairs, where.position, batch.context_length, width + room, rewound),
+        cache=cache,
         edit=edit,
         done=stopped | (edit.emitted >= batch.limits.max_emitted),
         trace=trace,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,13 +39,40 @@ class SamplerConfig:
     """Most ids of prompt and response together; a longer request is refused before it fills the memory."""
     one_hot_writes: bool | None = None
     """How cache slots are written; None: one-hot on TPU, slices elsewhere."""
+    rows_per_context: int = 1
+    """So many rows of a batch share a context (prompt and forced ids), which is prefilled once for them. Raise it where
+    prompts are asked many times: several answers a prompt, a grid of decoding parameters. Rows that find no partner
+    leave their group's other rows idle."""
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.rows_per_context < 1 or self.batch_size % self.rows_per_context:
+            raise ValueError(
+                f"batch_size = {self.batch_size} must be a multiple of rows_per_context = {self.rows_per_context}"
+            )
 
 
+STOPS = 4
+"""Stop ids of a row are padded to a multiple of this, so that lists of several lengths share a program."""
 TURNS = 32
 """Ids between two questions whether a row is to end."""
 
 Ended = Callable[[int, Generation], bool]
 """ended(place in the list of prompts, what was emitted so far)."""
+
+
+class Row(NamedTuple):
+    """A row of a batch."""
+
+    request: Request
+    prompt: tuple[int, ...]
+    """Ids it follows."""
+    id: int
+    """Its key is fold_in(key, id)."""
+    place: int | None
+    """In the list of prompts; None: an idle row."""
+
+
+IDLE = Row(Request("", (), Knobs(max_tokens=0, budget=0)), (0,), 0, None)
 
 
 class Sampler:
@@ -74,6 +102,7 @@ class Sampler:
         prompts: Sequence[str | Request],
         key: jax.Array | int = 0,
         ended: Ended | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> list[Generation]:
         """Samples one response a prompt.
 
@@ -82,30 +111,41 @@ class Sampler:
         Args:
           ended: whether what a row has emitted so far is enough. It is asked every `TURNS` ids, so a response may be
             some ids longer than it had to be, and never differs from the beginning of what it would be otherwise.
+          progress: told after every batch how many responses it finished.
+
+        Raises InputError, before anything is sampled, for a request that cannot be run.
         """
-        requests = [p if isinstance(p, Request) else Request(p) for p in prompts]
+        rows = self._rows([p if isinstance(p, Request) else Request(p) for p in prompts])
         model, params = unrolled(self.model, params)
         key = jax.random.key(key) if isinstance(key, int) else key
-        results: list[Generation] = []
-        for start in range(0, len(requests), self.config.batch_size):
-            results += self._batch(model, params, requests[start : start + self.config.batch_size], start, key, ended)
-        return results
+        results: dict[int, Generation] = {}
+        for batch in batches_of(rows, self.config):
+            finished = self._batch(model, params, batch, key, ended)
+            results |= finished
+            if progress is not None:
+                progress(len(finished))
+        return [results[place] for place in range(len(rows))]
 
-    def _batch(self, model, params, requests: list[Request], start: int, key, ended: Ended | None) -> list[Generation]:
-        prompts = [
-            self.tokenizer.encode_prompt(r.prompt) if r.prompt_ids is None else list(r.prompt_ids) for r in requests
-        ]
+    def _rows(self, requests: Sequence[Request]) -> list[Row]:
         longest_text = self.config.max_context
         if self.model.learned_positions and self.model.max_positions is not None:
             longest_text = min(longest_text, self.model.max_positions)
-        for request, ids in zip(requests, prompts, strict=True):
-            _check(request, ids, self.model.vocab_size, longest_text)
-        ids = [start + i if r.id is None else r.id for i, r in enumerate(requests)]
-        eos_ids = self.tokenizer.eos_ids
-        batch, room = make_batch(self.model, self.config, self.rule, requests, prompts, ids, key, eos_ids)
+        encoded = functools.cache(lambda text: tuple(self.tokenizer.encode_prompt(text)))
+        rows = []
+        for place, request in enumerate(requests):
+            prompt = encoded(request.prompt) if request.prompt_ids is None else tuple(request.prompt_ids)
+            _check(request, prompt, self.model.vocab_size, longest_text)
+            rows.append(Row(request, prompt, place if request.id is None else request.id, place))
+        return rows
+
+    def _batch(
+        self, model: ModelConfig, params: dict, rows: Sequence[Row], key: jax.Array, ended: Ended | None
+    ) -> dict[int, Generation]:
+        """Responses by their place in the list of prompts."""
+        batch, room = make_batch(self.model, self.config, self.rule, rows, key, self.tokenizer.eos_ids)
         if self.sharding is not None:
             batch = jax.device_put(batch, self.sharding)
-        budget = max(r.knobs.budget for r in requests)
+        budget = max(row.request.knobs.budget for row in rows)
         longest = getattr(self.rule, "x_max", room) + 2
         one_hot = self.config.one_hot_writes
         one_hot = jax.default_backend() == "tpu" if one_hot is None else one_hot
@@ -113,9 +153,9 @@ class Sampler:
         rewound = budget * longest if _rewinds(self.config, model) else 0
         told: dict[str, Any] = dict(config=model, rule=self.rule, semantics=self.config.semantics)
 
-        def read(trace, logprobs, emitted) -> list[Generation]:
-            rows = zip(requests, prompts, *jax.device_get((trace, logprobs, emitted)), strict=False)
-            return [self._generation(request, prompt, t[:n], lp[:n]) for request, prompt, t, lp, n in rows]
+        def read(*arrays: jax.Array) -> dict[int, Generation]:
+            found = zip(rows, *jax.device_get(arrays), strict=True)
+            return {row.place: self._generation(row, t[:n], lp[:n]) for row, t, lp, n in found if row.place is not None}
 
         if ended is None:
             return read(*loop.generate(params, batch, **told, room=room, rewound=rewound, one_hot=one_hot))
@@ -123,12 +163,15 @@ class Sampler:
         while True:
             state = loop.go_on(params, batch, state, **told, one_hot=one_hot, turns=TURNS)
             found, done = read(state.trace, state.logprobs, state.edit.emitted), np.array(state.done)
-            done[: len(found)] |= [d or ended(start + i, g) for i, (d, g) in enumerate(zip(done, found, strict=False))]
+            for slot, row in enumerate(rows):
+                if row.place is not None and not done[slot]:
+                    done[slot] = ended(row.place, found[row.place])
             if done.all():
                 return found
             state = state._replace(done=jax.device_put(done, state.done.sharding))
 
-    def _generation(self, request: Request, prompt: list[int], trace, logprobs) -> Generation:
+    def _generation(self, row: Row, trace, logprobs) -> Generation:
+        request = row.request
         stops = stop_ids(request.knobs, self.tokenizer.eos_ids)
         rendered = render(self.rule, trace)
         finished = len(trace) > 0 and int(trace[-1]) in stops
@@ -139,7 +182,7 @@ class Sampler:
             edits=rendered.edits,
             logprobs=np.asarray(logprobs, np.float32),
             visible=visible,
-            prompt_ids=np.asarray(prompt, np.int32),
+            prompt_ids=np.asarray(row.prompt, np.int32),
             num_forced=len(request.forced),
             finished=finished,
             malformed=rendered.malformed,
@@ -182,37 +225,65 @@ def control_bias_of(rule: EditRule, knobs: Sequence[Knobs]) -> np.ndarray:
     return bias
 
 
+def batches_of(rows: Sequence[Row], config: SamplerConfig) -> list[list[Row]]:
+    """All rows in batches of `batch_size`, filled up with idle rows.
+
+    Every `rows_per_context` neighbors share a context. A batch sweeps the vocabulary for top-k, or for top-p, if one of
+    its rows asks for it, so rows that ask for the same come together; otherwise the order stays.
+    """
+    groups: list[list[Row]] = []
+    latest: dict[tuple, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: _sweeps([row])):
+        context = (row.prompt, row.request.forced)
+        if len(latest.get(context, ())) % config.rows_per_context == 0:
+            latest[context] = []
+            groups.append(latest[context])
+        latest[context].append(row)
+    groups.sort(key=_sweeps)
+    filled = [row for group in groups for row in [*group, *[IDLE] * (config.rows_per_context - len(group))]]
+    filled += [IDLE] * (-len(filled) % config.batch_size)
+    return [filled[start : start + config.batch_size] for start in range(0, len(filled), config.batch_size)]
+
+
+def _sweeps(rows: Sequence[Row]) -> tuple[bool, bool]:
+    """What truncation of these rows asks for, beyond what every draw needs."""
+    return any(row.request.knobs.top_p < 1 for row in rows), any(row.request.knobs.top_k > 0 for row in rows)
+
+
+def sharing(batch_size: int, rows: int) -> int:
+    """The `rows_per_context` that suits `rows` requests a context: the fewest idle rows and the fewest prefills, a
+    prefill being as dear as a row."""
+    divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
+    return min(divisors, key=lambda d: -(-rows // d) * (d + 1))
+
+
 def make_batch(
     model: ModelConfig,
     config: SamplerConfig,
     rule: EditRule,
-    requests: Sequence[Request],
-    prompts: Sequence[Sequence[int]],
-    ids: Sequence[int],
+    rows: Sequence[Row],
     key: jax.Array,
     eos_ids: Sequence[int],
 ) -> tuple[Batch, int]:
-    """Arrays of one batch, padded to its buckets, and the room E of the trace."""
-    spare = config.batch_size - len(requests)
-    idle = Request("", (), Knobs(max_tokens=0))
-    knobs = [r.knobs for r in requests] + [idle.knobs] * spare
-    contexts = [[*p, *r.forced] for p, r in zip(prompts, requests, strict=True)] + [[0]] * spare
-    prompt_length = np.asarray([len(p) for p in prompts] + [1] * spare, np.int32)
-    context_length = np.asarray([len(c) for c in contexts], np.int32)
-    width = padded_width(model, int(max(context_length)), config.bucket, config.min_context)
+    """Arrays of one batch of `batches_of`, padded to its buckets, and the room E of the trace."""
+    knobs = [row.request.knobs for row in rows]
+    prompt_length = np.asarray([len(row.prompt) for row in rows], np.int32)
+    forced_length = np.asarray([len(row.request.forced) for row in rows], np.int32)
+    # A group's first row is idle only if all of it are.
+    contexts = [(*row.prompt, *row.request.forced) for row in rows[:: config.rows_per_context]]
+    width = padded_width(model, max(map(len, contexts)), config.bucket, config.min_context)
     context = np.zeros((len(contexts), width), np.int32)
-    for row, tokens in enumerate(contexts):
-        context[row, : len(tokens)] = tokens
+    for place, tokens in enumerate(contexts):
+        context[place, : len(tokens)] = tokens
     stops = [stop_ids(k, eos_ids) for k in knobs]
-    stop = np.full((len(knobs), max(1, *map(len, stops))), -1, np.int32)
-    for row, some in enumerate(stops):
-        stop[row, : len(some)] = some
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(np.asarray([*ids, *[0] * spare], np.uint32))
+    stop = np.full((len(knobs), bucketed(max(map(len, stops)), STOPS, STOPS)), -1, np.int32)
+    for place, some in enumerate(stops):
+        stop[place, : len(some)] = some
     batch = Batch(
         context=jnp.asarray(context),
         prompt_length=jnp.asarray(prompt_length),
-        context_length=jnp.asarray(context_length),
-        key=keys,
+        context_length=jnp.asarray(prompt_length + forced_length),
+        key=_keys(key, np.asarray([row.id for row in rows], np.uint32)),
         limits=limits_of(knobs),
         temperature=jnp.asarray([k.temperature for k in knobs], jnp.float32),
         truncation=Truncation(
@@ -224,6 +295,11 @@ def make_batch(
         stop_ids=jnp.asarray(stop),
     )
     return batch, bucketed(max(k.max_tokens for k in knobs), config.bucket, config.min_room)
+
+
+@jax.jit
+def _keys(key: jax.Array, ids: jax.Array) -> jax.Array:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
 
 
 def _rewinds(config: SamplerConfig, model: ModelConfig) -> bool:

@@ -45,10 +45,11 @@ def guidance(rows: int = 16, time: int = 24) -> Rows:
     return Rows(tokens, jnp.ones((rows, time), jnp.int32), responding, responding)
 
 
-def sample(mesh) -> list:
+def sample(mesh, rows_per_context: int = 1) -> list:
     knobs = Knobs(max_tokens=20, budget=4, control_bias={"categories": 2.0})
-    requests = [Request("ab cd"[: 1 + i % 5], (5, 6) if i % 3 == 0 else (), knobs) for i in range(16)]
-    shapes = SamplerConfig(SEMANTICS, batch_size=16, min_context=12, min_room=20)
+    prompts = [i // rows_per_context for i in range(16)]
+    requests = [Request("ab cd"[: 1 + i % 5], (5, 6) if i % 3 == 0 else (), knobs) for i in prompts]
+    shapes = SamplerConfig(SEMANTICS, batch_size=16, min_context=12, min_room=20, rows_per_context=rows_per_context)
     sharding = batch_sharding(mesh) if mesh.size > 1 else None
     params = jax.device_put(PARAMS, shardings(PARAMS, mesh))
     return Sampler(MODEL, TOKENIZER, shapes, sharding=sharding)(params, requests, 3)
@@ -124,7 +125,8 @@ def split_leaves(params) -> list[str]:
 
 
 def alone_and_parts():
-    """Traces of one device, what to update on them, and one device's results."""
+    """Traces of one device (16, and 16 whose contexts are shared by two), what to update on the first ones, and one
+    device's results."""
     single = make_mesh(devices=jax.devices()[:1])
     generations = sample(single)
     parts = {
@@ -132,7 +134,11 @@ def alone_and_parts():
         "policy": (policy_parts(generations), optax.sgd(RATE), {}),
         "adapters": (adapter_parts(), optax.sgd(RATE), PARAMS),
     }
-    return generations, parts, {name: updated(some[0], single, *some[1:]) for name, some in parts.items()}
+    return (
+        [*generations, *sample(single, 2)],
+        parts,
+        {name: updated(some[0], single, *some[1:]) for name, some in parts.items()},
+    )
 
 
 def compare(sizes: tuple[int, int, int], generations, parts, alone) -> dict:
@@ -141,7 +147,7 @@ def compare(sizes: tuple[int, int, int], generations, parts, alone) -> dict:
     after = {name: updated(some[0], mesh, *some[1:]) for name, some in parts.items()}
     start = parts["policy"][0][3]
     moments, moments_alone = after["supervised"].opt_state[0], alone["supervised"].opt_state[0]
-    drawn = sample(mesh)
+    drawn = [*sample(mesh), *sample(mesh, 2)]
     gaps = [np.nanmax(np.abs(g.logprobs - h.logprobs)) for g, h in zip(drawn, generations, strict=True)]
     return {
         "policy_gradient": worst(gradient(after["policy"].params, start), gradient(alone["policy"].params, start)),
