@@ -74,17 +74,20 @@ def _kept_by_top_k(probabilities: Array, top_k: Array) -> Array:
 def _kept_by_top_p(probabilities: Array, kept: Array, top_p: Array) -> Array:
     """Of what was kept so far; rows at 1 keep all of it."""
 
+    left = jnp.where(kept, probabilities, -1.0)
+
     def mass(chosen: Array) -> Array:
-        return jnp.sum(jnp.where(chosen, probabilities, 0.0), axis=-1)
+        return jnp.sum(jnp.where(chosen, left, 0.0), axis=-1)
+
+    def at(bits: Array) -> Array:
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
     # Something is wanted always: the least p is rounded to 0.
     wanted = jnp.maximum(top_p * mass(kept), jnp.finfo(jnp.float32).tiny)
-    bits = jnp.where(kept, jax.lax.bitcast_convert_type(probabilities, jnp.int32), -1)
-    least = _largest(lambda bound: mass(bits >= bound) >= wanted, probabilities.shape[0])
-    above = bits > least
-    tied = jax.lax.bitcast_convert_type(least, jnp.float32)[:, 0]
-    count = jnp.ceil((wanted - mass(above)) / jnp.maximum(tied, jnp.finfo(jnp.float32).tiny))
-    nucleus = above | _first(bits == least, jnp.clip(count, 1, probabilities.shape[-1]).astype(jnp.int32))
+    least = at(_largest(lambda bound: mass(left >= at(bound)) >= wanted, left.shape[0]))
+    above = left > least
+    count = jnp.ceil((wanted - mass(above)) / jnp.maximum(least[:, 0], jnp.finfo(jnp.float32).tiny))
+    nucleus = above | _first(left == least, jnp.clip(count, 1, left.shape[-1]).astype(jnp.int32))
     return jnp.where(top_p[:, None] < 1, nucleus, kept)
 
 
