@@ -19,9 +19,6 @@ from rlbf_jax.data.labelled import LabelledColumns, LabelledTexts, read_labelled
 from rlbf_jax.errors import UserError
 from rlbf_jax.storage import write_whole
 
-_MODEL_BATCH = 8
-"""Texts that a model of our own is asked about at once."""
-
 File = tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE")]]
 
 
@@ -123,27 +120,11 @@ def _critic(args: Audit, verdicts: VerdictConfig, endpoint: HttpCriticConfig, ca
         raise UserError(
             f"--critic {args.critic}: no such folder; expected one of `rlbf critic` or of a model, toy_lexicon or http"
         )
-    if (folder / "model").is_dir() or (folder / "config.json").is_file():
-        return _model_critic(folder, endpoint, categories)
+    from rlbf_jax.evaluation.model_critic import is_model, model_critic
+
+    if is_model(folder):
+        return model_critic(folder, endpoint, categories, "--critic")
     return load_critic(folder, verdicts)
-
-
-def _model_critic(folder: pathlib.Path, told: HttpCriticConfig, categories: Sequence[str]):
-    """One of our own models as a critic, in the format that is told."""
-    from rlbf_jax.critics.answerers import ModelAnswerer
-    from rlbf_jax.critics.http_critic import judge_format
-    from rlbf_jax.critics.language_model import LanguageModelCritic
-    from rlbf_jax.evaluation.answering import open_model
-    from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
-
-    if told.server_template:
-        raise UserError("--endpoint.server_template is for --critic http: no server is asked")
-    model, form = open_model(folder), judge_format(told, categories)
-    shapes = SamplerConfig(
-        model.semantics, _MODEL_BATCH, min_room=form.max_tokens, bucket=128, max_context=model.max_length
-    )
-    answerer = ModelAnswerer(Sampler(model.config, model.tokenizer, shapes), model.params, str(folder))
-    return LanguageModelCritic(answerer, form)
 
 
 def _parse(command: str, kind: type, nested: dict[str, type], argv: Sequence[str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 from rlbf_jax.critics.classifier import ClassifierCriticConfig
 from rlbf_jax.critics.http_critic import HttpCriticConfig
@@ -103,10 +104,16 @@ class ExperimentConfig:
     rollouts: RolloutMix = RolloutMix()
     critic_endpoint: HttpCriticConfig = HttpCriticConfig()
     """A chat model as the critic of training, in place of the setting's own; off while its base_url is empty."""
+    critic_model: str = ""
+    """A folder of one of our models (RUN/stages/STAGE, or a checkpoint) in its place, asked in the format of
+    `critic_endpoint` and by what else it says of a format; off while empty."""
     critic_classifier: ClassifierCriticConfig = ClassifierCriticConfig()
     """A classifier of `rlbf critic` in its place; off while its path is empty."""
     judge_endpoint: HttpCriticConfig = HttpCriticConfig()
     """A chat model as the judge of evaluations, in place of the setting's own; off while its base_url is empty."""
+    judge_model: str = ""
+    """A folder of one of our models in its place, asked in the format of `judge_endpoint` and by what else it says of a
+    format; off while empty."""
     critic_noise: NoiseConfig = NoiseConfig()
     """Errors put into the critic of training; the judge of evaluations has none."""
     rollout_tokens: int = 88
@@ -134,13 +141,27 @@ class ExperimentConfig:
                 f"chat_template is {self.chat_template!r}, but start_from is empty: only a checkpoint has chat "
                 "templates to choose from"
             )
+        self._check_critics()
+
+    def _check_critics(self) -> None:
         critic, judge = (
-            (e.base_url, e.model, e.format, e.guidelines) for e in (self.critic_endpoint, self.judge_endpoint)
+            (endpoint.base_url, endpoint.model, folder, endpoint.format, endpoint.guidelines)
+            for endpoint, folder in (
+                (self.critic_endpoint, self.critic_model),
+                (self.judge_endpoint, self.judge_model),
+            )
         )
-        if self.judge_endpoint.base_url and judge == critic:
+        if (self.judge_endpoint.base_url or self.judge_model) and judge == critic:
             raise ValueError(
-                "judge_endpoint asks the model of critic_endpoint in the same format; a judge must be another than the "
+                "the judge of evaluations asks the critic's model in the same format; it must be another than the "
                 "critic of training: choose another model or format"
             )
-        if self.critic_endpoint.base_url and self.critic_classifier.path:
-            raise ValueError("critic_endpoint.base_url and critic_classifier.path are both set, expected one critic")
+        for who, told in (
+            ("critic", ("critic_endpoint.base_url", "critic_model", "critic_classifier.path")),
+            ("judge", ("judge_endpoint.base_url", "judge_model")),
+        ):
+            given = [name for name in told if operator.attrgetter(name)(self)]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} are set, expected one {who}")
+            if f"{who}_model" in given and operator.attrgetter(f"{who}_endpoint.server_template")(self):
+                raise ValueError(f"{who}_endpoint.server_template is set, but {who}_model is asked without a server")

@@ -24,9 +24,8 @@ from rlbf_jax.methods.workspace import write_json
 _SAMPLING = frozenset(
     {
         *("evaluation", "sampling_batch", "max_prompt", "perplexity_examples", "baselines"),
-        *("rollouts", "rollout_tokens", "max_drawn", "rollout_budget", "critic_noise", "critic_endpoint"),
-        "judge_endpoint",
-        "critic_classifier",
+        *("rollouts", "rollout_tokens", "max_drawn", "rollout_budget", "critic_noise"),
+        *("critic_endpoint", "critic_model", "critic_classifier", "judge_endpoint", "judge_model"),
     }
 )
 """Read by rollouts and evaluations alone."""
@@ -54,7 +53,15 @@ UNTOUCHED: dict[str, frozenset[str]] = {
     | {f"reinforcement.{name}" for name in ("prompts_per_step", "group_size", "accumulate", "temperature")}
     | {f"reinforcement.{name}" for name in ("guidance_batch_size", "policy", "reward", "checkpoint_every", "kl_every")},
     "rlbf": frozenset(
-        {"evaluation", "judge_endpoint", "perplexity_examples", "baselines", "refusal_sft", "data.refusal_examples"}
+        {
+            "evaluation",
+            "judge_endpoint",
+            "judge_model",
+            "perplexity_examples",
+            "baselines",
+            "refusal_sft",
+            "data.refusal_examples",
+        }
     ),
 }
 """Dotted names of the configuration that a stage's result does not depend on, everything below them included."""

@@ -22,6 +22,7 @@ import rlbf_jax
 from rlbf_jax.critics import http_critic
 from rlbf_jax.data.world import Pool
 from rlbf_jax.errors import Preempted, UserError
+from rlbf_jax.evaluation.model_critic import check_model
 from rlbf_jax.evaluation.report import write_report
 from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.methods.own_data import OWN_DATA
@@ -60,6 +61,9 @@ def run(config: ExperimentConfig, workdir: Path, only: Collection[str] | None = 
     _ = work.world  # a data file that cannot be used leaves no folder behind
     if config.critic_classifier.path:
         _ = work.critic  # nor does a classifier that cannot be read
+    for option, folder in (("critic_model", config.critic_model), ("judge_model", config.judge_model)):
+        if folder:
+            check_model(Path(folder), option)
     open_workdir(config, workdir)
     began, name = time.perf_counter(), ""
     try:

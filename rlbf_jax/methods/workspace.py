@@ -25,6 +25,7 @@ from rlbf_jax.data.schema import Example
 from rlbf_jax.data.world import Pool
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import InputError, UserError
+from rlbf_jax.evaluation.model_critic import model_critic
 from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.suite import EvaluationContext, build_attempts, evaluate
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
@@ -135,12 +136,16 @@ class Workspace:
 
     @functools.cached_property
     def critic(self) -> Critic:
-        """Of training: the setting's, a classifier, or a chat model, whose answers the run's folder keeps."""
+        """Of training: the setting's, a classifier, one of our models, or a chat model behind an endpoint, of which the
+        run's folder keeps the answers."""
         endpoint, noise = self.config.critic_endpoint, self.config.critic_noise
         classifier = self.config.critic_classifier
         critic: Critic
         if endpoint.base_url:
             critic = HttpCritic(endpoint, self.world.categories, self.folder / "critic" / "answers.jsonl")
+        elif self.config.critic_model:
+            folder = Path(self.config.critic_model)
+            critic = model_critic(folder, endpoint, self.world.categories, "critic_model", endpoint.max_unjudged)
         elif classifier.path:
             # Coherent and useful, of which a classifier knows nothing, stay the setting's to say.
             critic = load_critic(Path(classifier.path), classifier, coherence_of(self.setting.critic(self)))
@@ -151,11 +156,15 @@ class Workspace:
 
     @functools.cached_property
     def judge(self) -> Critic:
-        """Of evaluations: another object than the critic. The setting's, or a chat model behind an endpoint."""
+        """Of evaluations: another object than the critic. The setting's, one of our models, or a chat model behind an
+        endpoint."""
         endpoint = self.config.judge_endpoint
         if endpoint.base_url:
             journal = self.folder / "judge" / "answers.jsonl"
             return HttpCritic(endpoint, self.world.categories, journal, option=JUDGE_OPTION)
+        if self.config.judge_model:
+            folder = Path(self.config.judge_model)
+            return model_critic(folder, endpoint, self.world.categories, "judge_model", endpoint.max_unjudged)
         return self.setting.judge(self)
 
     @functools.cached_property

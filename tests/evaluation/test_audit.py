@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import os
 import pathlib
 import re
 
-import jax
 import numpy as np
 import pytest
 
@@ -25,10 +23,8 @@ from rlbf_jax.evaluation.audit import (
     span_iou,
     span_word_f1,
 )
-from rlbf_jax.models.weights.write import write_checkpoint
-from rlbf_jax.tokenizers import train_tokenizer
 from tests.endpoint_server import KEY, serving
-from tests.evaluation import tiny_checkpoint as tiny
+from tests.evaluation.tiny_checkpoint import write_yes_model
 
 CALIBRATION = ("brier", "calibration_error")
 BAD, FINE = Verdict((Span(0, 1, "rude"),)), Verdict()
@@ -256,14 +252,7 @@ def test_one_of_our_own_models_can_be_audited(tmp_path, capsys):
     """A model that says yes, whatever it is asked; in the format harmbench that is: a violation."""
     path, folder = tmp_path / "rows.csv", tmp_path / "model"
     write_rows(path, 6)
-    tokenizer = train_tokenizer(["yes"] * 90 + [path.read_text()] * 5, 300, ("rude",), 8)
-    tokenizer.save(folder)
-    params = jax.tree.map(np.zeros_like, tiny.params())
-    params["embedding"][tokenizer.encode_prompt("x")[-1]] = 1.0  # after which an answer begins
-    params["final_norm"]["scale"][:] = 1.0
-    (yes,) = tokenizer.encode("yes")
-    params["unembedding"][yes] = 1.0
-    write_checkpoint(folder, dataclasses.replace(tiny.CONFIG, max_positions=4096), params)
+    write_yes_model(folder, path.read_text())
     command = ["audit", str(path), "--critic", str(folder), "--out", str(tmp_path), "--label_column", "rude"]
     assert cli.main([*command, "--endpoint.format", "harmbench"]) == 0
     result = json.loads((tmp_path / "audit.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 
@@ -12,6 +13,7 @@ from rlbf_jax.models import transformer
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import styled
 from rlbf_jax.models.weights.write import write_checkpoint
+from rlbf_jax.tokenizers import train_tokenizer
 from tests.reference.family_cases import weight
 from tests.tokenizers import families
 
@@ -72,3 +74,15 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     families.llama(folder)
     write_checkpoint(folder, CONFIG, params(), {}, 10**9)
     return folder
+
+
+def write_yes_model(folder: pathlib.Path, text: str) -> None:
+    """A checkpoint with a tokenizer of `text` that says yes, whatever it is asked."""
+    tokenizer = train_tokenizer(["yes"] * 90 + [text] * 5, 300, ("rude",), 8)
+    tokenizer.save(folder)
+    weights = jax.tree.map(np.zeros_like, params())
+    weights["embedding"][tokenizer.encode_prompt("x")[-1]] = 1.0  # after which an answer begins
+    weights["final_norm"]["scale"][:] = 1.0
+    (yes,) = tokenizer.encode("yes")
+    weights["unembedding"][yes] = 1.0
+    write_checkpoint(folder, dataclasses.replace(CONFIG, max_positions=4096), weights)
