@@ -30,6 +30,8 @@ from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
 from tests.fakes import LetterTokenizer, random_model
 
 RATE, TIME = 0.1, 40
+SHARED = (2, 2, 2)
+"""The mesh on which rows share contexts too."""
 ADAM = optax.adam(1e-3)
 SEMANTICS = Semantics.REWIND
 TOKENIZER = LetterTokenizer()
@@ -147,7 +149,8 @@ def compare(sizes: tuple[int, int, int], generations, parts, alone) -> dict:
     after = {name: updated(some[0], mesh, *some[1:]) for name, some in parts.items()}
     start = parts["policy"][0][3]
     moments, moments_alone = after["supervised"].opt_state[0], alone["supervised"].opt_state[0]
-    drawn = [*sample(mesh), *sample(mesh, 2)]
+    drawn = [*sample(mesh), *(sample(mesh, 2) if sizes == SHARED else ())]
+    generations = generations[: len(drawn)]
     gaps = [np.nanmax(np.abs(g.logprobs - h.logprobs)) for g, h in zip(drawn, generations, strict=True)]
     return {
         "policy_gradient": worst(gradient(after["policy"].params, start), gradient(alone["policy"].params, start)),
@@ -164,6 +167,7 @@ def compare(sizes: tuple[int, int, int], generations, parts, alone) -> dict:
         "split_moments": split_leaves(moments.mu),
         "same_ids": all(np.array_equal(g.trace, h.trace) for g, h in zip(drawn, generations, strict=True)),
         "logprobs": float(max(gaps)),
+        "sampled": len(drawn),
     }
 
 

@@ -53,6 +53,7 @@ def test_adapters_are_split_as_their_projections_are(results, sizes):
 @SIZES
 def test_the_sampler_draws_the_same_ids(results, sizes):
     assert results[sizes]["same_ids"]
+    assert results[sizes]["sampled"] == (32 if sizes == (2, 2, 2) else 16)
     assert results[sizes]["logprobs"] <= 1e-4
 
 
