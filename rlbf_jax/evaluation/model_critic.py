@@ -21,14 +21,14 @@ def is_model(folder: Path) -> bool:
     return (folder / "model").is_dir() or (folder / "config.json").is_file()
 
 
-def check_model(folder: Path, option: str) -> None:
+def check_model(folder: str | Path, option: str) -> None:
     """Raises UserError where there is no model, before one is loaded."""
-    if not is_model(folder):
+    if not is_model(Path(folder)):
         raise UserError(f"{option} {folder}: no model here; expected RUN/stages/STAGE, or the folder of a checkpoint")
 
 
 def model_critic(
-    folder: Path, told: HttpCriticConfig, categories: Sequence[str], option: str, max_unjudged: float = 1.0
+    folder: str | Path, told: HttpCriticConfig, categories: Sequence[str], option: str, max_unjudged: float = 1.0
 ) -> LanguageModelCritic:
     """A model's folder as a critic, on one device.
 

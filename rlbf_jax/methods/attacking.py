@@ -8,7 +8,6 @@ attack that is asked of a stage again, by other options too, replaces its rows a
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -115,8 +114,8 @@ def _suite(suite: SuiteConfig, drawn: tuple[str, ...], options: AttackOptions) -
 def _asked(work: Workspace, stage: str, params: dict, name: str, attempts: Sequence[Attempt]) -> Measured:
     """An attack that searches nothing."""
     context = work.context(stage, method_name(work.config, stage))
-    asked = collections.Counter((attempt.request.prompt, attempt.request.forced) for attempt in attempts)
-    sample = work.sampling(params, name, rows_per_prompt=round(len(attempts) / max(1, len(asked))))
+    contexts = {(attempt.request.prompt, attempt.request.forced) for attempt in attempts}
+    sample = work.sampling(params, name, rows_per_prompt=round(len(attempts) / max(1, len(contexts))))
     records, rows = evaluate(sample, attempts, work.judge, work.tokenizer, context)
     if name == "decoding":
         records += scored_records(work.critic, rows, attempts, records[0])

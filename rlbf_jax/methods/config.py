@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 
 from rlbf_jax.critics.classifier import ClassifierCriticConfig
 from rlbf_jax.critics.http_critic import HttpCriticConfig
@@ -145,23 +144,25 @@ class ExperimentConfig:
 
     def _check_critics(self) -> None:
         critic, judge = (
-            (endpoint.base_url, endpoint.model, folder, endpoint.format, endpoint.guidelines)
-            for endpoint, folder in (
-                (self.critic_endpoint, self.critic_model),
-                (self.judge_endpoint, self.judge_model),
-            )
+            (e.base_url, e.model, folder, e.format, e.guidelines)
+            for e, folder in ((self.critic_endpoint, self.critic_model), (self.judge_endpoint, self.judge_model))
         )
         if (self.judge_endpoint.base_url or self.judge_model) and judge == critic:
             raise ValueError(
                 "the judge of evaluations asks the critic's model in the same format; it must be another than the "
                 "critic of training: choose another model or format"
             )
-        for who, told in (
-            ("critic", ("critic_endpoint.base_url", "critic_model", "critic_classifier.path")),
-            ("judge", ("judge_endpoint.base_url", "judge_model")),
+        for who, folder, endpoint, classifier in (
+            ("critic", self.critic_model, self.critic_endpoint, self.critic_classifier.path),
+            ("judge", self.judge_model, self.judge_endpoint, ""),
         ):
-            given = [name for name in told if operator.attrgetter(name)(self)]
+            told = {
+                f"{who}_endpoint.base_url": endpoint.base_url,
+                f"{who}_model": folder,
+                f"{who}_classifier.path": classifier,
+            }
+            given = [name for name, value in told.items() if value]
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} are set, expected one {who}")
-            if f"{who}_model" in given and operator.attrgetter(f"{who}_endpoint.server_template")(self):
+            if folder and endpoint.server_template:
                 raise ValueError(f"{who}_endpoint.server_template is set, but {who}_model is asked without a server")

@@ -63,7 +63,7 @@ def run(config: ExperimentConfig, workdir: Path, only: Collection[str] | None = 
         _ = work.critic  # nor does a classifier that cannot be read
     for option, folder in (("critic_model", config.critic_model), ("judge_model", config.judge_model)):
         if folder:
-            check_model(Path(folder), option)
+            check_model(folder, option)
     open_workdir(config, workdir)
     began, name = time.perf_counter(), ""
     try:

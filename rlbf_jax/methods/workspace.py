@@ -16,7 +16,7 @@ import numpy as np
 
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.critics.classifier import check_categories, coherence_of, load_critic
-from rlbf_jax.critics.http_critic import JUDGE_OPTION, HttpCritic
+from rlbf_jax.critics.http_critic import JUDGE_OPTION, HttpCritic, HttpCriticConfig
 from rlbf_jax.critics.noisy import NoisyCritic
 from rlbf_jax.data import bsafe_plus, datasets
 from rlbf_jax.data.build_checks import check_bsafe_plus, check_pretraining, left_out
@@ -144,8 +144,7 @@ class Workspace:
         if endpoint.base_url:
             critic = HttpCritic(endpoint, self.world.categories, self.folder / "critic" / "answers.jsonl")
         elif self.config.critic_model:
-            folder = Path(self.config.critic_model)
-            critic = model_critic(folder, endpoint, self.world.categories, "critic_model", endpoint.max_unjudged)
+            critic = self._model_critic("critic_model", endpoint)
         elif classifier.path:
             # Coherent and useful, of which a classifier knows nothing, stay the setting's to say.
             critic = load_critic(Path(classifier.path), classifier, coherence_of(self.setting.critic(self)))
@@ -163,9 +162,11 @@ class Workspace:
             journal = self.folder / "judge" / "answers.jsonl"
             return HttpCritic(endpoint, self.world.categories, journal, option=JUDGE_OPTION)
         if self.config.judge_model:
-            folder = Path(self.config.judge_model)
-            return model_critic(folder, endpoint, self.world.categories, "judge_model", endpoint.max_unjudged)
+            return self._model_critic("judge_model", endpoint)
         return self.setting.judge(self)
+
+    def _model_critic(self, option: str, told: HttpCriticConfig) -> Critic:
+        return model_critic(getattr(self.config, option), told, self.world.categories, option, told.max_unjudged)
 
     @functools.cached_property
     def attempts(self):
