@@ -88,7 +88,7 @@ def import_model(argv: Sequence[str]) -> None:
 def _with_controls(args: Import, partial: pathlib.Path) -> tuple[Any, dict, dict[str, Any]]:
     """Model, parameters and token ids with control tokens; the tokenizer files are written."""
     from rlbf_jax.methods import publish
-    from rlbf_jax.models.families import config_from_hf
+    from rlbf_jax.models.published_config import config_from_hf
     from rlbf_jax.models.weights.read import read_checkpoint, read_config
     from rlbf_jax.models.weights.rows import rows_of
     from rlbf_jax.tokenizers import folder, import_tokenizer

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from rlbf_jax.errors import UserError
 from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.models.config import ModelConfig
-from rlbf_jax.models.families import config_from_hf
+from rlbf_jax.models.published_config import config_from_hf
 from rlbf_jax.models.weights.read import read_checkpoint, read_config
 from rlbf_jax.models.weights.rows import rows_of
 from rlbf_jax.storage import write_whole

@@ -23,7 +23,8 @@ from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.export.recipe import read_recipe
-from rlbf_jax.models.families import config_to_hf, styled
+from rlbf_jax.models.families import styled
+from rlbf_jax.models.published_config import config_to_hf
 from rlbf_jax.models.weights.read import read_checkpoint
 from rlbf_jax.tokenizers import import_tokenizer, load_tokenizer
 from rlbf_jax.training.model_folder import load_model

@@ -28,8 +28,9 @@ from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.config import ModelConfig
-from rlbf_jax.models.families import FAMILIES, config_from_hf, config_to_hf, same_model, shortest_pattern, styled
+from rlbf_jax.models.families import FAMILIES, same_model, styled
 from rlbf_jax.models.presets import PRESETS
+from rlbf_jax.models.published_config import config_from_hf, config_to_hf, shortest_pattern
 from rlbf_jax.models.weights.mapping import placements
 from rlbf_jax.models.weights.read import read_checkpoint
 from rlbf_jax.models.weights.write import write_checkpoint

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from rlbf_jax.errors import UserError
 from rlbf_jax.models import transformer
 from rlbf_jax.models.config import ModelConfig
-from rlbf_jax.models.families import config_from_hf
+from rlbf_jax.models.published_config import config_from_hf
 from rlbf_jax.models.weights.mapping import NAMES, Placement, placements
 from rlbf_jax.models.weights.rows import TABLES, NewRows
 from rlbf_jax.models.weights.tensors import StoredTensor, open_tensors

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import ModelConfig
-from rlbf_jax.models.families import config_to_hf
+from rlbf_jax.models.published_config import config_to_hf
 from rlbf_jax.models.weights.mapping import Placement, placements
 from rlbf_jax.models.weights.read import INDEX, SINGLE
 from rlbf_jax.models.weights.tensors import TensorToWrite, write_tensors
