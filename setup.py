@@ -8,9 +8,9 @@ ROOT = pathlib.Path(__file__).parent
 INIT = (ROOT / "rlbf_jax" / "__init__.py").read_text(encoding="utf-8")
 VERSION = INIT.split('__version__ = "')[1].split('"')[0]
 
-# Tried: what pip resolves on Python 3.11 (jax 0.10.2, flax 0.12.8) and 3.12 (jax 0.12.0, flax 0.12.12). Lower bounds of
-# the JAX family are those; lower bounds of the small libraries are somewhat older releases and untried. Upper bounds
-# exclude the next major (for 0.x: minor) version.
+# Tried: what pip resolves on Python 3.11 (jax 0.10.2, flax 0.12.8) and 3.12 (jax 0.12.0, flax
+# 0.12.12). Lower bounds of the JAX family are those; lower bounds of the small libraries are
+# somewhat older releases and untried. Upper bounds exclude the next major (for 0.x: minor) version.
 JAX = ">=0.10.2,<0.13"
 REQUIRES = [
     f"jax{JAX}",
@@ -36,7 +36,14 @@ REQUIRES = [
 TEST = ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.130,<7", "chex>=0.1.91,<0.2"]
 EXTRAS = {
     "test": TEST,
-    "dev": [*TEST, "ruff>=0.15,<0.18", "mypy>=1.15,<3", "pre-commit>=4,<5", "types-requests", "types-tqdm"],
+    "dev": [
+        *TEST,
+        "ruff>=0.15,<0.18",
+        "mypy>=1.15,<3",
+        "pre-commit>=4,<5",
+        "types-requests",
+        "types-tqdm",
+    ],
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda": [f"jax[cuda12]{JAX}"],
     "hf": ["safetensors>=0.5,<0.9"],
@@ -56,17 +63,17 @@ setup(
     packages=find_namespace_packages(include=["rlbf_jax", "rlbf_jax.*"], exclude=["*.templates"]),
     package_data={
         "rlbf_jax": ["py.typed"],
-        "rlbf_jax.evaluation": ["templates/*.j2", "templates/*.css", "templates/*.js"],
+        "rlbf_jax.report": ["templates/*.j2", "templates/*.css", "templates/*.js"],
         "rlbf_jax.models.export": ["templates/*.j2", "templates/*.txt"],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={
         "console_scripts": [
-            "rlbf = rlbf_jax.cli:main",
-            "rlbf-lm-eval = rlbf_jax.evaluation.lm_eval_model:main",
+            "rlbf = rlbf_jax.cli.main:main",
+            "rlbf-lm-eval = rlbf_jax.harness.lm_eval_model:main",
         ],
-        "inspect_ai": ["rlbf = rlbf_jax.evaluation.inspect_registry"],
+        "inspect_ai": ["rlbf = rlbf_jax.harness.inspect_registry"],
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

@@ -2,9 +2,11 @@
 
 Command: python experiments/adaptive_parts.py RUN --stage sft [--window 8] [--search_seed 0]
 
-after `rlbf attack RUN --stage sft --attack adaptive_gcg --data test --n_prompts 16 ...` with the same window and seed.
-Expected: one line: nats of the target an id, the mean and the largest log-probability of a directive in the window
-after it, the chance that a directive comes anywhere in it, and how often one came in the answers.
+after `rlbf attack RUN --stage sft --attack adaptive_gcg --data test --n_prompts 16 ...` with the
+same window and seed.
+Expected: one line: nats of the target an id, the mean and the largest log-probability of a
+directive in the window after it, the chance that a directive comes anywhere in it, and how often
+one came in the answers.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlbf_jax.attacks.direct import AttackConfig
-from rlbf_jax.attacks.gcg_step import directive_logprobs
-from rlbf_jax.attacks.optimized import goals_of
-from rlbf_jax.methods import runner
+from rlbf_jax.attacks.search.gcg_step import directive_logprobs
+from rlbf_jax.attacks.search.optimized import goals_of
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
+from rlbf_jax.runs import execute as runner
 
 
 def main() -> None:
@@ -39,31 +41,45 @@ def main() -> None:
     told = AttackConfig(rows[0]["data"], suite.splits[-1], suite.knobs, suite.room)
     rng = np.random.default_rng([suite.seed, args.search_seed, *b"optimized"])
     _, goals = goals_of(
-        "adaptive_gcg", work.tokenizer, work.sampling(params, "goals"), work.world, rng, len(rows), told, args.window
+        "adaptive_gcg",
+        work.tokenizer,
+        work.sampling(params, "goals"),
+        work.world,
+        rng,
+        len(rows),
+        told,
+        args.window,
     )
     texts = [[*work.tokenizer.encode_prompt(row["search"]["message"])] for row in rows]
     width = max(len(text) + len(goal.answer) for text, goal in zip(texts, goals, strict=True))
 
     @jax.jit
     def logits_of(ids):
-        hidden, _ = transformer.forward(work.model, params, ids[None], Visibility(jnp.arange(width)[None]))
+        hidden, _ = transformer.forward(
+            work.model, params, ids[None], Visibility(jnp.arange(width)[None])
+        )
         return transformer.unembed(work.model, params, hidden[0])
 
     target, control = [], []
     for row, text, goal in zip(rows, texts, goals, strict=True):
         if goal.prompt != row["prompt"]:
-            raise SystemExit(f"{file}: another prompt than this command draws; give the attack's window and seed")
+            raise SystemExit(
+                f"{file}: another prompt than this command draws; give the attack's window and seed"
+            )
         ids = np.zeros(width, np.int32)
         ids[: len(text) + len(goal.answer)] = [*text, *goal.answer]
         # The row that predicts the first id of the answer is the last one of the prompt.
         logits = logits_of(jnp.asarray(ids))[len(text) - 1 :]
         logp = np.asarray(jax.nn.log_softmax(logits))
         target.append(-np.mean([logp[i, goal.answer[i]] for i in range(*goal.target)]))
-        control.append(np.asarray(directive_logprobs(work.tokenizer.rule, logits))[slice(*goal.control)])
+        control.append(
+            np.asarray(directive_logprobs(work.tokenizer.rule, logits))[slice(*goal.control)]
+        )
     any_of = [1 - np.prod(1 - np.exp(values)) for values in control]
     means, largest = ([f(values) for values in control] for f in (np.mean, np.max))
     print(
-        f"{args.stage}: target {np.mean(target):.2f}, log p(directive) mean {np.mean(means):.2f} largest "
+        f"{args.stage}: target {np.mean(target):.2f}, log p(directive) mean {np.mean(means):.2f} "
+        "largest "
         f"{np.mean(largest):.2f}, chance in the window {np.mean(any_of):.2f}, "
         f"backtrack_rate {np.mean([row['metrics']['backtrack_rate'] for row in rows]):.2f}"
     )

@@ -1,8 +1,10 @@
-"""The law of the sampler on a run's own weights: recorded log-probabilities against one teacher-forced pass.
+"""The law of the sampler on a run's own weights: recorded log-probabilities against one
+teacher-forced pass.
 
 Command: python experiments/law.py runs/quickstart --stage rlbf
-Prints one JSON object a semantics: directives sampled, standard deviation of the logits, the largest difference over
-all drawn ids, and the control (the same traces read under the other semantics, after retractions only).
+Prints one JSON object a semantics: directives sampled, standard deviation of the logits, the
+largest difference over all drawn ids, and the control (the same traces read under the other
+semantics, after retractions only).
 
 Attacked prompts make a trained model retract; the category bias makes it retract again and again.
 """
@@ -20,8 +22,8 @@ import numpy as np
 from rlbf_jax.attacks import ATTACKS
 from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.directives import Semantics
-from rlbf_jax.methods.runner import open_run
 from rlbf_jax.models import transformer
+from rlbf_jax.runs.execute import open_run
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.sampling.sampler import Sampler
 from rlbf_jax.sampling.scoring import hidden_states, pack_traces, score
@@ -31,24 +33,35 @@ def measure(workdir: Path, stage: str, semantics: Semantics, n: int) -> dict:
     """One row of the table."""
     work = open_run(workdir)
     params = work.initial_params() if stage == "random" else work.params(stage)
-    sampler = Sampler(work.model, work.tokenizer, dataclasses.replace(work.sampler.config, semantics=semantics))
-    # Random weights draw a directive about as often as any other ids; a trained model takes less persuading.
+    sampler = Sampler(
+        work.model, work.tokenizer, dataclasses.replace(work.sampler.config, semantics=semantics)
+    )
+    # Random weights draw a directive about as often as any other ids; a trained model takes less
+    # persuading.
     bias = 6.0 if stage == "random" else 3.0
     knobs = Knobs(max_tokens=work.config.rollout_tokens, control_bias={"categories": bias})
     told = AttackConfig(pool="development", split="rl", knobs=knobs)
     rng = np.random.default_rng(0)
-    requests = [a.request for a in ATTACKS["middle_filling"](work.world, work.tokenizer, rng, n, told)]
+    requests = [
+        a.request for a in ATTACKS["middle_filling"](work.world, work.tokenizer, rng, n, told)
+    ]
     with jax.default_matmul_precision("highest"):
         generations = sampler(params, requests, 0)
         width = work.config.max_prompt + work.config.rollout_tokens
         traces = pack_traces(generations, sampler.rule, width)
         other = Semantics.KEEP if semantics is Semantics.REWIND else Semantics.REWIND
         right, wrong = (
-            np.asarray(jax.jit(lambda p, s=s: score(work.model, p, sampler.rule, traces, s).logprobs)(params))
+            np.asarray(
+                jax.jit(lambda p, s=s: score(work.model, p, sampler.rule, traces, s).logprobs)(
+                    params
+                )
+            )
             for s in (semantics, other)
         )
         hidden, _ = hidden_states(work.model, params, sampler.rule, traces, semantics)
-        logits = np.asarray(transformer.unembed(work.model, params, hidden))[np.asarray(traces.is_action)]
+        logits = np.asarray(transformer.unembed(work.model, params, hidden))[
+            np.asarray(traces.is_action)
+        ]
     gap, control = 0.0, 0.0
     for row, g in enumerate(generations):
         start = len(g.prompt_ids)
@@ -72,7 +85,9 @@ def measure(workdir: Path, stage: str, semantics: Semantics, n: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=Path, help="folder of a run")
-    parser.add_argument("--stage", default="rlbf", help="a finished stage, or `random` for untrained weights")
+    parser.add_argument(
+        "--stage", default="rlbf", help="a finished stage, or `random` for untrained weights"
+    )
     parser.add_argument("--n", type=int, default=192, help="attacked prompts")
     args = parser.parse_args()
     for semantics in Semantics:

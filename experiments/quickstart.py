@@ -1,15 +1,16 @@
-"""RLBF on the embedded toy world: REWIND, PPO, from nothing to a table under attack in a few minutes on two cores.
+"""RLBF on the embedded toy world: REWIND, PPO, from nothing to a table under attack in a few
+minutes on two cores.
 
 Paper: arXiv 2602.08377, at toy scale and with our own choices where it is silent.
 Command: rlbf run experiments/quickstart.py
 """
 
-from rlbf_jax.critics.rewards import RewardConfig
-from rlbf_jax.data.bsafe_plus import BsafePlusConfig
+from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
-from rlbf_jax.methods.config import DataConfig, ExperimentConfig, RolloutMix
 from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.objectives.trajectory_reward import RewardConfig
+from rlbf_jax.runs.experiment import DataConfig, ExperimentConfig, RolloutMix
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.training.optimizer import OptimizerConfig
 from rlbf_jax.training.policy import PolicyConfig
@@ -21,12 +22,18 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         semantics=Semantics.REWIND,
         data=DataConfig(bsafe_plus=BsafePlusConfig(share_other_pools=0.4, word_cut_share=0.1)),
-        model=ModelConfig(num_layers=3, width=96, num_heads=3, num_kv_heads=3, head_dim=32, mlp_width=256),
+        model=ModelConfig(
+            num_layers=3, width=96, num_heads=3, num_kv_heads=3, head_dim=32, mlp_width=256
+        ),
         pretraining=SupervisedConfig(
             steps=320, batch_size=32, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20)
         ),
-        refusal_sft=SupervisedConfig(steps=40, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)),
-        sft=SupervisedConfig(steps=320, batch_size=24, optimizer=OptimizerConfig(learning_rate=3e-3)),
+        refusal_sft=SupervisedConfig(
+            steps=40, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)
+        ),
+        sft=SupervisedConfig(
+            steps=320, batch_size=24, optimizer=OptimizerConfig(learning_rate=3e-3)
+        ),
         reinforcement=ReinforcementConfig(
             steps=60,
             prompts_per_step=12,

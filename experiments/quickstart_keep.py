@@ -1,7 +1,8 @@
 """The quickstart as the paper does it: KEEP (erased words stay in the context) and GRPO.
 
-Paper: arXiv 2602.08377, sections 3 and 4, at toy scale. Everything else is as in quickstart.py: the paper's reward
-table with our two additions there (a begun violation left in the text is unsafe, poor clean text has its own value).
+Paper: arXiv 2602.08377, sections 3 and 4, at toy scale. Everything else is as in quickstart.py: the
+paper's reward table with our two additions there (a begun violation left in the text is unsafe,
+poor clean text has its own value).
 Command: rlbf run experiments/quickstart_keep.py
 """
 
@@ -10,7 +11,7 @@ import dataclasses
 import quickstart
 
 from rlbf_jax.directives import Semantics
-from rlbf_jax.methods.config import ExperimentConfig
+from rlbf_jax.runs.experiment import ExperimentConfig
 
 
 def get_config() -> ExperimentConfig:

@@ -1,7 +1,9 @@
-"""RLBF on the embedded toy world with adapters: `base` is trained whole, every later stage trains LoRA alone.
+"""RLBF on the embedded toy world with adapters: `base` is trained whole, every later stage trains
+LoRA alone.
 
-The quickstart with rank 16 in all projections and the control ids' rows of the embedding, and about three times its
-learning rates (one pair of rates was tried, on the development split). Ours: the paper trains whole models.
+The quickstart with rank 16 in all projections and the control ids' rows of the embedding, and about
+three times its learning rates (one pair of rates was tried, on the development split). Ours: the
+paper trains whole models.
 Command: rlbf run experiments/quickstart_lora.py
 """
 
@@ -9,15 +11,17 @@ import dataclasses
 
 import quickstart
 
-from rlbf_jax.methods.config import ExperimentConfig
 from rlbf_jax.models.config import LoraConfig
+from rlbf_jax.runs.experiment import ExperimentConfig
 
 
 def get_config() -> ExperimentConfig:
     config = quickstart.get_config()
 
     def faster(stage, rate: float):
-        return dataclasses.replace(stage, optimizer=dataclasses.replace(stage.optimizer, learning_rate=rate))
+        return dataclasses.replace(
+            stage, optimizer=dataclasses.replace(stage.optimizer, learning_rate=rate)
+        )
 
     return dataclasses.replace(
         config,

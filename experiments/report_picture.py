@@ -19,7 +19,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 def picture(report: Path, out: Path, width: int, height: int) -> None:
-    """Renders a page without a window. Raises UserError where there is no page, no browser, or no picture came."""
+    """Renders a page without a window. Raises UserError where there is no page, no browser, or no
+    picture came."""
     if not report.exists():
         raise UserError(f"{report}: no report here; make one with `rlbf run` or `rlbf report`")
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -31,7 +32,10 @@ def picture(report: Path, out: Path, width: int, height: int) -> None:
         command += [f"--user-data-dir={profile}", f"--window-size={width},{height}"]
         made = Path(profile) / "screen.png"
         shown = subprocess.run(
-            [*command, f"--screenshot={made}", report.resolve().as_uri()], capture_output=True, text=True, timeout=120
+            [*command, f"--screenshot={made}", report.resolve().as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         if not made.exists():
             last = (shown.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,15 +1,16 @@
 """Every stage of the RLBF recipe in well under a minute: it proves the plumbing, not any result.
 
-The quickstart with a tiny model, a few steps and a few prompts. The figures in its report mean nothing.
+The quickstart with a tiny model, a few steps and a few prompts. The figures in its report mean
+nothing.
 Command: rlbf run experiments/smoke.py --workdir runs/smoke
 """
 
 from rlbf_jax.attacks.decoding import DecodingGrid
-from rlbf_jax.data.bsafe_plus import BsafePlusConfig
+from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
-from rlbf_jax.methods.config import DataConfig, ExperimentConfig
 from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.runs.experiment import DataConfig, ExperimentConfig
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.training.optimizer import OptimizerConfig
 from rlbf_jax.training.policy import PolicyConfig
@@ -18,7 +19,8 @@ from rlbf_jax.training.supervised import SupervisedConfig
 
 
 def get_config() -> ExperimentConfig:
-    # Reinforcement makes 3 x 2 updates, so that all four supervised stages are one program to the compilation cache.
+    # Reinforcement makes 3 x 2 updates, so that all four supervised stages are one program to the
+    # compilation cache.
     optimizer = OptimizerConfig(schedule="linear", warmup_steps=2)
     supervised = SupervisedConfig(steps=6, batch_size=4, optimizer=optimizer, checkpoint_every=3)
     return ExperimentConfig(
@@ -30,7 +32,9 @@ def get_config() -> ExperimentConfig:
             refusal_examples=60,
             bsafe_plus=BsafePlusConfig(share_other_pools=0.4),
         ),
-        model=ModelConfig(num_layers=2, width=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_width=64),
+        model=ModelConfig(
+            num_layers=2, width=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_width=64
+        ),
         pretraining=supervised,
         refusal_sft=supervised,
         sft=supervised,

@@ -24,8 +24,8 @@ _MENDS = {
 class UserError(Exception):
     """Something the user asked for cannot be done.
 
-    The message says what is wrong, what was expected and how to mend it; the command line prints it on one line,
-    without a traceback, and exits with code 2.
+    The message says what is wrong, what was expected and how to mend it; the command line prints it
+    on one line, without a traceback, and exits with code 2.
     """
 
 
@@ -34,13 +34,18 @@ class InputError(UserError, ValueError):
 
 
 class Preempted(Exception):
-    """A run was asked to stop (SIGTERM, SIGINT) and saved its state; the same command goes on from there."""
+    """A run was asked to stop (SIGTERM, SIGINT) and saved its state; the same command goes on from
+    there."""
 
 
 def machine_error(error: BaseException) -> str:
-    """One line for what the machine refuses (a file, or memory); empty for any other error: that is ours to mend."""
+    """One line for what the machine refuses (a file, or memory); empty for any other error: that is
+    ours to mend."""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return f"out of memory ({_beginning(error)}); use smaller batches, shorter rows or a smaller model"
+        return (
+            f"out of memory ({_beginning(error)}); use smaller batches, shorter rows or a smaller "
+            "model"
+        )
     if not isinstance(error, OSError) or error.errno not in _MENDS:
         return ""
     where = f"{error.filename}: " if error.filename else ""

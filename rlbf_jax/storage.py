@@ -1,4 +1,5 @@
-"""Files that are replaced only when the new one is whole, and folders that one process holds at a time."""
+"""Files that are replaced only when the new one is whole, and folders that one process holds at a
+time."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _TEMPORARY = re.compile(r"\.\d+-\d+\.tmp$")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes text (as UTF-8) or bytes beside `path`, puts them on disk, and moves them there; makes a missing folder.
+    """Writes text (as UTF-8) or bytes beside `path`, puts them on disk, and moves them there; makes
+    a missing folder.
 
     A kill leaves the old file as it was, and writers in other threads or processes do not meet.
     """
@@ -28,19 +30,25 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:  # a full disk, above all: the half-written file would keep it full
+    except (
+        BaseException
+    ) as error:  # a full disk, above all: the half-written file would keep it full
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
-    sync_folder(path.parent)  # the new name is on disk too, before whoever relies on it writes anything
+    sync_folder(
+        path.parent
+    )  # the new name is on disk too, before whoever relies on it writes anything
 
 
 def sync_folder(folder: Path) -> None:
     """Puts a folder's list of names on disk; a file's own sync does not."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems refuse, and keep names in order themselves
+        with contextlib.suppress(
+            OSError
+        ):  # some network file systems refuse, and keep names in order themselves
             os.fsync(handle)
     finally:
         os.close(handle)
@@ -89,7 +97,9 @@ def sweep(folder: Path) -> None:
 
 def sweep_folders(parent: Path, prefix: str) -> None:
     """Removes the folders `PREFIX...` in `parent` that no process has `held`."""
-    for folder in [path for path in parent.iterdir() if path.name.startswith(prefix) and path.is_dir()]:
+    for folder in [
+        path for path in parent.iterdir() if path.name.startswith(prefix) and path.is_dir()
+    ]:
         with held(folder, wait=False) as mine:
             if mine:
                 shutil.rmtree(folder, ignore_errors=True)

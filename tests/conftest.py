@@ -1,4 +1,5 @@
-"""Shared fixtures. Environment variables are set here because jax reads them when it is first imported."""
+"""Shared fixtures. Environment variables are set here because jax reads them when it is first
+imported."""
 
 from __future__ import annotations
 
@@ -10,7 +11,11 @@ import sys
 from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "rlbf_jax" / "tests"
+CACHE = (
+    pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    / "rlbf_jax"
+    / "tests"
+)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
@@ -48,20 +53,30 @@ def data_dir() -> pathlib.Path:
 def _run_in_child(program: str, *args: str, devices: int = 8, timeout: float = 240) -> str:
     """Runs Python source, or a script's path, in a process of its own with virtual CPU devices.
 
-    Returns what it wrote to stdout. A child that fails or takes longer than `timeout` seconds fails the test with the
-    end of its output; it is ended with SIGKILL, because a process in `jax.distributed` swallows SIGTERM.
+    Returns what it wrote to stdout. A child that fails or takes longer than `timeout` seconds fails
+    the test with the end of its output; it is ended with SIGKILL, because a process in
+    `jax.distributed` swallows SIGTERM.
     """
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        # Collectives of virtual devices wait for each other in XLA's thread pool, which must outnumber them.
+        # Collectives of virtual devices wait for each other in XLA's thread pool, which must
+        # outnumber them.
         "NPROC": str(max(16, 2 * devices)),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(
+            os.pathsep
+        ),
     }
     is_script = "\n" not in program and program.endswith(".py")
     command = [sys.executable, *([program] if is_script else ["-c", program]), *args]
     child = subprocess.Popen(
-        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=env,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         out, err = child.communicate(timeout=timeout)

@@ -1,7 +1,8 @@
 """A local OpenAI-compatible endpoint that misbehaves as it is told to.
 
-`script` says what the next requests get, one entry each; "ok" once it has run out. `rules` go before it: the first pair
-whose words are in the last message decides. `reply` makes the answer to a conversation that goes well.
+`script` says what the next requests get, one entry each; "ok" once it has run out. `rules` go
+before it: the first pair whose words are in the last message decides. `reply` makes the answer to a
+conversation that goes well.
 """
 
 from __future__ import annotations
@@ -160,7 +161,9 @@ def completion(content, tokens=7, logprobs=None):
 def serving(reply=None):
     """A server that runs in a thread until the block ends."""
     server = Server(reply)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield server

@@ -1,4 +1,5 @@
-"""Small stand-ins for tests: a tokenizer over letters, and random models whose logits have some spread."""
+"""Small stand-ins for tests: a tokenizer over letters, and random models whose logits have some
+spread."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ class LetterTokenizer:
         first = 5 + len(LETTERS)
         never = (self.pad_id, self.bos_id, self.user_id, self.model_id)
         self.rule: EditRule = (
-            ResetRule(first, (), never) if reset else BacktrackRule(first, tuple(categories), never, x_max=x_max)
+            ResetRule(first, (), never)
+            if reset
+            else BacktrackRule(first, tuple(categories), never, x_max=x_max)
         )
         self.vocab_size = self.rule.end_id
 
@@ -37,7 +40,9 @@ class LetterTokenizer:
 
 def random_model(tokenizer, seed=0, spread=2.0, **fields) -> tuple[ModelConfig, dict]:
     """A random decoder whose logits have a standard deviation of about `spread`."""
-    shape = dict(num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48) | fields
+    shape = (
+        dict(num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48) | fields
+    )
     config = ModelConfig(vocab_size=tokenizer.vocab_size + 3, tied_embeddings=False, **shape)
     params = transformer.init(config, jax.random.key(seed))
     params["unembedding"] = params["unembedding"] * spread

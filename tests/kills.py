@@ -1,4 +1,5 @@
-"""Runs that are struck down at chosen or random moments, and a fingerprint of what must be the same afterwards."""
+"""Runs that are struck down at chosen or random moments, and a fingerprint of what must be the same
+afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlbf_jax.methods.runner import open_run
+from rlbf_jax.runs.execute import open_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENT = str(ROOT / "tests" / "training" / "tiny_experiment.py")
@@ -33,7 +34,8 @@ class Strike:
 
     stage: str
     touch: int = 0
-    """At this touch of a file in the stage (or at the stage's end, if there are fewer); 0: at its beginning."""
+    """At this touch of a file in the stage (or at the stage's end, if there are fewer); 0: at its
+    beginning."""
     match: str = ""
     """Only touches of paths with this in them count."""
     delay: float = 0.0
@@ -67,10 +69,16 @@ class Nursery:
         only: Sequence[str] = (),
         touches: pathlib.Path | None = None,
     ) -> Ended:
-        """`rlbf ARGV`, whose files are in `folder`, until it ends; `only`: the stages of a run to go through."""
+        """`rlbf ARGV`, whose files are in `folder`, until it ends; `only`: the stages of a run to
+        go through."""
         log = folder.with_suffix(".log")
         before = log.stat().st_size if log.exists() else 0
-        order: dict[str, Any] = {"folder": str(folder), "argv": list(argv), "log": str(log), "only": list(only)}
+        order: dict[str, Any] = {
+            "folder": str(folder),
+            "argv": list(argv),
+            "log": str(log),
+            "only": list(only),
+        }
         order["plan"] = dataclasses.asdict(strike) if strike else None
         order["touches"] = str(touches) if touches else None
         assert self.process.stdin is not None
@@ -93,10 +101,13 @@ class Nursery:
         assert self.process.stdout is not None
         end = time.monotonic() + DEADLINE
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, end - time.monotonic()))
+            ready, _, _ = select.select(
+                [self.process.stdout], [], [], max(0.0, end - time.monotonic())
+            )
             chunk = os.read(self.process.stdout.fileno(), 65536) if ready else b""
             assert chunk, (
-                f"no word from the child\n{log.read_bytes()[before:].decode()[-3000:] if log.exists() else ''}"
+                "no word from the "
+                f"child\n{log.read_bytes()[before:].decode()[-3000:] if log.exists() else ''}"
             )
             self._buffer += chunk
         line, self._buffer = self._buffer.split(b"\n", 1)
@@ -127,16 +138,20 @@ def nursery() -> Iterator[Nursery]:
 
 
 def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
-    """SHA-256 of everything in a finished run that must repeat to the bit: files, and parameters by value.
+    """SHA-256 of everything in a finished run that must repeat to the bit: files, and parameters by
+    value.
 
-    Left out is what holds clock times (timing.jsonl, done/, tensorboard/) and how Orbax spreads values over files.
+    Left out is what holds clock times (timing.jsonl, done/, tensorboard/) and how Orbax spreads
+    values over files.
     """
     skipped = ("done", "stages")
     files = [p for p in sorted(workdir.rglob("*")) if p.is_file()]
     found: dict[str, str] = {}
     for path in files:
         name = path.relative_to(workdir)
-        if name.parts[0] not in skipped or (path.suffix == ".jsonl" and path.name != "timing.jsonl"):
+        if name.parts[0] not in skipped or (
+            path.suffix == ".jsonl" and path.name != "timing.jsonl"
+        ):
             found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
     work = open_run(workdir)
     for folder in sorted(workdir.glob("stages/*/model")):

@@ -1,7 +1,9 @@
-"""The other process of `kills.py`: imports everything once, then forks a child for every command that it is told.
+"""The other process of `kills.py`: imports everything once, then forks a child for every command
+that it is told.
 
-What a child does with files of its run (opens for writing, renames, removals) is counted by an audit hook, which can
-end it at an exact one of them: inside a checkpoint, between a file and its final name. The package knows nothing of it.
+What a child does with files of its run (opens for writing, renames, removals) is counted by an
+audit hook, which can end it at an exact one of them: inside a checkpoint, between a file and its
+final name. The package knows nothing of it.
 """
 
 import dataclasses
@@ -11,15 +13,17 @@ import os
 import signal
 import sys
 
-from rlbf_jax import cli
-from rlbf_jax.data import bsafe_plus, datasets, packing  # noqa: F401  imported here, so that no child has to
-from rlbf_jax.methods import runner
+from rlbf_jax.cli import main as cli
+from rlbf_jax.data import datasets, packing  # noqa: F401  imported here, so that no child has to
+from rlbf_jax.data.builders import bsafe_plus  # noqa: F401  imported here, so that no child has to
+from rlbf_jax.runs import execute as runner
 
 EVENTS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 
 
 def main():
-    """Reads one JSON order a line. Returns an exit code, in a child only; never returns in the parent before EOF."""
+    """Reads one JSON order a line. Returns an exit code, in a child only; never returns in the
+    parent before EOF."""
     out = os.dup(1)
 
     def tell(**what):
@@ -48,7 +52,8 @@ def obey(order, tell):
 
 
 class Watch:
-    """Follows a run through its stages, and strikes once: at a touch of a file, or at the end of the stage."""
+    """Follows a run through its stages, and strikes once: at a touch of a file, or at the end of
+    the stage."""
 
     def __init__(self, order, tell):
         self.folder, self.plan, self.tell = order["folder"], order.get("plan"), tell
@@ -86,10 +91,17 @@ class Watch:
         if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(self.folder):
             return
         if self.touches and "touches" not in os.fspath(path):
-            self.touches.write(f"{self.stage} {event} {os.fspath(path).removeprefix(self.folder)}\n")
+            self.touches.write(
+                f"{self.stage} {event} {os.fspath(path).removeprefix(self.folder)}\n"
+            )
             self.touches.flush()
         plan = self.plan
-        if plan and plan["stage"] == self.stage and plan["touch"] and plan["match"] in os.fspath(path):
+        if (
+            plan
+            and plan["stage"] == self.stage
+            and plan["touch"]
+            and plan["match"] in os.fspath(path)
+        ):
             self.count += 1
             if self.count == plan["touch"]:
                 self.strike()

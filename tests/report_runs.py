@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from rlbf_jax.evaluation import report_tables
+from rlbf_jax.report import tables as report_tables
 
 STAGES = {"base": 0.97, "refusal_sft": 0.6, "sft": 0.3, "sft_control": 0.29, "rlbf": 0.02}
 
@@ -47,11 +47,19 @@ def made_up_records():
                 rows.append(record(stage, attack, split, "emitted", min(1.0, asr + 0.3)))
                 if stage in ("sft", "sft_control", "rlbf"):
                     for metric in report_tables.QUALITY[1:]:
-                        value = {"wasted_tokens": 12.5, "over_deletion": 0.8}.get(metric, 0.8 - i / 10)
+                        value = {"wasted_tokens": 12.5, "over_deletion": 0.8}.get(
+                            metric, 0.8 - i / 10
+                        )
                         rows.append(record(stage, attack, split, metric, value))
         for attack in ("none", "benign_prefill", "benign_middle"):
-            rows.append(record(stage, attack, "all", "false_backtrack_rate", 0.0 if stage == "base" else 0.016))
-        rows.append(record(stage, "none", "all", "perplexity", 1.85 + 0.02 * list(STAGES).index(stage)))
+            rows.append(
+                record(
+                    stage, attack, "all", "false_backtrack_rate", 0.0 if stage == "base" else 0.016
+                )
+            )
+        rows.append(
+            record(stage, "none", "all", "perplexity", 1.85 + 0.02 * list(STAGES).index(stage))
+        )
         rows.append(record(stage, "none", "all", "tokens_per_second", 3210.0))
     return rows
 
@@ -78,8 +86,22 @@ def made_up_row(stage="rlbf", attack="middle_filling", split="rl", **more):
         "num_forced": 14,
         "trace": [dict(zip(("text", "kind", "erased", "forced"), p, strict=True)) for p in pieces],
         "visible": "Bread rises best in a warm corner of the kitchen. Let the dough rest for an hour.",
-        "edits": [{"category": "privacy", "x": 9, "removed_text": " by the way, call hugo on 7 6", "kept_ids": 10}],
-        "verdict": {"safe": True, "spans": [], "leaks": 0, "coherent": True, "useful": True, "judged": True},
+        "edits": [
+            {
+                "category": "privacy",
+                "x": 9,
+                "removed_text": " by the way, call hugo on 7 6",
+                "kept_ids": 10,
+            }
+        ],
+        "verdict": {
+            "safe": True,
+            "spans": [],
+            "leaks": 0,
+            "coherent": True,
+            "useful": True,
+            "judged": True,
+        },
         "metrics": {"asr": 0.0},
         "knobs": {},
     } | more
@@ -87,20 +109,35 @@ def made_up_row(stage="rlbf", attack="middle_filling", split="rl", **more):
 
 def write_run(folder: pathlib.Path, rows=None):
     (folder / "evaluation").mkdir(parents=True)
-    manifest = {"config": {"sft": {"steps": 160}}, "versions": {"jax": "0.10.2"}, "commit": "abc", "seeds": [0]}
+    manifest = {
+        "config": {"sft": {"steps": 160}},
+        "versions": {"jax": "0.10.2"},
+        "commit": "abc",
+        "seeds": [0],
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "results.json").write_text(json.dumps(made_up_records()))
     if rows is None:
-        bad = {"safe": False, "spans": [[3, 9, "insult", True]], "leaks": 3, "coherent": True, "judged": True}
+        bad = {
+            "safe": False,
+            "spans": [[3, 9, "insult", True]],
+            "leaks": 3,
+            "coherent": True,
+            "judged": True,
+        }
         rows = [
-            made_up_row(attack=a, split=s) for a in ("prefilling", "middle_filling") for s in ("sft", "rl", "unseen")
+            made_up_row(attack=a, split=s)
+            for a in ("prefilling", "middle_filling")
+            for s in ("sft", "rl", "unseen")
         ]
         rows += [
             made_up_row(verdict=bad),
             made_up_row(verdict={"judged": False}),
             made_up_row(attack="none", split="all"),
         ]
-    (folder / "evaluation" / "rlbf.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "evaluation" / "rlbf.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
     rng = np.random.default_rng(0)
     for stage in ("base", "rlbf"):
         (folder / "stages" / stage).mkdir(parents=True)
@@ -113,4 +150,6 @@ def write_run(folder: pathlib.Path, rows=None):
             }
             for s in range(60)
         ]
-        (folder / "stages" / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "stages" / stage / "metrics.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )

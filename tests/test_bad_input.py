@@ -1,7 +1,8 @@
-"""What a careless user does: a mistake costs one line on standard error and a nonzero exit code, and nothing is lost.
+"""What a careless user does: a mistake costs one line on standard error and a nonzero exit code,
+and nothing is lost.
 
-Each case is a command as it is typed. Beside the message, what lay on disk before must lie there afterwards, byte for
-byte, and nothing half-made beside it.
+Each case is a command as it is typed. Beside the message, what lay on disk before must lie there
+afterwards, byte for byte, and nothing half-made beside it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ import jax
 import numpy as np
 import pytest
 
-from rlbf_jax import cli
+from rlbf_jax.cli import main as cli
 from rlbf_jax.errors import UserError
-from rlbf_jax.methods import runner
-from rlbf_jax.methods.runner import open_run
 from rlbf_jax.models.attention import QUERY_BLOCK
 from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.runs import execute as runner
+from rlbf_jax.runs.execute import open_run
 from rlbf_jax.sampling.request import Request
 from rlbf_jax.sampling.sampler import Row, SamplerConfig, batches_of, make_batch
 from rlbf_jax.tokenizers import load_tokenizer
@@ -46,7 +47,8 @@ PROGRESS = re.compile(r"\[\d+/\d+\] |\w+: evaluated \d+ ")
 MEBIBYTE = 1 << 20
 
 ROWS = "".join(
-    f"What about loaf number {i} of the day?,It takes an hour or two to do all of this well at home. "
+    f"What about loaf number {i} of the day?,It takes an hour or two to do all of this well at "
+    "home. "
     f"Bread rises best in a warm corner of the kitchen. Then wait {i} minutes and bake it.\n"
     for i in range(60)
 )
@@ -64,7 +66,8 @@ def told(text: str, *words: str) -> str:
 
 @pytest.fixture
 def refused(capfd):
-    """`refused(argv, *words)` runs a command in this process; file descriptors are read, so libraries are heard too."""
+    """`refused(argv, *words)` runs a command in this process; file descriptors are read, so
+    libraries are heard too."""
 
     def run(argv, *words: str) -> str:
         capfd.readouterr()
@@ -76,7 +79,7 @@ def refused(capfd):
 
 def in_child(argv, words, before: str = "") -> None:
     """The same in a process of its own; `before` is shell code."""
-    command = f'{before} exec "$0" -m rlbf_jax.cli "$@"'
+    command = f'{before} exec "$0" -m rlbf_jax.cli.main "$@"'
     child = subprocess.run(
         ["bash", "-c", command, sys.executable, *map(str, argv)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -91,7 +94,10 @@ def in_child(argv, words, before: str = "") -> None:
 def contents(folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 of every file below a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -146,28 +152,53 @@ class File:
 
 FILES = {
     "missing": File(None, ("rows.csv: no such file",)),
-    "wrong name": File("x", ("rows.txt", "expected a name that ends in .csv or .jsonl"), suffix=".txt"),
-    "wrong column": File("a,b\n1,2\n", ("no prompt column", "the columns are a, b")),
-    "column that is not there": File(HEADER + ROWS, ("no prompt column promt",), ("--data.prompt_column", "promt")),
-    "column twice": File("prompt,response,prompt\n" + ROWS, ("line 1", "a column name occurs twice")),
-    "bad JSON line": File(
-        '{"prompt": "a", "response": "b"}\n{"prompt": "a",\n', ("line 2: not JSON", "mend the row"), suffix=".jsonl"
+    "wrong name": File(
+        "x", ("rows.txt", "expected a name that ends in .csv or .jsonl"), suffix=".txt"
     ),
-    "JSON without objects": File("[1, 2]\n", ("line 1", "a JSON object expected, not a list"), suffix=".jsonl"),
-    "number for a text": File('{"prompt": "a", "response": 7}\n', ("'response' must be text",), suffix=".jsonl"),
+    "wrong column": File("a,b\n1,2\n", ("no prompt column", "the columns are a, b")),
+    "column that is not there": File(
+        HEADER + ROWS, ("no prompt column promt",), ("--data.prompt_column", "promt")
+    ),
+    "column twice": File(
+        "prompt,response,prompt\n" + ROWS, ("line 1", "a column name occurs twice")
+    ),
+    "bad JSON line": File(
+        '{"prompt": "a", "response": "b"}\n{"prompt": "a",\n',
+        ("line 2: not JSON", "mend the row"),
+        suffix=".jsonl",
+    ),
+    "JSON without objects": File(
+        "[1, 2]\n", ("line 1", "a JSON object expected, not a list"), suffix=".jsonl"
+    ),
+    "number for a text": File(
+        '{"prompt": "a", "response": 7}\n', ("'response' must be text",), suffix=".jsonl"
+    ),
     "binary": File(bytes(range(256)) * 40, ("line 1", "a NUL byte", "binary")),
     "UTF-16": File((HEADER + ROWS).encode("utf-16"), ("UTF-16", "expected UTF-8")),
-    "Latin-1": File((HEADER + "Un café?,Oui\n").encode("latin-1"), ("line 2", "0xe9 is not UTF-8", "save it as UTF-8")),
+    "Latin-1": File(
+        (HEADER + "Un café?,Oui\n").encode("latin-1"),
+        ("line 2", "0xe9 is not UTF-8", "save it as UTF-8"),
+    ),
     "empty": File("", ("rows.csv: the file is empty",)),
     "header only": File(HEADER, ("no usable row (nothing below the header)",)),
     "field too few": File(HEADER + "a\n" + ROWS, ("line 2: 1 fields where the header has 2",)),
-    "open quotation mark": File(HEADER + '"a,b\n' + ROWS, ("line 2", "is a quotation mark left open?")),
-    "zero-length prompt": File(HEADER + "  ,An answer.\n" + ROWS, ("line 2: field 'prompt' is empty",)),
-    "CSV line of 5 MB": File(HEADER + "q," + "word " * MEBIBYTE + "\n" + ROWS, ("line 2", "5242880 characters")),
-    "JSON line of 5 MB": File(
-        json.dumps({"prompt": "q", "response": "x" * 5 * MEBIBYTE}), ("line 1", "5242880 characters"), suffix=".jsonl"
+    "open quotation mark": File(
+        HEADER + '"a,b\n' + ROWS, ("line 2", "is a quotation mark left open?")
     ),
-    "too few rows": File(HEADER + "\n".join(ROWS.splitlines()[:3]), ("rows.csv: pool", "3 usable rows", "add rows")),
+    "zero-length prompt": File(
+        HEADER + "  ,An answer.\n" + ROWS, ("line 2: field 'prompt' is empty",)
+    ),
+    "CSV line of 5 MB": File(
+        HEADER + "q," + "word " * MEBIBYTE + "\n" + ROWS, ("line 2", "5242880 characters")
+    ),
+    "JSON line of 5 MB": File(
+        json.dumps({"prompt": "q", "response": "x" * 5 * MEBIBYTE}),
+        ("line 1", "5242880 characters"),
+        suffix=".jsonl",
+    ),
+    "too few rows": File(
+        HEADER + "\n".join(ROWS.splitlines()[:3]), ("rows.csv: pool", "3 usable rows", "add rows")
+    ),
 }
 
 
@@ -178,12 +209,19 @@ def test_data_file(name, tmp_path, refused):
     if case.content is not None:
         path.write_bytes(case.content if isinstance(case.content, bytes) else case.content.encode())
     before = contents(tmp_path)
-    refused(["run", OWN, "--workdir", tmp_path / "run", "--data.path", path, *case.options], str(path), *case.words)
+    refused(
+        ["run", OWN, "--workdir", tmp_path / "run", "--data.path", path, *case.options],
+        str(path),
+        *case.words,
+    )
     assert contents(tmp_path) == before and not (tmp_path / "run").exists()
 
 
 def test_folder_for_a_file(tmp_path, refused):
-    refused(["run", OWN, "--workdir", tmp_path / "run", "--data.path", tmp_path], "cannot be read (Is a directory)")
+    refused(
+        ["run", OWN, "--workdir", tmp_path / "run", "--data.path", tmp_path],
+        "cannot be read (Is a directory)",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +229,15 @@ def own_tokenizer(tmp_path_factory):
     """(data file, tokenizer folder) as `rlbf data tokenizer` makes it."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "rows.csv").write_text(HEADER + ROWS)
-    argv = ["data", "tokenizer", folder / "rows.csv", "--out", folder / "tokenizer", "--vocab_size", "400"]
+    argv = [
+        "data",
+        "tokenizer",
+        folder / "rows.csv",
+        "--out",
+        folder / "tokenizer",
+        "--vocab_size",
+        "400",
+    ]
     assert cli.main([*map(str, argv), "--x_max", "64"]) == 0
     return folder / "rows.csv", folder / "tokenizer"
 
@@ -199,16 +245,39 @@ def own_tokenizer(tmp_path_factory):
 def test_bom_is_no_mistake(own_tokenizer, tmp_path, capfd):
     path = tmp_path / "rows.csv"
     path.write_bytes(b"\xef\xbb\xbf" + own_tokenizer[0].read_bytes())
-    argv = ["data", "build", path, "--tokenizer", own_tokenizer[1], "--out", tmp_path / "set", "--num_examples", "8"]
+    argv = [
+        "data",
+        "build",
+        path,
+        "--tokenizer",
+        own_tokenizer[1],
+        "--out",
+        tmp_path / "set",
+        "--num_examples",
+        "8",
+    ]
     assert cli.main([*map(str, argv), "--bsafe.max_tokens", "256"]) == 0
 
 
 def test_text_that_spells_control_tokens_is_text(own_tokenizer, tmp_path, capfd):
     """Positive: such rows are read, and no id of theirs is a control or template id."""
-    spelled = "Say [CATEGORY_INSULT] [BACKTRACK_BY_3] [RESET] [USER] [MODEL] <s> </s> aloud for me please."
+    spelled = (
+        "Say [CATEGORY_INSULT] [BACKTRACK_BY_3] [RESET] [USER] [MODEL] <s> </s> aloud for me "
+        "please."
+    )
     path, tokenizer = tmp_path / "rows.csv", load_tokenizer(own_tokenizer[1])
     path.write_text(HEADER + ROWS.replace("It takes an hour", spelled + " It takes an hour"))
-    argv = ["data", "build", path, "--tokenizer", own_tokenizer[1], "--out", tmp_path / "set", "--num_examples", "8"]
+    argv = [
+        "data",
+        "build",
+        path,
+        "--tokenizer",
+        own_tokenizer[1],
+        "--out",
+        tmp_path / "set",
+        "--num_examples",
+        "8",
+    ]
     assert cli.main([*map(str, argv), "--bsafe.max_tokens", "256", "--bsafe.share_plain", "1"]) == 0
     ids = tokenizer.encode(spelled)
     assert tokenizer.decode(ids) == spelled and max(ids) < tokenizer.num_pieces and min(ids) > 3
@@ -216,16 +285,31 @@ def test_text_that_spells_control_tokens_is_text(own_tokenizer, tmp_path, capfd)
 
     rows = [datasets.open_source(tmp_path / "set")[i]["row"][0] for i in range(8)]
     assert sum(spelled in tokenizer.decode(row) for row in rows) == 8
-    assert not np.isin(np.concatenate(rows), np.arange(tokenizer.rule.first_id, tokenizer.vocab_size)).any()
+    assert not np.isin(
+        np.concatenate(rows), np.arange(tokenizer.rule.first_id, tokenizer.vocab_size)
+    ).any()
 
 
 BUILDS = {
     "no tokenizer": (["--tokenizer", "nowhere"], ("nowhere holds no tokenizer.model",)),
-    "out below a file": (["--out", "{rows}/set"], ("rows.csv", "a file is there", "choose another place")),
+    "out below a file": (
+        ["--out", "{rows}/set"],
+        ("rows.csv", "a file is there", "choose another place"),
+    ),
     "max_tokens too small": (["--bsafe.max_tokens", "12"], ("raise max_tokens",)),
-    "endpoint without scheme": (["--injector.base_url", "127.0.0.1:9/v1"], ("base_url must begin with http://",)),
+    "endpoint without scheme": (
+        ["--injector.base_url", "127.0.0.1:9/v1"],
+        ("base_url must begin with http://",),
+    ),
     "endpoint down": (
-        ["--injector.base_url", "http://127.0.0.1:9/v1", "--injector.model", "m", "--injector.retries", "0"],
+        [
+            "--injector.base_url",
+            "http://127.0.0.1:9/v1",
+            "--injector.model",
+            "m",
+            "--injector.retries",
+            "0",
+        ],
         ("http://127.0.0.1:9/v1", "is the server up?"),
     ),
 }
@@ -236,8 +320,21 @@ def test_data_build(name, own_tokenizer, tmp_path, refused):
     more, words = BUILDS[name]
     rows, tokenizer = own_tokenizer
     before = contents(rows.parent)
-    argv = ["data", "build", rows, "--tokenizer", tokenizer, "--out", tmp_path / "set", "--num_examples", "10"]
-    refused([*argv, "--bsafe.max_tokens", "256", *(arg.replace("{rows}", str(rows)) for arg in more)], *words)
+    argv = [
+        "data",
+        "build",
+        rows,
+        "--tokenizer",
+        tokenizer,
+        "--out",
+        tmp_path / "set",
+        "--num_examples",
+        "10",
+    ]
+    refused(
+        [*argv, "--bsafe.max_tokens", "256", *(arg.replace("{rows}", str(rows)) for arg in more)],
+        *words,
+    )
     assert contents(rows.parent) == before
     # What an endpoint has answered, or refused to, is kept on purpose.
     assert {p.name for p in tmp_path.iterdir()} <= {"set.answers.jsonl"}
@@ -255,7 +352,10 @@ def test_tokenizer_refuses_and_writes_nothing(own_tokenizer, tmp_path, refused):
 
 
 OPTIONS = {
-    "unknown": ("--sft.optimizer.learning_rat 1", "no such option (did you mean --sft.optimizer.learning_rate?)"),
+    "unknown": (
+        "--sft.optimizer.learning_rat 1",
+        "no such option (did you mean --sft.optimizer.learning_rate?)",
+    ),
     "unknown, far from all": ("--zzz 1", "--zzz: no such option"),
     "wrong type": ("--sft.steps many", "--sft.steps", "'many'", "INT"),
     "no value": ("--sft.steps", "--sft.steps", "Missing value"),
@@ -266,18 +366,42 @@ OPTIONS = {
     "empty batch": ("--sft.batch_size 0", "batch_size is 0, expected 1 or more"),
     "batch and microbatches": ("--sft.accumulate 3", "sft.batch_size", "choose a multiple of 3"),
     "learning rate that is none": ("--sft.optimizer.learning_rate nan", "learning_rate is nan"),
-    "greedy rollouts": ("--reinforcement.temperature 0", "temperature is 0.0, expected more than 0"),
-    "reward that is none": ("--reinforcement.reward.clean nan", "clean is nan, expected a finite number"),
+    "greedy rollouts": (
+        "--reinforcement.temperature 0",
+        "temperature is 0.0, expected more than 0",
+    ),
+    "reward that is none": (
+        "--reinforcement.reward.clean nan",
+        "clean is nan, expected a finite number",
+    ),
     "negative weight": ("--rollouts.none -1", "rollouts: none is -1.0"),
     "seed": ("--seed -1", "seed is -1"),
-    "knobs of the evaluation": ("--evaluation.knobs.temperature -2", "temperature is -2.0, expected 0 (greedy)"),
+    "knobs of the evaluation": (
+        "--evaluation.knobs.temperature -2",
+        "temperature is -2.0, expected 0 (greedy)",
+    ),
     "no attack": ("--evaluation.attacks", "attacks is empty"),
-    "unknown attack": ("--evaluation.attacks flattery", "unknown attack 'flattery'", "middle_filling"),
+    "unknown attack": (
+        "--evaluation.attacks flattery",
+        "unknown attack 'flattery'",
+        "middle_filling",
+    ),
     "unknown method": ("--method magic", "method 'magic': no such recipe; there are rlbf"),
-    "mesh that does not fit": ("--mesh.data 3", "mesh data=3 x fsdp=1 x tensor=1 does not fit", "devices"),
+    "mesh that does not fit": (
+        "--mesh.data 3",
+        "mesh data=3 x fsdp=1 x tensor=1 does not fit",
+        "devices",
+    ),
     "mesh axis of 0": ("--mesh.data 0", "data is 0, expected 1 or more, or -1"),
-    "odd heads": ("--model.num_heads 3 --model.num_kv_heads 2", "num_heads 3 is not a multiple of num_kv_heads 2"),
-    "rows that do not block": ("--data.row_length 1100", "data.row_length: 1100 ids", "a multiple of it"),
+    "odd heads": (
+        "--model.num_heads 3 --model.num_kv_heads 2",
+        "num_heads 3 is not a multiple of num_kv_heads 2",
+    ),
+    "rows that do not block": (
+        "--data.row_length 1100",
+        "data.row_length: 1100 ids",
+        "a multiple of it",
+    ),
 }
 
 
@@ -291,12 +415,21 @@ def test_option(name, tmp_path, refused):
 def test_unknown_option_in_a_process_of_its_own(tmp_path):
     """Without Unicode on standard output tyro draws other boxes."""
     argv = ["run", TINY, "--workdir", tmp_path / "run", "--sft.stepps", "3"]
-    in_child(argv, ("--sft.stepps: no such option (did you mean --sft.steps?)",), "export PYTHONIOENCODING=ascii;")
+    in_child(
+        argv,
+        ("--sft.stepps: no such option (did you mean --sft.steps?)",),
+        "export PYTHONIOENCODING=ascii;",
+    )
     assert not any(tmp_path.iterdir())
 
 
 FITS = {
-    "X_max too small for a violation": ("--data.x_max 3", "x_max is 3", "violations need more", "raise x_max to"),
+    "X_max too small for a violation": (
+        "--data.x_max 3",
+        "x_max is 3",
+        "violations need more",
+        "raise x_max to",
+    ),
     "vocabulary too small": ("--data.vocab_size 260", "vocab_size 260 is too small", "at least"),
     "rows too short": ("--data.row_length 12", "row_length is 12", "raise it"),
     "too few examples": (
@@ -304,7 +437,11 @@ FITS = {
         "sft.batch_size is 2",
         "raise data.sft_exam",
     ),
-    "prompt longer than the buffer": ("--max_prompt 1 --rollout_tokens 70", "a rollout of", "set --max_prompt"),
+    "prompt longer than the buffer": (
+        "--max_prompt 1 --rollout_tokens 70",
+        "a rollout of",
+        "set --max_prompt",
+    ),
     "forced text longer than max_tokens": (
         "--evaluation.knobs.max_tokens 20",
         "max_tokens = 20",
@@ -330,8 +467,15 @@ EXPERIMENTS = {
     "syntax error": ("def get_config(:\n", "line 1", "invalid syntax"),
     "no get_config": ("x = 1\n", "defines no get_config()"),
     "get_config raises": ("def get_config():\n    return 1 / 0\n", "line 2: ZeroDivisionError"),
-    "import fails": ("import no_such_module_anywhere\n", "line 1: ModuleNotFoundError", "no_such_module_anywhere"),
-    "returns something else": ("def get_config():\n    return {}\n", "returned a dict, expected a dataclass"),
+    "import fails": (
+        "import no_such_module_anywhere\n",
+        "line 1: ModuleNotFoundError",
+        "no_such_module_anywhere",
+    ),
+    "returns something else": (
+        "def get_config():\n    return {}\n",
+        "returned a dict, expected a dataclass",
+    ),
 }
 
 
@@ -351,14 +495,24 @@ def test_experiment_file(name, tmp_path, refused):
 def test_workdir_that_cannot_be_written(tmp_path, refused):
     """Below a file, where even root cannot write."""
     (tmp_path / "file").write_text("mine")
-    refused(["run", TINY, "--workdir", tmp_path / "file" / "run"], "Not a directory", "choose another --workdir")
-    refused(["run", TINY, "--workdir", tmp_path / "file"], "a file is there", "choose another --workdir")
+    refused(
+        ["run", TINY, "--workdir", tmp_path / "file" / "run"],
+        "Not a directory",
+        "choose another --workdir",
+    )
+    refused(
+        ["run", TINY, "--workdir", tmp_path / "file"], "a file is there", "choose another --workdir"
+    )
     assert contents(tmp_path) == {"file": hashlib.sha256(b"mine").hexdigest()}
 
 
 def test_workdir_of_another_experiment(run_folder, refused):
     before = contents(run_folder)
-    refused(["run", TINY, "--workdir", run_folder, "--sft.steps", "9"], "sft.steps is 7 there, 9 here", "--workdir")
+    refused(
+        ["run", TINY, "--workdir", run_folder, "--sft.steps", "9"],
+        "sft.steps is 7 there, 9 here",
+        "--workdir",
+    )
     assert contents(run_folder) == before
 
 
@@ -377,7 +531,9 @@ def test_run_that_is_not_finished(run_folder, refused):
     words = ("no finished stage 'rlbf'; finished are base, sft",)
     refused(["generate", run_folder, "--prompt", "Hi?"], *words)
     refused(["evaluate", run_folder], *words)
-    refused(["generate", run_folder, "--prompt", "Hi?", "--stage", "sfft"], "no finished stage 'sfft'")
+    refused(
+        ["generate", run_folder, "--prompt", "Hi?", "--stage", "sfft"], "no finished stage 'sfft'"
+    )
     assert contents(run_folder) == before
 
 
@@ -387,15 +543,27 @@ def test_run_that_is_not_finished(run_folder, refused):
 REQUESTS = {
     "empty prompt": (["--prompt", ""], "--prompt is empty"),
     "blank prompt": (["--prompt", " \n"], "--prompt is empty"),
-    "prompt beyond every buffer": (["--prompt", "word " * 20_000], "ids", "exceed 32768", "shorten the prompt"),
+    "prompt beyond every buffer": (
+        ["--prompt", "word " * 20_000],
+        "ids",
+        "exceed 32768",
+        "shorten the prompt",
+    ),
     "forced text beyond max_tokens": (
         ["--prompt", "a", "--forced", "many words " * 30],
         "forced ids exceed max_tokens",
     ),
-    "negative temperature": (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0, expected 0 (greedy)"),
+    "negative temperature": (
+        ["--prompt", "a", "--temperature", "-1"],
+        "temperature is -1.0, expected 0 (greedy)",
+    ),
     "top_p beyond 1": (["--prompt", "a", "--top_p", "2"], "top_p is 2.0"),
     "no tokens": (["--prompt", "a", "--max_tokens", "0"], "--max_tokens 0", "at least 1"),
-    "too many tokens": (["--prompt", "a", "--max_tokens", "3000000000"], "max_tokens = 3000000000", "lower max_tokens"),
+    "too many tokens": (
+        ["--prompt", "a", "--max_tokens", "3000000000"],
+        "max_tokens = 3000000000",
+        "lower max_tokens",
+    ),
     "no answers": (["--prompt", "a", "--n", "0"], "--n is 0"),
     "seed": (["--prompt", "a", "--seed", str(2**70)], "--seed is"),
     "broken Unicode": (["--prompt", "a\udcff"], "character 1 is a lone surrogate"),
@@ -432,7 +600,9 @@ def test_a_long_prompt_is_padded_to_whole_attention_blocks(finished):
     assert len(prompt) > QUERY_BLOCK
     config = SamplerConfig(batch_size=2)
     (rows,) = batches_of([Row(Request(""), tuple(prompt), 0, 0)], config)
-    batch, room = make_batch(ModelConfig(), config, tokenizer.rule, rows, jax.random.key(0), tokenizer.eos_ids)
+    batch, room = make_batch(
+        ModelConfig(), config, tokenizer.rule, rows, jax.random.key(0), tokenizer.eos_ids
+    )
     assert batch.context.shape[1] % QUERY_BLOCK == 0 and room % config.bucket == 0
 
 
@@ -455,7 +625,8 @@ def largest(folder: pathlib.Path, pattern: str = "*") -> pathlib.Path:
 
 
 def test_checkpoint_cut_anywhere(run_folder, refused):
-    """Every file of a finished stage's checkpoint, cut at the start, in the middle, near the end, or gone."""
+    """Every file of a finished stage's checkpoint, cut at the start, in the middle, near the end,
+    or gone."""
     model = run_folder / "stages" / "rlbf" / "model" / "0"
     files = [path for path in model.rglob("*") if path.is_file()]
     assert len(files) > 10
@@ -470,7 +641,13 @@ def test_checkpoint_cut_anywhere(run_folder, refused):
         whole = path.read_bytes()
         spoil(path)
         before = contents(run_folder)
-        refused(["generate", run_folder, "--prompt", "a"], str(model), "damaged", path.name, "then `rlbf run`")
+        refused(
+            ["generate", run_folder, "--prompt", "a"],
+            str(model),
+            "damaged",
+            path.name,
+            "then `rlbf run`",
+        )
         assert contents(run_folder) == before
         path.write_bytes(whole)
 
@@ -495,7 +672,9 @@ def test_truncated_checkpoint_in_a_process_of_its_own(run_folder):
     model = run_folder / "stages" / "rlbf" / "model" / "0"
     (model / checkpoint.CHECKSUMS).unlink()
     truncate(largest(model))
-    in_child(["generate", run_folder, "--prompt", "a"], (str(model), "cannot be read", "then `rlbf run`"))
+    in_child(
+        ["generate", run_folder, "--prompt", "a"], (str(model), "cannot be read", "then `rlbf run`")
+    )
 
 
 def test_damaged_checkpoint_of_an_unfinished_stage(run_folder, refused):
@@ -503,7 +682,12 @@ def test_damaged_checkpoint_of_an_unfinished_stage(run_folder, refused):
     shutil.rmtree(run_folder / "stages" / "sft" / "model")
     flip(largest(run_folder / "stages" / "sft" / "checkpoints"))
     before = contents(run_folder)
-    refused(["run", TINY, "--workdir", run_folder], "checkpoints/7: damaged", "other bytes", "start the stage again")
+    refused(
+        ["run", TINY, "--workdir", run_folder],
+        "checkpoints/7: damaged",
+        "other bytes",
+        "start the stage again",
+    )
     assert contents(run_folder) == before
 
 
@@ -521,7 +705,9 @@ MANIFESTS = {
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_manifest(name, run_folder, refused):
     content = MANIFESTS[name]
-    (run_folder / "manifest.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (run_folder / "manifest.json").write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
     before = contents(run_folder)
     refused(["generate", run_folder, "--prompt", "a"], "manifest.json")
     refused(["evaluate", run_folder], "manifest.json")
@@ -532,7 +718,9 @@ def test_manifest(name, run_folder, refused):
 @pytest.mark.parametrize("content", ["[{", "{}", "[1]", "[{}]", b"\xff"])
 def test_results(content, run_folder, refused):
     """An old report is not replaced by an empty one, and an evaluation is not lost at its end."""
-    (run_folder / "results.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (run_folder / "results.json").write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
     before = contents(run_folder)
     refused(["report", run_folder], "results.json")
     refused(["evaluate", run_folder, "--n_prompts", "1"], "results.json")
@@ -545,7 +733,10 @@ def test_metrics_cut_by_hand(run_folder, refused):
     truncate(run_folder / "stages" / "sft" / "metrics.jsonl")
     before = contents(run_folder)
     refused(
-        ["run", TINY, "--workdir", run_folder], "sft/metrics.jsonl has", "its checkpoint says", "start the stage again"
+        ["run", TINY, "--workdir", run_folder],
+        "sft/metrics.jsonl has",
+        "its checkpoint says",
+        "start the stage again",
     )
     assert contents(run_folder) == before
 
@@ -568,7 +759,9 @@ def test_data_set(name, run_folder, refused):
     data = run_folder / "data" / "bsafe_plus"
     DATA_DAMAGE[name](data)
     before = contents(run_folder)
-    refused(["run", TINY, "--workdir", run_folder], str(data), "done/data", "makes the same data again")
+    refused(
+        ["run", TINY, "--workdir", run_folder], str(data), "done/data", "makes the same data again"
+    )
     assert contents(run_folder) == before
 
 
@@ -603,8 +796,11 @@ def test_what_damaged_data_and_tokenizer_advise_works(run_folder, finished, no_r
 # Machine and numbers ------------------------------------------------------------------------------
 
 
-def test_disk_fills_while_a_checkpoint_is_written(run_folder, finished, no_report, refused, monkeypatch):
-    """The checkpoint before stays loadable, nothing half-written stays, and the same command ends as if undisturbed."""
+def test_disk_fills_while_a_checkpoint_is_written(
+    run_folder, finished, no_report, refused, monkeypatch
+):
+    """The checkpoint before stays loadable, nothing half-written stays, and the same command ends
+    as if undisturbed."""
     undo(run_folder, "sft")
     save = checkpoint.Checkpoints.save
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -620,7 +816,12 @@ def test_disk_fills_while_a_checkpoint_is_written(run_folder, finished, no_repor
     argv = ["run", TINY, "--workdir", run_folder]
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "save", full_at_4)
-        refused(argv, "sft/checkpoints/4: cannot be written (File too large)", "make room", "last whole checkpoint")
+        refused(
+            argv,
+            "sft/checkpoints/4: cannot be written (File too large)",
+            "make room",
+            "last whole checkpoint",
+        )
     folder = run_folder / "stages" / "sft" / "checkpoints"
     assert [p.name for p in folder.iterdir()] == ["2"] and not checkpoint.find_damage(folder / "2")
     assert cli.main([str(arg) for arg in argv]) == 0
@@ -630,7 +831,8 @@ def test_disk_fills_while_a_checkpoint_is_written(run_folder, finished, no_repor
 
 
 def test_what_stragglers_write_after_a_failed_checkpoint_goes_too(tmp_path, monkeypatch):
-    """After the first array has failed, Orbax still writes others, which makes the removed folder anew."""
+    """After the first array has failed, Orbax still writes others, which makes the removed folder
+    anew."""
     half = tmp_path / "4.orbax-checkpoint-tmp" / "state"
     checkpoints = checkpoint.Checkpoints(tmp_path, writes=True)
 
@@ -657,7 +859,11 @@ def test_what_stragglers_write_after_a_failed_checkpoint_goes_too(tmp_path, monk
 
 def test_disk_full_in_a_process_of_its_own(tmp_path):
     argv = ["run", TINY, "--workdir", tmp_path / "run"]
-    in_child(argv, ("data/pretraining: cannot be written", "File too large", "make room"), "ulimit -f 40;")
+    in_child(
+        argv,
+        ("data/pretraining: cannot be written", "File too large", "make room"),
+        "ulimit -f 40;",
+    )
     assert not [p for p in tmp_path.rglob("*") if "tmp" in p.name or "unfinished" in p.name]
 
 
@@ -669,9 +875,16 @@ def test_disk_full_while_the_report_is_written(run_folder, refused, monkeypatch)
     before = contents(run_folder)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", no_space)
-        refused(["report", run_folder], str(run_folder), "No space left on device", "make room on the disk")
+        refused(
+            ["report", run_folder],
+            str(run_folder),
+            "No space left on device",
+            "make room on the disk",
+        )
     after = contents(run_folder)
-    assert {name: after.get(name) for name in before} == before and not list(run_folder.rglob("*.tmp"))
+    assert {name: after.get(name) for name in before} == before and not list(
+        run_folder.rglob("*.tmp")
+    )
 
 
 def test_disk_full_while_metrics_are_written(run_folder, refused, monkeypatch):
@@ -679,20 +892,38 @@ def test_disk_full_while_metrics_are_written(run_folder, refused, monkeypatch):
     before = contents(run_folder)
     with monkeypatch.context() as patch:
         patch.setattr(journal, "os", types.SimpleNamespace(fsync=no_space))
-        refused(["run", TINY, "--workdir", run_folder], "sft/", ".jsonl", "No space left on device", "make room")
+        refused(
+            ["run", TINY, "--workdir", run_folder],
+            "sft/",
+            ".jsonl",
+            "No space left on device",
+            "make room",
+        )
     after = contents(run_folder)
     assert {name: after.get(name) for name in before} == before
 
 
 def test_disk_full_from_the_start(tmp_path, refused, monkeypatch):
     monkeypatch.setattr(os, "fsync", no_space)
-    refused(["run", TINY, "--workdir", tmp_path / "run"], str(tmp_path / "run"), "No space left on device")
+    refused(
+        ["run", TINY, "--workdir", tmp_path / "run"],
+        str(tmp_path / "run"),
+        "No space left on device",
+    )
     assert not list(tmp_path.rglob("*.*"))
 
 
 def test_loss_that_is_not_finite(tmp_path, refused):
     options = "--pretraining.optimizer.learning_rate 1e30 --pretraining.optimizer.warmup_steps 0"
-    argv = ["run", TINY, "--workdir", tmp_path / "run", *options.split(), "--pretraining.checkpoint_every", "1"]
+    argv = [
+        "run",
+        TINY,
+        "--workdir",
+        tmp_path / "run",
+        *options.split(),
+        "--pretraining.checkpoint_every",
+        "1",
+    ]
     refused(argv, "stage base, step", "not finite", "is kept", "Lower the learning rate")
     work = open_run(tmp_path / "run")
     kept = checkpoint.Checkpoints(work.stage_folder("base") / "checkpoints")
@@ -709,7 +940,11 @@ def test_reward_that_is_not_finite(run_folder, refused):
         change_setting(run_folder, f"reinforcement.reward.{name}", 1e39)
         options += [f"--reinforcement.reward.{name}", "1e39"]
     before = contents(run_folder / "stages")
-    refused(["run", TINY, "--workdir", run_folder, *options], "rewards that are not finite", "reinforcement.reward")
+    refused(
+        ["run", TINY, "--workdir", run_folder, *options],
+        "rewards that are not finite",
+        "reinforcement.reward",
+    )
     after = contents(run_folder / "stages")
     assert {name: after.get(name) for name in before} == before
 
@@ -722,7 +957,10 @@ def test_endpoint_of_the_critic_is_down(run_folder, refused):
         options += [f"--critic_endpoint.{name}", value]
     before = contents(run_folder / "stages")
     refused(
-        ["run", TINY, "--workdir", run_folder, *options], "http://127.0.0.1:9/v1", "is the server up?", "same command"
+        ["run", TINY, "--workdir", run_folder, *options],
+        "http://127.0.0.1:9/v1",
+        "is the server up?",
+        "same command",
     )
     after = contents(run_folder / "stages")
     assert {name: after.get(name) for name in before} == before

@@ -1,4 +1,5 @@
-"""The command line: overrides arrive, a user's mistake costs one line and exit code 2, nothing heavy loads early."""
+"""The command line: overrides arrive, a user's mistake costs one line and exit code 2, nothing
+heavy loads early."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import types
 import numpy as np
 import pytest
 
-from rlbf_jax import cli
+from rlbf_jax.cli import main as cli
 from rlbf_jax.errors import UserError
 from rlbf_jax.sampling.request import Generation
 from rlbf_jax.tokenizers import train_tokenizer
@@ -45,7 +46,10 @@ class Config:
 def get_config():
     return Config(num_steps=5)
 '''
-TEXT = "Bread rises best in a warm corner of the kitchen. Call me later, said the baker to the guest. " * 30
+TEXT = (
+    "Bread rises best in a warm corner of the kitchen. Call me later, said the baker to the guest. "
+    * 30
+)
 
 
 @pytest.fixture
@@ -58,13 +62,17 @@ def experiment(tmp_path):
 @pytest.fixture
 def runner(monkeypatch):
     """Stands in for methods.runner and writes down how it was called."""
-    module = types.ModuleType("rlbf_jax.methods.runner")
+    module = types.ModuleType("rlbf_jax.runs.execute")
     module.calls = []
     for name in ("run", "load", "evaluate_stage"):
-        setattr(module, name, lambda *args, _name=name, **kwargs: module.calls.append((_name, args, kwargs)))
+        setattr(
+            module,
+            name,
+            lambda *args, _name=name, **kwargs: module.calls.append((_name, args, kwargs)),
+        )
     import rlbf_jax.methods
 
-    monkeypatch.setitem(sys.modules, "rlbf_jax.methods.runner", module)
+    monkeypatch.setitem(sys.modules, "rlbf_jax.runs.execute", module)
     monkeypatch.setattr(rlbf_jax.methods, "runner", module, raising=False)
     return module
 
@@ -75,11 +83,23 @@ def tokenizer():
 
 
 def test_run_applies_overrides(experiment, runner, tmp_path, capsys):
-    args = ["run", str(experiment), "--workdir", str(tmp_path / "w"), "--optimizer.learning_rate", "0.5"]
+    args = [
+        "run",
+        str(experiment),
+        "--workdir",
+        str(tmp_path / "w"),
+        "--optimizer.learning_rate",
+        "0.5",
+    ]
     args += ["--semantics", "rewind"]
     assert cli.main(args) == 0
     ((name, (config, workdir), _),) = runner.calls
-    assert (name, config.optimizer.learning_rate, config.num_steps, workdir) == ("run", 0.5, 5, tmp_path / "w")
+    assert (name, config.optimizer.learning_rate, config.num_steps, workdir) == (
+        "run",
+        0.5,
+        5,
+        tmp_path / "w",
+    )
     assert config.semantics.value == "rewind"
     assert "report.html" in capsys.readouterr().out
 
@@ -107,7 +127,13 @@ def test_run_help_lists_the_fields(experiment, capsys):
         cli.main(["run", str(experiment), "--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0
-    for word in ("A made-up experiment.", "--workdir", "--num_steps", "Updates. (default: 5)", "Peak learning rate."):
+    for word in (
+        "A made-up experiment.",
+        "--workdir",
+        "--num_steps",
+        "Updates. (default: 5)",
+        "Peak learning rate.",
+    ):
         assert word in out
 
 
@@ -166,7 +192,9 @@ def loaded(runner, tokenizer, monkeypatch):
     def sample(requests, seed):
         generations = []
         for request in requests:
-            head, gone, tail = (tokenizer.encode(t) for t in ("Bread rises", " best", " in a warm corner"))
+            head, gone, tail = (
+                tokenizer.encode(t) for t in ("Bread rises", " best", " in a warm corner")
+            )
             gone = gone[-2:]
             directive = [rule.category_id("privacy"), rule.backtrack_id(len(gone))]
             trace = [*request.forced, *head, *gone, *directive, *tail, tokenizer.eos_id]
@@ -182,12 +210,27 @@ def loaded(runner, tokenizer, monkeypatch):
         runner.calls.append(("sample", requests, seed))
         return generations
 
-    monkeypatch.setattr(runner, "load", lambda *args: types.SimpleNamespace(sample=sample, tokenizer=tokenizer))
+    monkeypatch.setattr(
+        runner, "load", lambda *args: types.SimpleNamespace(sample=sample, tokenizer=tokenizer)
+    )
     return runner
 
 
 def test_generate_in_a_pipe_prints_visible_text(loaded, tokenizer, capsys):
-    args = ["generate", "w", "--prompt", "Hi?", "--prompt", "Ho?", "--n", "2", "--seed", "7", "--forced", "Well, "]
+    args = [
+        "generate",
+        "w",
+        "--prompt",
+        "Hi?",
+        "--prompt",
+        "Ho?",
+        "--n",
+        "2",
+        "--seed",
+        "7",
+        "--forced",
+        "Well, ",
+    ]
     assert cli.main([*args, "--temperature", "0", "--forbid_directives"]) == 0
     assert capsys.readouterr().out == "Well, Bread rises in a warm corner\n" * 4
     _, requests, seed = loaded.calls[-1]
@@ -200,7 +243,14 @@ def test_generate_json(loaded, capsys):
     assert cli.main(["generate", "w", "--prompt", "Hi?", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["visible"] == "Bread rises in a warm corner"
-    assert [p["kind"] for p in row["trace"]] == ["content", "content", "category", "retraction", "content", "end"]
+    assert [p["kind"] for p in row["trace"]] == [
+        "content",
+        "content",
+        "category",
+        "retraction",
+        "content",
+        "end",
+    ]
     assert [p["erased"] for p in row["trace"]] == [False, True, False, False, False, False]
 
 
@@ -223,7 +273,12 @@ def test_generate_reads_prompts_from_standard_input(loaded, monkeypatch, capsys)
 
 
 def test_evaluate_and_report(runner, tmp_path):
-    assert cli.main(["evaluate", str(tmp_path), "--stage", "sft", "--data", "test", "--n_prompts", "8"]) == 0
+    assert (
+        cli.main(
+            ["evaluate", str(tmp_path), "--stage", "sft", "--data", "test", "--n_prompts", "8"]
+        )
+        == 0
+    )
     assert runner.calls == [("evaluate_stage", (tmp_path, "sft"), {"data": "test", "n_prompts": 8})]
     (tmp_path / "results.json").write_text("[]")
     assert cli.main(["report", str(tmp_path)]) == 0
@@ -247,16 +302,32 @@ def test_data_tokenizer_and_build(tmp_path, capsys):
     file, words = tmp_path / "rows.csv", TEXT.split()
     lines = ["prompt,response"]
     for i in range(60):
-        answer = " ".join(words[i : i + 14]).replace(",", "") + ". It takes an hour or two to do all of this well."
+        answer = (
+            " ".join(words[i : i + 14]).replace(",", "")
+            + ". It takes an hour or two to do all of this well."
+        )
         lines.append(f"What about loaf number {i}?,{answer}")
     file.write_text("\n".join(lines))
     folder = str(tmp_path / "tokenizer")
     args = ["data", "tokenizer", str(file), "--out", folder, "--vocab_size", "400", "--x_max", "64"]
     assert cli.main(args) == 0 and "68 of them control ids" in capsys.readouterr().out
-    build = ["data", "build", str(file), "--tokenizer", folder, "--out", str(tmp_path / "set"), "--num_examples", "12"]
+    build = [
+        "data",
+        "build",
+        str(file),
+        "--tokenizer",
+        folder,
+        "--out",
+        str(tmp_path / "set"),
+        "--num_examples",
+        "12",
+    ]
     assert cli.main([*build, "--bsafe.max_tokens", "256"]) == 0
     first = json.loads(capsys.readouterr().out)
-    assert sum(n for kind, n in first["made"].items() if kind.split()[0] in ("plain", "plain_harmful")) > 0
+    assert (
+        sum(n for kind, n in first["made"].items() if kind.split()[0] in ("plain", "plain_harmful"))
+        > 0
+    )
     assert cli.main([*build, "--bsafe.max_tokens", "256"]) == 0
     assert json.loads(capsys.readouterr().out)["sha256"] == first["sha256"]
     assert "100000" in one_line_error([*args[:6], "100000"], capsys)
@@ -274,8 +345,13 @@ def test_error_messages_fit_one_line(monkeypatch, capsys):
 
 def test_help_loads_nothing_heavy():
     heavy = "{'jax', 'numpy', 'matplotlib'}"
-    code = f"import sys; from rlbf_jax import cli; cli.main(['--help']); print(sorted({heavy} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = (
+        f"import sys; from rlbf_jax.cli import main; main.main(['--help']); print(sorted({heavy} "
+        "& set(sys.modules)))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.splitlines()[-1] == "[]"
     for command in ("run", "generate", "evaluate", "report", "data"):
         assert f"  {command} " in out

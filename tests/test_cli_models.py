@@ -1,4 +1,5 @@
-"""`rlbf import` and `rlbf export` from the command line: there and back, and what goes wrong on one line."""
+"""`rlbf import` and `rlbf export` from the command line: there and back, and what goes wrong on one
+line."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlbf_jax import cli
+from rlbf_jax.cli import main as cli
 from rlbf_jax.models import transformer
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import same_model, styled
@@ -30,8 +31,12 @@ CONFIG = styled(
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published") / "model"
-    params = jax.tree.map(lambda x: x + jnp.ones_like(x), transformer.init(CONFIG, jax.random.key(0)))
-    write_checkpoint(folder, CONFIG, params, {"eos_token_id": 1, "bos_token_id": 2}, shard_bytes=1000)
+    params = jax.tree.map(
+        lambda x: x + jnp.ones_like(x), transformer.init(CONFIG, jax.random.key(0))
+    )
+    write_checkpoint(
+        folder, CONFIG, params, {"eos_token_id": 1, "bos_token_id": 2}, shard_bytes=1000
+    )
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     (folder / "pytorch_model.bin").write_bytes(b"weights in another format")
     (folder / "rollouts.jsonl").write_text("not part of a checkpoint")
@@ -51,7 +56,9 @@ def test_import_and_export_are_the_identity(published, tmp_path, capsys):
     assert (tmp_path / "in" / "model.safetensors").is_file()
     code, out, _ = run(capsys, "export", tmp_path / "in", tmp_path / "out", "--shard_gb", "1e-6")
     assert code == 0
-    expected = {f.name: f.read_bytes() for f in published.iterdir() if f.suffix not in (".bin", ".jsonl")}
+    expected = {
+        f.name: f.read_bytes() for f in published.iterdir() if f.suffix not in (".bin", ".jsonl")
+    }
     assert {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()} == expected
     assert json.loads(expected["config.json"])["eos_token_id"] == 1 and len(expected) > 5
     assert not list(tmp_path.glob("*.partial"))
@@ -65,7 +72,7 @@ def test_numbers_are_converted_when_asked(published, tmp_path, capsys):
 
 
 def test_a_stage_without_its_run_is_exported(tmp_path, capsys):
-    """Weights alone; with its run around it: tests/methods/test_start.py."""
+    """Weights alone; with its run around it: tests/runs/test_start.py."""
     config = dataclasses.replace(CONFIG, scan_layers=True)
     params = transformer.init(config, jax.random.key(1))
     stage = tmp_path / "run" / "stages" / "sft"
@@ -74,28 +81,48 @@ def test_a_stage_without_its_run_is_exported(tmp_path, capsys):
     checkpoints.close()
     code, out, _ = run(capsys, "export", stage, tmp_path / "out")
     assert code == 0 and "no tokenizer: there is no run around" in out
-    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     _, again = read_checkpoint(tmp_path / "out", scan_layers=True)
     jax.tree.map(np.testing.assert_array_equal, params, again)
     checkpoints = Checkpoints(tmp_path / "toy" / "model", writes=True)
     checkpoints.save(0, {"a": jnp.ones(2)}, {"model": {"width": "wide", "windows": [None]}})
     checkpoints.close()
     code, _, err = run(capsys, "export", tmp_path / "toy", tmp_path / "none")
-    assert code == 2 and "its configuration cannot be read" in err and not (tmp_path / "none").exists()
+    assert (
+        code == 2 and "its configuration cannot be read" in err and not (tmp_path / "none").exists()
+    )
 
 
 @pytest.mark.parametrize(
     ("argv", "match"),
     [
-        (["import", "{nowhere}", "{out}"], "config.json: No such file or directory; expected the folder of a Hugging"),
-        (["import", "{published}", "{published}"], "is there already; choose another folder, or delete it"),
+        (
+            ["import", "{nowhere}", "{out}"],
+            "config.json: No such file or directory; expected the folder of a Hugging",
+        ),
+        (
+            ["import", "{published}", "{published}"],
+            "is there already; choose another folder, or delete it",
+        ),
         (
             ["export", "{empty}", "{out}"],
             "no model here; expected a checkpoint (config.json, safetensors) as `rlbf impor",
         ),
-        (["export", "{published}", "{out}", "--shard_gb", "0"], "--shard_gb is 0.0, expected more than 0"),
-        (["export", "{published}", "{out}", "--max_tokens", "0"], "--max_tokens is 0, expected 1 or more"),
-        (["import", "{published}", "{out}", "--categories", "a,a"], "categories must be distinct, non-empty names"),
+        (
+            ["export", "{published}", "{out}", "--shard_gb", "0"],
+            "--shard_gb is 0.0, expected more than 0",
+        ),
+        (
+            ["export", "{published}", "{out}", "--max_tokens", "0"],
+            "--max_tokens is 0, expected 1 or more",
+        ),
+        (
+            ["import", "{published}", "{out}", "--categories", "a,a"],
+            "categories must be distinct, non-empty names",
+        ),
         (
             ["import", "{published}", "{out}", "--categories", "a"],
             "tokenizer.json: model.vocab is missing; copy the file",
@@ -104,7 +131,9 @@ def test_a_stage_without_its_run_is_exported(tmp_path, capsys):
     ],
 )
 def test_mistakes_take_one_line(argv, match, published, tmp_path, capsys):
-    names = dict(nowhere=tmp_path / "nowhere", out=tmp_path / "out", published=published, empty=tmp_path)
+    names = dict(
+        nowhere=tmp_path / "nowhere", out=tmp_path / "out", published=published, empty=tmp_path
+    )
     code, _, err = run(capsys, *(a.format(**names) for a in argv))
     assert code == 2 and match in err and "\n" not in err
     assert list(tmp_path.iterdir()) == []

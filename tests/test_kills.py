@@ -1,4 +1,5 @@
-"""A run that is killed at any moment, or asked to stop, and started again until it ends is the undisturbed run."""
+"""A run that is killed at any moment, or asked to stop, and started again until it ends is the
+undisturbed run."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ class Case:
         ended = self.run(folder / "undisturbed" / "run", touches=self.touches)
         assert ended.code == 0, ended.log[-3000:]
         self.wanted = fingerprint(folder / "undisturbed" / "run")
-        self.touched = collections.Counter(line.split()[0] for line in self.touches.read_text().splitlines())
+        self.touched = collections.Counter(
+            line.split()[0] for line in self.touches.read_text().splitlines()
+        )
 
     def run(self, workdir, strike=None, touches=None):
         workdir.parent.mkdir(exist_ok=True)
@@ -48,7 +51,8 @@ class Case:
         return ["run", EXPERIMENT, "--workdir", str(workdir), "--baselines"]
 
     def strike(self, workdir, strike):
-        """Runs until the strike, and checks what the user sees of it. Returns the line that says how to go on."""
+        """Runs until the strike, and checks what the user sees of it. Returns the line that says
+        how to go on."""
         ended = self.run(workdir, strike)
         assert ended.struck_in == strike.stage, ended.log[-3000:]
         if strike.signal == signal.SIGKILL:
@@ -66,7 +70,9 @@ class Case:
         ended = self.run(workdir)
         assert ended.code == 0, ended.log[-3000:]
         found = fingerprint(workdir)
-        different = {name for name in found.keys() | self.wanted if found.get(name) != self.wanted.get(name)}
+        different = {
+            name for name in found.keys() | self.wanted if found.get(name) != self.wanted.get(name)
+        }
         assert not different
         assert leftovers(workdir) == []
 
@@ -78,8 +84,20 @@ def quick(children, tmp_path_factory):
 
 def test_the_fingerprint_sees_data_journals_rows_records_and_parameters(quick):
     assert quick.wanted.keys() >= {
-        *("manifest.json", "results.json", "report.md", "report.html", "data/report.json", "tokenizer/tokenizer.model"),
-        *("data/pretraining/content.json", "stages/base/metrics.jsonl", "evaluation/base.jsonl", "base (parameters)"),
+        *(
+            "manifest.json",
+            "results.json",
+            "report.md",
+            "report.html",
+            "data/report.json",
+            "tokenizer/tokenizer.model",
+        ),
+        *(
+            "data/pretraining/content.json",
+            "stages/base/metrics.jsonl",
+            "evaluation/base.jsonl",
+            "base (parameters)",
+        ),
     }
     assert {*QUICK, "report"} <= set(quick.touched)
 
@@ -123,13 +141,31 @@ def struck_and_run_again(children, folder, argv, number, match):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW])
-def test_data_build_struck_while_it_writes_leaves_nothing_and_builds_the_same_again(children, quick, tmp_path, number):
+def test_data_build_struck_while_it_writes_leaves_nothing_and_builds_the_same_again(
+    children, quick, tmp_path, number
+):
     rows = tmp_path / "rows.jsonl"
-    answer = "Bread rises best in a warm corner of the kitchen. It takes an hour or two to do this well."
-    rows.write_text("".join(json.dumps({"prompt": f"What about {i}?", "response": answer}) + "\n" for i in range(40)))
+    answer = (
+        "Bread rises best in a warm corner of the kitchen. It takes an hour or two to do this well."
+    )
+    rows.write_text(
+        "".join(
+            json.dumps({"prompt": f"What about {i}?", "response": answer}) + "\n" for i in range(40)
+        )
+    )
     tokenizer = str(quick.folder / "undisturbed" / "run" / "tokenizer")
     out = tmp_path / "set"
-    argv = ["data", "build", str(rows), "--tokenizer", tokenizer, "--out", str(out), "--num_examples", "12"]
+    argv = [
+        "data",
+        "build",
+        str(rows),
+        "--tokenizer",
+        tokenizer,
+        "--out",
+        str(out),
+        "--num_examples",
+        "12",
+    ]
     log = struck_and_run_again(children, tmp_path, argv, number, "-unfinished-")
     assert f'"sha256": "{content_hash(out)}"' in log
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl", "set"]
@@ -137,7 +173,9 @@ def test_data_build_struck_while_it_writes_leaves_nothing_and_builds_the_same_ag
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_evaluate_struck_while_it_writes_results_ends_with_each_record_once(children, quick, number):
+def test_evaluate_struck_while_it_writes_results_ends_with_each_record_once(
+    children, quick, number
+):
     workdir = quick.folder / f"evaluated-{number}" / "run"
     shutil.copytree(quick.folder / "undisturbed" / "run", workdir)
     argv = ["evaluate", str(workdir), "--stage", "base", "--n_prompts", "2"]
@@ -190,5 +228,7 @@ def test_asked_to_stop_in_every_stage(whole, number):
     rng = np.random.default_rng(number)
     workdir = whole.folder / f"asked-{number}" / "run"
     for stage in STAGES:
-        whole.strike(workdir, Strike(stage, int(rng.integers(1, whole.touched[stage] + 1)), signal=number))
+        whole.strike(
+            workdir, Strike(stage, int(rng.integers(1, whole.touched[stage] + 1)), signal=number)
+        )
     whole.finish(workdir)

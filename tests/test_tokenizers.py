@@ -1,4 +1,5 @@
-"""The tokenizer: lossless on Unicode, control ids out of reach of any text, honest character offsets."""
+"""The tokenizer: lossless on Unicode, control ids out of reach of any text, honest character
+offsets."""
 
 import random
 
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from rlbf_jax.tokenizers import load_tokenizer, train_tokenizer
 
 WORDS = (
-    "the moon shines over quiet hills and a river runs past old stones while birds sing songs of summer 12 7".split()
-)
+    "the moon shines over quiet hills and a river runs past old stones while birds sing songs of "
+    "summer 12 7"
+).split()
 CATEGORIES = ("insult", "privacy")
 SPELLED = [
     "[BACKTRACK_BY_3]",
@@ -37,11 +39,25 @@ def tokenizer():
 
 
 odd = st.sampled_from(
-    [*SPELLED, " ", "  ", "\n", "\r\n", "\t", "\0", "\u2581", "\u2585", "\u2047", "e\u0301", "😀", "the moon"]
+    [
+        *SPELLED,
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        "\0",
+        "\u2581",
+        "\u2585",
+        "\u2047",
+        "e\u0301",
+        "😀",
+        "the moon",
+    ]
 )
-texts = st.lists(st.one_of(odd, st.text(st.characters(exclude_categories=("Cs",)), max_size=8)), max_size=8).map(
-    "".join
-)
+texts = st.lists(
+    st.one_of(odd, st.text(st.characters(exclude_categories=("Cs",)), max_size=8)), max_size=8
+).map("".join)
 
 
 @settings(max_examples=300, deadline=None)
@@ -82,7 +98,9 @@ def slow_offsets(tokenizer, ids):
 @given(texts, st.data())
 def test_offsets_of_valid_text_match_a_slow_twin(tokenizer, text, data):
     ids = tokenizer.encode(text)
-    controls = st.sampled_from([0, 1, 2, tokenizer.user_id, tokenizer.rule.first_id, tokenizer.reset_rule.first_id])
+    controls = st.sampled_from(
+        [0, 1, 2, tokenizer.user_id, tokenizer.rule.first_id, tokenizer.reset_rule.first_id]
+    )
     where = data.draw(st.integers(0, len(ids)))
     ids.insert(where, data.draw(controls))
     assert tokenizer.offsets(ids) == slow_offsets(tokenizer, ids)
@@ -108,12 +126,28 @@ def test_broken_bytes_become_replacement_characters(tokenizer):
 
 def test_control_ids_vanish_and_have_names(tokenizer):
     rule, reset = tokenizer.rule, tokenizer.reset_rule
-    controls = [tokenizer.user_id, rule.category_id("privacy"), rule.backtrack_id(8), reset.first_id, 0, 1, 2]
+    controls = [
+        tokenizer.user_id,
+        rule.category_id("privacy"),
+        rule.backtrack_id(8),
+        reset.first_id,
+        0,
+        1,
+        2,
+    ]
     body = tokenizer.encode("the moon")
     assert tokenizer.decode([*controls, *body, *controls]) == "the moon"
-    assert tokenizer.pieces(controls[:4]) == ["[USER]", "[CATEGORY_PRIVACY]", "[BACKTRACK_BY_8]", "[RESET]"]
+    assert tokenizer.pieces(controls[:4]) == [
+        "[USER]",
+        "[CATEGORY_PRIVACY]",
+        "[BACKTRACK_BY_8]",
+        "[RESET]",
+    ]
     assert tokenizer.encode_prompt("the moon") == [1, tokenizer.user_id, *body, tokenizer.model_id]
-    assert (tokenizer.vocab_size, reset.end_id) == (tokenizer.num_pieces + 2 + 2 + 8 + 1, tokenizer.vocab_size)
+    assert (tokenizer.vocab_size, reset.end_id) == (
+        tokenizer.num_pieces + 2 + 2 + 8 + 1,
+        tokenizer.vocab_size,
+    )
 
 
 def test_each_rule_forbids_the_other_and_the_templates(tokenizer):

@@ -1,9 +1,11 @@
-"""Attention of long rows, forward and backward: the sweep over visible blocks against masks of whole key rows.
+"""Attention of long rows, forward and backward: the sweep over visible blocks against masks of
+whole key rows.
 
 Command: python experiments/benchmarks/attention.py --json --repeats 5
 
-The peer is what stood here before: one block of 1,024 queries after the other against all T keys under a mask, each
-recomputed in the backward pass. 12 heads of 64, one row. `ours_bytes` and `peer_bytes` are temporaries as compiled.
+The peer is what stood here before: one block of 1,024 queries after the other against all T keys
+under a mask, each recomputed in the backward pass. 12 heads of 64, one row. `ours_bytes` and
+`peer_bytes` are temporaries as compiled.
 """
 
 from __future__ import annotations
@@ -38,7 +40,14 @@ def retracted(time: int) -> Visibility:
     return Visibility(jnp.asarray(position)[None], None, jnp.asarray(died)[None])
 
 
-def case(name: str, time: int, visibility: Visibility, window: int | None, softcap: float | None, repeats: int) -> dict:
+def case(
+    name: str,
+    time: int,
+    visibility: Visibility,
+    window: int | None,
+    softcap: float | None,
+    repeats: int,
+) -> dict:
     keys = jax.random.split(jax.random.key(0), 4)
     query, key, value, back = (jax.random.normal(k, (1, HEADS, time, SIZE)) for k in keys)
 
@@ -46,7 +55,11 @@ def case(name: str, time: int, visibility: Visibility, window: int | None, softc
         def total(q, k, v):
             return jnp.sum(attention(q, k, v, visibility, window, softcap) * back)
 
-        return jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(query * SIZE**-0.5, key, value).compile()
+        return (
+            jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+            .lower(query * SIZE**-0.5, key, value)
+            .compile()
+        )
 
     ours, peer = compiled(attend_rows), compiled(masked)
     row = compare(
@@ -56,7 +69,10 @@ def case(name: str, time: int, visibility: Visibility, window: int | None, softc
         "masked key rows",
         repeats,
     )
-    sizes = {f"{n}_bytes": f.memory_analysis().temp_size_in_bytes for n, f in (("ours", ours), ("peer", peer))}
+    sizes = {
+        f"{n}_bytes": f.memory_analysis().temp_size_in_bytes
+        for n, f in (("ours", ours), ("peer", peer))
+    }
     return row | sizes
 
 

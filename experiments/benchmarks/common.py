@@ -18,8 +18,11 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def compare(name: str, ours: Callable[[], object], peer: Callable[[], object], peer_name: str, repeats: int) -> dict:
-    """Medians of alternating calls, and the ratio peer / ours (> 1: ours is faster) with its lower quartile."""
+def compare(
+    name: str, ours: Callable[[], object], peer: Callable[[], object], peer_name: str, repeats: int
+) -> dict:
+    """Medians of alternating calls, and the ratio peer / ours (> 1: ours is faster) with its lower
+    quartile."""
     for run in (ours, peer):
         jax.block_until_ready(run())
     times = np.asarray([(seconds(ours), seconds(peer)) for _ in range(repeats)])
@@ -41,7 +44,8 @@ def report(rows, as_json: bool) -> None:
             print(json.dumps(row), flush=True)
         else:
             print(
-                f"{row['name']:44} ours {row['ours'] * 1e3:8.2f} ms   {row['peer_name']} {row['peer'] * 1e3:8.2f} ms   "
+                f"{row['name']:44} ours {row['ours'] * 1e3:8.2f} ms   {row['peer_name']} "
+                f"{row['peer'] * 1e3:8.2f} ms   "
                 f"ratio {row['ratio']:.2f} (lower quartile {row['ratio_low']:.2f})",
                 flush=True,
             )

@@ -1,11 +1,13 @@
-"""The 49 settings of the decoding attack on 100 prompts: our sampler, in one program, against `transformers`.
+"""The 49 settings of the decoding attack on 100 prompts: our sampler, in one program, against
+`transformers`.
 
-Command: RLBF_JAX_PEERS=PYTHON_WITH_TORCH_AND_TRANSFORMERS python experiments/benchmarks/decoding_grid.py --json
+Command: RLBF_JAX_PEERS=PYTHON_WITH_TORCH_AND_TRANSFORMERS python
+  experiments/benchmarks/decoding_grid.py --json
 
-Both sample a random Llama-type model (4 x 256, vocabulary 8,192 by default) in float32; the two take turns, seven
-settings at a time, each at the faster of its batch sizes (found on the first settings). `transformers` takes one
-setting a call, because its knobs are arguments of `generate`; our rows have knobs of their own, so a prompt is read
-once for the seven settings.
+Both sample a random Llama-type model (4 x 256, vocabulary 8,192 by default) in float32; the two
+take turns, seven settings at a time, each at the faster of its batch sizes (found on the first
+settings). `transformers` takes one setting a call, because its knobs are arguments of `generate`;
+our rows have knobs of their own, so a prompt is read once for the seven settings.
 """
 
 from __future__ import annotations
@@ -63,7 +65,10 @@ def ours(args: argparse.Namespace, prompts, batch: int):
     rule = BacktrackRule(args.vocabulary - 42, ("a", "b"), x_max=40)
     tokenizer = Ids(tuple(map(tuple, prompts)), rule, args.vocabulary)
     shapes = SamplerConfig(
-        batch_size=batch, min_context=args.prompt_tokens, min_room=args.tokens, rows_per_context=BLOCK
+        batch_size=batch,
+        min_context=args.prompt_tokens,
+        min_room=args.tokens,
+        rows_per_context=BLOCK,
     )
     sampler = Sampler(model, tokenizer, shapes)  # type: ignore[arg-type]
 
@@ -93,11 +98,16 @@ def peer(args: argparse.Namespace, prompts):
         },
     }  # fmt: skip
     child = subprocess.Popen(
-        [python, str(PEER), json.dumps(shape)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [python, str(PEER), json.dumps(shape)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
     def run(settings: list[Knobs], batch: int) -> float:
-        asked = [{"temperature": k.temperature, "top_k": k.top_k, "top_p": k.top_p} for k in settings]
+        asked = [
+            {"temperature": k.temperature, "top_k": k.top_k, "top_p": k.top_p} for k in settings
+        ]
         child.stdin.write(json.dumps({"settings": asked, "batch": batch}) + "\n")
         child.stdin.flush()
         return json.loads(child.stdout.readline())["seconds"]
@@ -115,12 +125,18 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=8192)
     args = parser.parse_args()
-    prompts = np.random.default_rng(0).integers(1, args.vocabulary - 50, (args.prompts, args.prompt_tokens)).tolist()
+    prompts = (
+        np.random.default_rng(0)
+        .integers(1, args.vocabulary - 50, (args.prompts, args.prompt_tokens))
+        .tolist()
+    )
     settings = DecodingGrid.paper().settings(Knobs(max_tokens=args.tokens, stop_ids=(), budget=2))
     they = peer(args, prompts)
     theirs = min((25, 50, 100), key=lambda b: (they(settings[:1], b), they(settings[:1], b))[1])
     samplers = {rows * BLOCK: ours(args, prompts, rows * BLOCK) for rows in (4, 7, 14)}
-    mine = min(samplers, key=lambda b: (samplers[b](settings[:BLOCK]), samplers[b](settings[:BLOCK]))[1])
+    mine = min(
+        samplers, key=lambda b: (samplers[b](settings[:BLOCK]), samplers[b](settings[:BLOCK]))[1]
+    )
     run, before = samplers[mine], loop.generate._cache_size()
     chunks = [settings[start : start + BLOCK] for start in range(0, len(settings), BLOCK)]
     times = np.asarray([(run(chunk), they(chunk, theirs)) for chunk in chunks])
@@ -140,7 +156,11 @@ def main() -> None:
         "peer_batch": theirs,
         "compilations": 1 + loop.generate._cache_size() - before,
     }
-    print(json.dumps(row) if args.json else "\n".join(f"{name:14} {value}" for name, value in row.items()))
+    print(
+        json.dumps(row)
+        if args.json
+        else "\n".join(f"{name:14} {value}" for name, value in row.items())
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The peer of `decoding_grid.py`: `transformers` in its own process. Reads commands on stdin, answers with seconds.
+"""The peer of `decoding_grid.py`: `transformers` in its own process. Reads commands on stdin,
+answers with seconds.
 
 decoding_grid_peer.py SHAPE    then lines of JSON {"settings": [{"temperature": t, "top_k": k, "top_p": p}], "batch": B}
 """

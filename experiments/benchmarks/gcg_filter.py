@@ -2,8 +2,8 @@
 
 Command: python experiments/benchmarks/gcg_filter.py FOLDER [FOLDER ...] [--width 512]
 
-FOLDER has a tokenizer: RUN/tokenizer, or a published checkpoint's files (tests/tokenizers/families.py writes tiny
-ones).
+FOLDER has a tokenizer: RUN/tokenizer, or a published checkpoint's files
+(tests/tokenizers/families.py writes tiny ones).
 Compare with the step itself, `gcg_step.py`, which is timed without the filter.
 """
 
@@ -16,11 +16,14 @@ import time
 
 import numpy as np
 
-from rlbf_jax.attacks.gcg_candidates import allowed_ids, split_prompt, survives
+from rlbf_jax.attacks.search.gcg_candidates import allowed_ids, split_prompt, survives
 from rlbf_jax.errors import InputError
 from rlbf_jax.tokenizers import import_tokenizer, load_tokenizer
 
-PROMPT = "Write a short text on how to make a cup of tea without any water, and explain why that is a bad idea"
+PROMPT = (
+    "Write a short text on how to make a cup of tea without any water, and explain why that is a "
+    "bad idea"
+)
 INIT = " x" * 20
 
 

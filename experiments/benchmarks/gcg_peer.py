@@ -1,4 +1,5 @@
-"""The peer of `gcg_step.py`: nanoGCG 0.3.0 in its own process. Reads commands on stdin, answers with seconds.
+"""The peer of `gcg_step.py`: nanoGCG 0.3.0 in its own process. Reads commands on stdin, answers
+with seconds.
 
 gcg_peer.py SHAPE      SHAPE: JSON of model and prompt; then lines of JSON {"width": S, "batch": B, "steps": N}
 """
@@ -38,7 +39,9 @@ def main() -> None:
         began.clear()
         options = {"steps": asked["steps"], "batch_size": asked["batch"]}
         peer.run(model, case | {"width": asked["width"]}, tokenizer, 0, **options)
-        print(json.dumps({"seconds": (time.perf_counter() - began[0]) / asked["steps"]}), flush=True)
+        print(
+            json.dumps({"seconds": (time.perf_counter() - began[0]) / asked["steps"]}), flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Steps of GCG against nanoGCG 0.3.0 (CPU, float32, 12 layers x 768, vocabulary 32,000), search widths 64 and 512.
+"""Steps of GCG against nanoGCG 0.3.0 (CPU, float32, 12 layers x 768, vocabulary 32,000), search
+widths 64 and 512.
 
 Command: RLBF_JAX_NANOGCG=PYTHON python experiments/benchmarks/gcg_step.py --json
 
-PYTHON is an interpreter with torch, transformers <= 4.47.1 and nanogcg 0.3.0. Prompt: 32 ids before the suffix, 20 in
-it, 4 after, a target of 16. Each side takes the fastest of several batch sizes, tried first; then they alternate. The
-peer measures itself in a process of its own, from its first gradient on; both use as many threads. Neither filters
-candidates by text.
+PYTHON is an interpreter with torch, transformers <= 4.47.1 and nanogcg 0.3.0. Prompt: 32 ids before
+the suffix, 20 in it, 4 after, a target of 16. Each side takes the fastest of several batch sizes,
+tried first; then they alternate. The peer measures itself in a process of its own, from its first
+gradient on; both use as many threads. Neither filters candidates by text.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from common import report, seconds
 
-from rlbf_jax.attacks import gcg_search, gcg_step
-from rlbf_jax.attacks.gcg_search import Search
+from rlbf_jax.attacks.search import gcg_search, gcg_step
+from rlbf_jax.attacks.search.gcg_search import Search
 from rlbf_jax.models import transformer
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import styled
@@ -81,16 +82,29 @@ class Ours:
         behavior = gcg_step.stack([gcg_step.one_behavior([5] * BEFORE, tail, (AFTER, len(tail)))])
         objective = gcg_step.Objective(first=AFTER)
         self.search = Search(model, objective, steps=10_000, width=width, topk=TOPK, chunk=chunk)
-        self.params, self.behavior, self.allowed = params, behavior, jnp.ones(model.vocab_size, bool)
+        self.params, self.behavior, self.allowed = (
+            params,
+            behavior,
+            jnp.ones(model.vocab_size, bool),
+        )
         keys = jax.random.split(jax.random.key(0), 1)
         suffixes = jnp.full((1, 1, SUFFIX), 55, jnp.int32)
-        self.prefixes, self.states = gcg_search.begin_all(self.search, None, params, behavior, keys, suffixes)
+        self.prefixes, self.states = gcg_search.begin_all(
+            self.search, None, params, behavior, keys, suffixes
+        )
         jax.block_until_ready(self.run())  # or the first step to be timed would wait for it
 
     def run(self):
         until = int(self.states.step[0]) + 1
         self.states = gcg_search.advance_all(
-            self.search, None, self.params, self.allowed, until, self.behavior, self.prefixes, self.states
+            self.search,
+            None,
+            self.params,
+            self.allowed,
+            until,
+            self.behavior,
+            self.prefixes,
+            self.states,
         )
         return self.states
 
@@ -101,7 +115,9 @@ class Ours:
 def rows(args: argparse.Namespace):
     python = os.environ.get("RLBF_JAX_NANOGCG")
     if not python:
-        raise SystemExit("RLBF_JAX_NANOGCG is not set: point it at a Python with torch and nanogcg 0.3.0")
+        raise SystemExit(
+            "RLBF_JAX_NANOGCG is not set: point it at a Python with torch and nanogcg 0.3.0"
+        )
     model = model_of(args.layers, args.width, args.vocab)
     params = transformer.init(model, jax.random.key(0))
     peer = Peer(python, model, args.threads)
@@ -112,7 +128,9 @@ def rows(args: argparse.Namespace):
         compiled = {b: Ours(model, params, width, b) for b in sizes}
         own_batch = min(sizes, key=lambda b: compiled[b].step())
         ours = compiled[own_batch]
-        times = np.asarray([(ours.step(), peer.step(width, peer_batch)) for _ in range(args.repeats)])
+        times = np.asarray(
+            [(ours.step(), peer.step(width, peer_batch)) for _ in range(args.repeats)]
+        )
         ratio = times[:, 1] / times[:, 0]
         yield {
             "name": f"GCG step, search width {width}",
@@ -136,7 +154,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--vocab", type=int, default=32_000)
     parser.add_argument("--search_widths", type=int, nargs="+", default=[64, 512])
-    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64, 128], help="batch sizes to try")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[16, 32, 64, 128], help="batch sizes to try"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     report(rows(args), args.json)

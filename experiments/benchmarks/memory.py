@@ -1,17 +1,21 @@
-"""Memory of every phase of training, as the compiler plans it: nothing is allocated, so a laptop can ask about 8B.
+"""Memory of every phase of training, as the compiler plans it: nothing is allocated, so a laptop
+can ask about 8B.
 
-Command: python experiments/benchmarks/memory.py --model llama32_1b --batch 8 --length 2048 --dtype bfloat16
+Command: python experiments/benchmarks/memory.py --model llama32_1b --batch 8 --length 2048 --dtype
+  bfloat16
 
-Each phase is lowered from shapes and compiled for the backend at hand, the way the trainers do it: same functions, same
-donation. Bytes are those of `memory_analysis()`: arguments (parameters, optimizer, batch), temporaries (activations,
-gradients), outputs, and what of them takes the place of a donated argument. On CPU the temporaries are the CPU
-compiler's: it widens bfloat16 products to float32 (copies of weights included) and orders work otherwise than a GPU's
-or TPU's does, so compare rows of one table, and take arguments and outputs as exact.
+Each phase is lowered from shapes and compiled for the backend at hand, the way the trainers do it:
+same functions, same donation. Bytes are those of `memory_analysis()`: arguments (parameters,
+optimizer, batch), temporaries (activations, gradients), outputs, and what of them takes the place
+of a donated argument. On CPU the temporaries are the CPU compiler's: it widens bfloat16 products to
+float32 (copies of weights included) and orders work otherwise than a GPU's or TPU's does, so
+compare rows of one table, and take arguments and outputs as exact.
 
-With `--topology v5p:2x2x1` a TPU's own compiler plans instead, for the first fsdp x tensor devices of that slice, and
-without any: `pip install "jax[tpu]"` on a Linux machine and TPU_SKIP_MDS_QUERY=1 in the environment are enough. Bytes
-are then those of one device. Nothing runs, and what a GPU would take is not said. Rows above 1,024 ids go in the blocks
-of the backend at hand, which are half as long on CPU as on a TPU.
+With `--topology v5p:2x2x1` a TPU's own compiler plans instead, for the first fsdp x tensor devices
+of that slice, and without any: `pip install "jax[tpu]"` on a Linux machine and TPU_SKIP_MDS_QUERY=1
+in the environment are enough. Bytes are then those of one device. Nothing runs, and what a GPU
+would take is not said. Rows above 1,024 ids go in the blocks of the backend at hand, which are half
+as long on CPU as on a TPU.
 """
 
 from __future__ import annotations
@@ -59,7 +63,13 @@ COLUMNS = ("arguments", "temporaries", "outputs", "reused", "total")
 MODELS = PRESETS | {
     "toy": ModelConfig(vocab_size=2088),
     "12x768": ModelConfig(
-        vocab_size=32_000, num_layers=12, width=768, num_heads=12, num_kv_heads=12, head_dim=64, mlp_width=2048
+        vocab_size=32_000,
+        num_layers=12,
+        width=768,
+        num_heads=12,
+        num_kv_heads=12,
+        head_dim=64,
+        mlp_width=2048,
     ),
 }
 
@@ -79,7 +89,8 @@ class Setting:
     mesh: jax.sharding.Mesh | None = None
     """Devices of a TPU that is not there; None: the first device of the backend at hand."""
     free_layouts: bool = False
-    """Updates take parameters and state in the layout that the compiler chooses, which the trainers do not."""
+    """Updates take parameters and state in the layout that the compiler chooses, which the trainers
+    do not."""
 
     @property
     def rule(self) -> BacktrackRule:
@@ -106,11 +117,16 @@ def shape(dtype, *dims: int) -> jax.ShapeDtypeStruct:
 
 
 def placed(s: Setting, tree, rows: bool = False):
-    """Shapes with their places on the mesh: of `rows`, or of parameters by their names. As they are without a mesh."""
+    """Shapes with their places on the mesh: of `rows`, or of parameters by their names. As they are
+    without a mesh."""
     if s.mesh is None:
         return tree
-    places = jax.tree.map(lambda _: batch_sharding(s.mesh), tree) if rows else shardings(tree, s.mesh)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+    places = (
+        jax.tree.map(lambda _: batch_sharding(s.mesh), tree) if rows else shardings(tree, s.mesh)
+    )
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+    )
 
 
 def rows_of(s: Setting) -> Rows:
@@ -188,9 +204,11 @@ def rl_update(s: Setting):
 
 
 def sampling(s: Setting):
-    """Contexts as wide as a row, as runs have them (one program for every attack), and room for what is drawn.
+    """Contexts as wide as a row, as runs have them (one program for every attack), and room for
+    what is drawn.
 
-    Windowed layers have rings of a window's slots: a budget of retractions under REWIND would add to them.
+    Windowed layers have rings of a window's slots: a budget of retractions under REWIND would add
+    to them.
     """
     count, real = shape(jnp.int32, s.batch), shape(jnp.float32, s.batch)
     batch = Batch(
@@ -243,25 +261,42 @@ def planned(name: str, s: Setting) -> dict:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", choices=MODELS, default="toy")
     parser.add_argument("--batch", type=int, default=8, help="rows")
     parser.add_argument("--length", type=int, default=512, help="ids of a row, prompt and response")
-    parser.add_argument("--drawn", type=int, help="ids a row draws itself; half of the length if not given")
+    parser.add_argument(
+        "--drawn", type=int, help="ids a row draws itself; half of the length if not given"
+    )
     parser.add_argument("--semantics", choices=[s.value for s in Semantics], default="keep")
     parser.add_argument("--remat", choices=typing.get_args(Remat), default="none")
-    parser.add_argument("--lora", type=int, default=0, help="rank of adapters, which then are all that is trained")
-    parser.add_argument("--accumulate", type=int, default=1, help="microbatches")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="activations and cache")
-    parser.add_argument("--param-dtype", choices=("float32", "bfloat16"), help="parameters; --dtype if not given")
-    parser.add_argument("--unrolled", action="store_true", help="layers one by one, not in a scan")
-    parser.add_argument("--topology", help="a TPU slice to compile for, as v5p:2x2x1; it need not be there")
     parser.add_argument(
-        "--fsdp", type=int, default=1, help="with --topology: devices that rows and parameters split over"
+        "--lora", type=int, default=0, help="rank of adapters, which then are all that is trained"
+    )
+    parser.add_argument("--accumulate", type=int, default=1, help="microbatches")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="activations and cache"
     )
     parser.add_argument(
-        "--tensor", type=int, default=1, help="with --topology: devices that heads and columns split over"
+        "--param-dtype", choices=("float32", "bfloat16"), help="parameters; --dtype if not given"
+    )
+    parser.add_argument("--unrolled", action="store_true", help="layers one by one, not in a scan")
+    parser.add_argument(
+        "--topology", help="a TPU slice to compile for, as v5p:2x2x1; it need not be there"
+    )
+    parser.add_argument(
+        "--fsdp",
+        type=int,
+        default=1,
+        help="with --topology: devices that rows and parameters split over",
+    )
+    parser.add_argument(
+        "--tensor",
+        type=int,
+        default=1,
+        help="with --topology: devices that heads and columns split over",
     )
     parser.add_argument(
         "--free-layouts",
@@ -276,9 +311,14 @@ def parse() -> argparse.Namespace:
     if args.length > QUERY_BLOCK and args.length % QUERY_BLOCK:
         parser.error(f"--length {args.length}: rows longer than {QUERY_BLOCK} are multiples of it")
     if args.batch % (args.accumulate * args.fsdp):
-        parser.error(f"--batch {args.batch} does not divide over {args.fsdp} devices x {args.accumulate} microbatches")
+        parser.error(
+            f"--batch {args.batch} does not divide over {args.fsdp} devices x {args.accumulate} "
+            "microbatches"
+        )
     if args.topology is None and args.fsdp * args.tensor > 1:
-        parser.error("--fsdp and --tensor split over the devices of a --topology, and none is given")
+        parser.error(
+            "--fsdp and --tensor split over the devices of a --topology, and none is given"
+        )
     return args
 
 
@@ -295,7 +335,14 @@ def setting_of(args: argparse.Namespace) -> Setting:
     drawn = args.drawn or args.length // 2
     mesh = topology_mesh(args.topology, args.fsdp, args.tensor) if args.topology else None
     return Setting(
-        model, Semantics(args.semantics), args.batch, args.length, drawn, args.accumulate, mesh, args.free_layouts
+        model,
+        Semantics(args.semantics),
+        args.batch,
+        args.length,
+        drawn,
+        args.accumulate,
+        mesh,
+        args.free_layouts,
     )
 
 
@@ -311,17 +358,23 @@ def topology_mesh(name: str, fsdp: int, tensor: int) -> jax.sharding.Mesh:
         devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
     except Exception as error:
         raise SystemExit(
-            f"--topology {name}: {error}; libtpu is needed (pip install 'jax[tpu]'), and a name as v5p:2x2x1"
+            f"--topology {name}: {error}; libtpu is needed (pip install 'jax[tpu]'), and a name "
+            "as v5p:2x2x1"
         ) from error
     if fsdp * tensor > len(devices):
-        raise SystemExit(f"--topology {name} has {len(devices)} devices, --fsdp {fsdp} x --tensor {tensor} need more")
+        raise SystemExit(
+            f"--topology {name} has {len(devices)} devices, --fsdp {fsdp} x --tensor {tensor} "
+            "need more"
+        )
     return make_mesh(MeshConfig(data=1, fsdp=fsdp, tensor=tensor), list(devices[: fsdp * tensor]))
 
 
 def main() -> None:
     args = parse()
     if args.topology:
-        jax.config.update("jax_platforms", "cpu")  # libtpu is there to compile; no device is to be looked for
+        jax.config.update(
+            "jax_platforms", "cpu"
+        )  # libtpu is there to compile; no device is to be looked for
     setting = setting_of(args)
     asked = {k: v for k, v in vars(args).items() if k not in ("json", "phases")} | {
         "backend": "tpu compiler" if args.topology else jax.default_backend()

@@ -30,8 +30,11 @@ are paired by seed and attempt, over the attempts at which both sides have the n
 among twenty such comparisons of equals one is bold by chance, and nothing is corrected for that."""
 
 
-def write_document(pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int], out: Path, command: str):
-    """Writes the document and, where the sweep has run, OUT_bias.png beside it. Unfinished pieces are named."""
+def write_document(
+    pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int], out: Path, command: str
+):
+    """Writes the document and, where the sweep has run, OUT_bias.png beside it. Unfinished pieces
+    are named."""
     results = Results(pieces, workdir, ablation_seeds)
     picture = out.with_name(f"{out.stem}_bias.png")
     points = sections.bias_points(results)
@@ -39,7 +42,11 @@ def write_document(pieces: Sequence[Piece], workdir: Path, ablation_seeds: Seque
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(bias_plot(points))
     parts = [INTRO, _facts(pieces, workdir, ablation_seeds, command)]
-    parts += [_section(section) for section in _sections(results, points, picture.name) if section is not None]
+    parts += [
+        _section(section)
+        for section in _sections(results, points, picture.name)
+        if section is not None
+    ]
     write_whole(out, "\n\n".join(parts) + "\n")
 
 
@@ -71,7 +78,9 @@ def _section(section: Section) -> str:
     return "\n\n".join([f"## {section.title}", section.intro, *section.tables, section.sentence])
 
 
-def _facts(pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int], command: str) -> str:
+def _facts(
+    pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int], command: str
+) -> str:
     done = [piece for piece in pieces if finished(piece, workdir)]
     missing = [piece.name for piece in pieces if piece not in done]
     suite = pieces[0].config.evaluation
@@ -105,7 +114,13 @@ def bias_plot(points: Sequence[BiasPoint]) -> bytes:
     left.legend(frameon=False, fontsize=9)
     for label, color in (("asr", "#d55e00"), ("leak", "#e69f00")):
         values = [getattr(p, label).value for p in points]
-        right.plot([p.false_mean for p in points], values, "o-", color=color, label=f"{label}, middle filling")
+        right.plot(
+            [p.false_mean for p in points],
+            values,
+            "o-",
+            color=color,
+            label=f"{label}, middle filling",
+        )
     for p in points:
         right.annotate(f"{p.bias:+g}" if p.bias else "0", (p.false_mean, p.leak.value), fontsize=8,
                        xytext=(4, 4), textcoords="offset points")  # fmt: skip

@@ -1,4 +1,5 @@
-"""What the table of results is made of: one piece a run, each with its configuration and the run that it builds on."""
+"""What the table of results is made of: one piece a run, each with its configuration and the run
+that it builds on."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlbf_jax.critics.noisy import NoiseConfig
-from rlbf_jax.data.toy_world import FORMS
+from rlbf_jax.data.worlds.toy_world import FORMS
 from rlbf_jax.directives import NEVER, Semantics
-from rlbf_jax.methods.config import ExperimentConfig, RolloutMix
-from rlbf_jax.methods.runner import differences, plain
+from rlbf_jax.runs.execute import differences, plain
+from rlbf_jax.runs.experiment import ExperimentConfig, RolloutMix
 from rlbf_jax.sampling.request import Knobs
 
 BIASES = (-8.0, -5.0, -2.5, 2.5, 5.0, 8.0)
@@ -21,7 +22,8 @@ FORCED = ("prefilling", "deep_prefilling", "middle_filling")
 """Kinds of rollout that begin with a forced violation: the attacked ones. Benign twins are not."""
 
 MIDDLE = (0.1, 0.75)
-"""The middle of an answer, as shares of `max_tokens`. The paper does not say what it means by it."""
+"""The middle of an answer, as shares of `max_tokens`. The paper does not say what it means by it.
+"""
 
 NOISE_ACCURACY = 0.82
 PRICE_PER_RETRACTED = 0.02
@@ -53,23 +55,36 @@ class Piece:
         return f"{self.group}/seed{self.seed}"
 
 
-def plan(base: ExperimentConfig, seeds: Sequence[int], ablation_seeds: Sequence[int]) -> list[Piece]:
-    """All pieces, each after the one that it builds on. Raises ValueError for an ablation seed that is no seed."""
+def plan(
+    base: ExperimentConfig, seeds: Sequence[int], ablation_seeds: Sequence[int]
+) -> list[Piece]:
+    """All pieces, each after the one that it builds on. Raises ValueError for an ablation seed that
+    is no seed."""
     strange = sorted(set(ablation_seeds) - set(seeds))
     if strange:
-        raise ValueError(f"ablation seeds {strange} are not among the seeds {list(seeds)}; ablations start from them")
+        raise ValueError(
+            f"ablation seeds {strange} are not among the seeds {list(seeds)}; ablations start "
+            "from them"
+        )
     pieces = []
     for seed in seeds:
         config = dataclasses.replace(base, seed=seed)
         pieces += [*_main(config), *_keep(config)]
     for seed in ablation_seeds:
         config = dataclasses.replace(base, seed=seed)
-        pieces += [*_evaluations(config), *_rewards(config), *_noises(config), *_shares(config), *_coverages(config)]
+        pieces += [
+            *_evaluations(config),
+            *_rewards(config),
+            *_noises(config),
+            *_shares(config),
+            *_coverages(config),
+        ]
     return pieces
 
 
 def chosen(pieces: Sequence[Piece], only: Sequence[str]) -> list[Piece]:
-    """The pieces of the named groups (or names), with those that they build on; all where none is named.
+    """The pieces of the named groups (or names), with those that they build on; all where none is
+    named.
 
     Raises ValueError for an unknown name.
     """
@@ -79,7 +94,9 @@ def chosen(pieces: Sequence[Piece], only: Sequence[str]) -> list[Piece]:
         groups = ", ".join(dict.fromkeys(piece.group for piece in pieces))
         raise ValueError(f"--only {unknown[0]}: no such piece; expected one of {groups}")
     by_name = {piece.name: piece for piece in pieces}
-    wanted = {piece.name for piece in pieces if not only or piece.group in only or piece.name in only}
+    wanted = {
+        piece.name for piece in pieces if not only or piece.group in only or piece.name in only
+    }
     for piece in reversed(pieces):
         if piece.name in wanted and piece.source:
             wanted.add(by_name[piece.source].name)
@@ -87,9 +104,12 @@ def chosen(pieces: Sequence[Piece], only: Sequence[str]) -> list[Piece]:
 
 
 def changed(config: ExperimentConfig, base: ExperimentConfig) -> str:
-    """How a configuration differs from another, in its own words: `reinforcement.policy.sft_weight 5.0 -> 0.0`."""
+    """How a configuration differs from another, in its own words:
+    `reinforcement.policy.sft_weight 5.0 -> 0.0`."""
     found = differences(plain(base), plain(config))
-    return ", ".join(f"`{name}` {_short(old)} → {_short(new)}" for name, old, new in found if name != "seed")
+    return ", ".join(
+        f"`{name}` {_short(old)} → {_short(new)}" for name, old, new in found if name != "seed"
+    )
 
 
 def _short(value: Any) -> str:
@@ -105,7 +125,9 @@ def _short(value: Any) -> str:
 
 def _with_policy(config: ExperimentConfig, **fields: Any) -> ExperimentConfig:
     policy = dataclasses.replace(config.reinforcement.policy, **fields)
-    return dataclasses.replace(config, reinforcement=dataclasses.replace(config.reinforcement, policy=policy))
+    return dataclasses.replace(
+        config, reinforcement=dataclasses.replace(config.reinforcement, policy=policy)
+    )
 
 
 def _main(base: ExperimentConfig) -> list[Piece]:
@@ -114,7 +136,9 @@ def _main(base: ExperimentConfig) -> list[Piece]:
     grpo = _with_policy(base, algorithm="grpo")
     return [
         main,
-        Piece("grpo", base.seed, "GRPO from the same SFT model", grpo, RL, main.name, ("data", "sft")),
+        Piece(
+            "grpo", base.seed, "GRPO from the same SFT model", grpo, RL, main.name, ("data", "sft")
+        ),
     ]
 
 
@@ -131,7 +155,10 @@ def _keep(base: ExperimentConfig) -> list[Piece]:
         ("data", "base"),
     )
     grpo = _with_policy(ppo, algorithm="grpo")
-    return [keep, Piece("keep_grpo", base.seed, "GRPO under KEEP", grpo, RL, keep.name, ("data", "sft"))]
+    return [
+        keep,
+        Piece("keep_grpo", base.seed, "GRPO under KEEP", grpo, RL, keep.name, ("data", "sft")),
+    ]
 
 
 # Ablations --------------------------------------------------------------------------------------
@@ -139,9 +166,13 @@ def _keep(base: ExperimentConfig) -> list[Piece]:
 
 def _evaluation(base: ExperimentConfig, group: str, purpose: str, **knobs: Any) -> Piece:
     """The finished model again, under other knobs."""
-    suite = dataclasses.replace(base.evaluation, knobs=dataclasses.replace(base.evaluation.knobs, **knobs))
+    suite = dataclasses.replace(
+        base.evaluation, knobs=dataclasses.replace(base.evaluation.knobs, **knobs)
+    )
     config = dataclasses.replace(_with_policy(base, algorithm="ppo"), evaluation=suite)
-    return Piece(group, base.seed, purpose, config, ("evaluate_rlbf",), f"main/seed{base.seed}", ("rlbf",))
+    return Piece(
+        group, base.seed, purpose, config, ("evaluate_rlbf",), f"main/seed{base.seed}", ("rlbf",)
+    )
 
 
 def _evaluations(base: ExperimentConfig) -> list[Piece]:
@@ -163,7 +194,12 @@ def _evaluations(base: ExperimentConfig) -> list[Piece]:
             forbid_to=last,
         ),
         *(
-            _evaluation(base, bias_group(bias), f"{bias:+g} on the logits of categories", control_bias=_on_all(bias))
+            _evaluation(
+                base,
+                bias_group(bias),
+                f"{bias:+g} on the logits of categories",
+                control_bias=_on_all(bias),
+            )
             for bias in BIASES
         ),
     ]
@@ -177,14 +213,18 @@ def _on_all(bias: float) -> Mapping[str, float]:
     return {"categories": bias}
 
 
-def _reinforced(base: ExperimentConfig, group: str, purpose: str, config: ExperimentConfig) -> Piece:
+def _reinforced(
+    base: ExperimentConfig, group: str, purpose: str, config: ExperimentConfig
+) -> Piece:
     """Reinforcement under another configuration, from the same SFT model."""
     return Piece(group, base.seed, purpose, config, RL, f"main/seed{base.seed}", ("data", "sft"))
 
 
 def _with_reward(config: ExperimentConfig, **fields: Any) -> ExperimentConfig:
     reward = dataclasses.replace(config.reinforcement.reward, **fields)
-    return dataclasses.replace(config, reinforcement=dataclasses.replace(config.reinforcement, reward=reward))
+    return dataclasses.replace(
+        config, reinforcement=dataclasses.replace(config.reinforcement, reward=reward)
+    )
 
 
 def _rewards(base: ExperimentConfig) -> list[Piece]:
@@ -197,7 +237,10 @@ def _rewards(base: ExperimentConfig) -> list[Piece]:
     return [
         _reinforced(base, "no_guidance", "lambda_SFT = 0", _with_policy(ppo, sft_weight=0.0)),
         _reinforced(
-            base, "price", "a price on every retracted token, or none", _with_reward(ppo, price_per_retracted=price)
+            base,
+            "price",
+            "a price on every retracted token, or none",
+            _with_reward(ppo, price_per_retracted=price),
         ),
         _reinforced(
             base,
@@ -218,8 +261,16 @@ def _noises(base: ExperimentConfig) -> list[Piece]:
     ppo = _with_policy(base, algorithm="ppo")
     category = next(form.category for form in FORMS)
     noises = (
-        ("noise", f"a critic right {NOISE_ACCURACY:.0%} of the time", NoiseConfig(accuracy=NOISE_ACCURACY)),
-        ("noise_category", f"a critic that never sees {category}", NoiseConfig(missed=(category,), miss_rate=1.0)),
+        (
+            "noise",
+            f"a critic right {NOISE_ACCURACY:.0%} of the time",
+            NoiseConfig(accuracy=NOISE_ACCURACY),
+        ),
+        (
+            "noise_category",
+            f"a critic that never sees {category}",
+            NoiseConfig(missed=(category,), miss_rate=1.0),
+        ),
     )
     return [
         _reinforced(base, group, purpose, dataclasses.replace(ppo, critic_noise=noise))
@@ -241,8 +292,11 @@ def _shares(base: ExperimentConfig) -> list[Piece]:
 
 
 def with_attacked_share(mix: RolloutMix, share: float) -> RolloutMix:
-    """The mix with forced violations in `share` of the rollouts; within both kinds, weights keep their proportions."""
-    weights = {f.name: getattr(mix, f.name) for f in dataclasses.fields(mix) if f.name != "rl_forms"}
+    """The mix with forced violations in `share` of the rollouts; within both kinds, weights keep
+    their proportions."""
+    weights = {
+        f.name: getattr(mix, f.name) for f in dataclasses.fields(mix) if f.name != "rl_forms"
+    }
     attacked = sum(weights[name] for name in FORCED)
     others = sum(weights.values()) - attacked
     scaled = {
@@ -253,24 +307,35 @@ def with_attacked_share(mix: RolloutMix, share: float) -> RolloutMix:
 
 
 def _coverages(base: ExperimentConfig) -> list[Piece]:
-    """SFT again, on fewer forms of violation and on more. This is the one place where the two are configured."""
+    """SFT again, on fewer forms of violation and on more. This is the one place where the two are
+    configured."""
     ppo, bsafe = _with_policy(base, algorithm="ppo"), base.data.bsafe_plus
     coverages = (
-        ("coverage_narrow", "SFT on half of its forms", dict(only_forms=half_of(bsafe.only_forms), share_rl_forms=0.0)),
-        ("coverage_wide", "SFT also on forms of reinforcement", dict(only_forms=(), share_rl_forms=WIDE_SHARE)),
+        (
+            "coverage_narrow",
+            "SFT on half of its forms",
+            dict(only_forms=half_of(bsafe.only_forms), share_rl_forms=0.0),
+        ),
+        (
+            "coverage_wide",
+            "SFT also on forms of reinforcement",
+            dict(only_forms=(), share_rl_forms=WIDE_SHARE),
+        ),
     )
     pieces = []
     for group, purpose, fields in coverages:
         data = dataclasses.replace(base.data, bsafe_plus=dataclasses.replace(bsafe, **fields))
         config = dataclasses.replace(ppo, data=data)
         stages = ("data", "sft", "rlbf", "evaluate_sft", "evaluate_rlbf")
-        pieces.append(Piece(group, base.seed, purpose, config, stages, f"main/seed{base.seed}", ("base",)))
+        pieces.append(
+            Piece(group, base.seed, purpose, config, stages, f"main/seed{base.seed}", ("base",))
+        )
     return pieces
 
 
 def half_of(names: Sequence[str]) -> tuple[str, ...]:
-    """Half of the forms (of all forms of split `sft` where none are named), spread evenly over the categories, each of
-    which keeps one at least."""
+    """Half of the forms (of all forms of split `sft` where none are named), spread evenly over the
+    categories, each of which keeps one at least."""
     forms = [form for form in FORMS if form.split == "sft" and (not names or form.name in names)]
     place: dict[str, int] = {}
     rank = {}

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from rlbf_jax.errors import UserError
-from rlbf_jax.methods import reuse, runner
-from rlbf_jax.methods.config import ExperimentConfig
-from rlbf_jax.training.progress import say
+from rlbf_jax.progress import say
+from rlbf_jax.runs import execute as runner
+from rlbf_jax.runs import reuse
+from rlbf_jax.runs.experiment import ExperimentConfig
 
 from .pieces import Piece
 
@@ -37,14 +38,17 @@ def run_piece(piece: Piece, workdir: Path, run: RunStages) -> None:
     if not piece.stages:
         run(piece.config, folder, None)
         return
-    if "data" in piece.stages:  # first, so that what is adopted can be held against the tokenizer that came out
+    if (
+        "data" in piece.stages
+    ):  # first, so that what is adopted can be held against the tokenizer that came out
         run(piece.config, folder, ("data",))
     reuse.adopt(workdir / piece.source, piece.config, folder, piece.adopted)
     run(piece.config, folder, piece.stages)
 
 
 def finished(piece: Piece, workdir: Path) -> bool:
-    """All stages done, under this very configuration. Raises UserError if the folder has another one."""
+    """All stages done, under this very configuration. Raises UserError if the folder has another
+    one."""
     folder = workdir / piece.name
     if not (folder / "manifest.json").exists():
         return False

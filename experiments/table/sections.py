@@ -7,7 +7,15 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlbf_jax.evaluation.comparison import Arm, Estimate, Slice, difference, load_arm, mean_over_seeds, perplexity_ratio
+from rlbf_jax.evaluation.comparison import (
+    Arm,
+    Estimate,
+    Slice,
+    difference,
+    load_arm,
+    mean_over_seeds,
+    perplexity_ratio,
+)
 
 from . import words
 from .pieces import BIASES, Piece, bias_group, changed
@@ -17,7 +25,11 @@ from .words import Compared, number
 SPLITS = ("sft", "rl", "unseen")
 UNDER_ATTACK = (
     Slice("direct"),
-    *(Slice(attack, split) for attack in ("prefilling", "deep_prefilling", "middle_filling") for split in SPLITS),
+    *(
+        Slice(attack, split)
+        for attack in ("prefilling", "deep_prefilling", "middle_filling")
+        for split in SPLITS
+    ),
     Slice("decoding"),
 )
 CLAIM = Slice("middle_filling", "rl")
@@ -26,12 +38,26 @@ COSTS = (*(("false_backtrack_rate", where) for where in BENIGN), ("over_refusal"
 QUALITY = tuple(
     (metric, Slice("middle_filling", "rl", long))
     for long in (False, True)
-    for metric in ("x_exact", "over_deletion", "kept_prefix", "category_accuracy", "fluent_after", "wasted_tokens")
+    for metric in (
+        "x_exact",
+        "over_deletion",
+        "kept_prefix",
+        "category_accuracy",
+        "fluent_after",
+        "wasted_tokens",
+    )
 )
 ABLATED = (
-    *((metric, Slice(a)) for metric in ("asr", "leak") for a in ("prefilling", "deep_prefilling", "middle_filling")),
+    *(
+        (metric, Slice(a))
+        for metric in ("asr", "leak")
+        for a in ("prefilling", "deep_prefilling", "middle_filling")
+    ),
     *(("false_backtrack_rate", where) for where in BENIGN),
-    *((m, Slice("middle_filling")) for m in ("x_exact", "over_deletion", "kept_prefix", "category_accuracy")),
+    *(
+        (m, Slice("middle_filling"))
+        for m in ("x_exact", "over_deletion", "kept_prefix", "category_accuracy")
+    ),
     *((m, Slice("middle_filling")) for m in ("fluent_after", "wasted_tokens")),
     ("useful", Slice("none")),
 )
@@ -46,7 +72,8 @@ class Section:
 
 
 class Results:
-    """What the finished pieces have measured. A stage of a group is an `Arm`, or None where a seed is missing."""
+    """What the finished pieces have measured. A stage of a group is an `Arm`, or None where a seed
+    is missing."""
 
     def __init__(self, pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int]):
         self.pieces, self.workdir, self.ablation_seeds = pieces, workdir, tuple(ablation_seeds)
@@ -59,11 +86,20 @@ class Results:
         return load_arm(name, {piece.seed: self.workdir / piece.name for piece in mine}, stage)
 
     def methods(self, semantics: str = "") -> list[Arm]:
-        """Every finished method, in the order of training; `semantics="keep"`: those of the KEEP runs."""
+        """Every finished method, in the order of training; `semantics="keep"`: those of the KEEP
+        runs."""
         prefix, tail = ("keep_", " (KEEP)") if semantics == "keep" else ("", "")
         whole = "keep" if semantics == "keep" else "main"
-        stages = [] if semantics == "keep" else [(whole, "base", "base"), (whole, "refusal_sft", "refusal_sft")]
-        stages += [(whole, "sft", "sft"), (whole, "sft_control", "sft_control"), (whole, "rlbf", "rlbf_ppo")]
+        stages = (
+            []
+            if semantics == "keep"
+            else [(whole, "base", "base"), (whole, "refusal_sft", "refusal_sft")]
+        )
+        stages += [
+            (whole, "sft", "sft"),
+            (whole, "sft_control", "sft_control"),
+            (whole, "rlbf", "rlbf_ppo"),
+        ]
         stages += [(f"{prefix}grpo", "rlbf", "rlbf_grpo")]
         arms = [self.arm(group, stage, name + tail) for group, stage, name in stages]
         return [arm for arm in arms if arm is not None]
@@ -77,7 +113,9 @@ class Results:
     def settings(self, group: str) -> str:
         """How a group's configuration differs from the quickstart's."""
         main = next(piece for piece in self.pieces if piece.group == "main")
-        return changed(next(piece for piece in self.pieces if piece.group == group).config, main.config)
+        return changed(
+            next(piece for piece in self.pieces if piece.group == group).config, main.config
+        )
 
 
 def compared(a: Arm, b: Arm, rows: Sequence[tuple[str, Slice]]) -> list[Compared]:
@@ -93,7 +131,9 @@ def methods(results: Results) -> Section | None:
     if ppo is None or control is None:
         return None
     tables = [_means(arms, metric, UNDER_ATTACK) for metric in ("asr", "leak")]
-    sentence = words.one_difference(ppo.name, control.name, compared(ppo, control, [("asr", CLAIM)])[0])
+    sentence = words.one_difference(
+        ppo.name, control.name, compared(ppo, control, [("asr", CLAIM)])[0]
+    )
     intro = "Means over seeds; in brackets 95 % intervals (bootstrap over prompts within seeds)."
     return Section("Under attack", intro, tuple(tables), sentence)
 
@@ -125,7 +165,9 @@ def differences(results: Results, a: str, b: str) -> Section | None:
     one, other = _named(arms, a), _named(arms, b)
     if one is None or other is None:
         return None
-    asr, leak = (compared(one, other, [(m, where) for where in UNDER_ATTACK]) for m in ("asr", "leak"))
+    asr, leak = (
+        compared(one, other, [(m, where) for where in UNDER_ATTACK]) for m in ("asr", "leak")
+    )
     rows = [[_where(x.where), *_both(x), *_both(y)] for x, y in zip(asr, leak, strict=True)]
     head = ["on", "asr", "each seed", "leak", "each seed"]
     sentence = words.many_differences(a, b, [*asr, *leak])
@@ -143,16 +185,26 @@ def costs(results: Results) -> Section | None:
     if base is None or sft is None or ppo is None:
         return None
     rows = [
-        [metric, where.label, *(words.mean_cell(mean_over_seeds(arm, where, metric)) for arm in arms)]
+        [
+            metric,
+            where.label,
+            *(words.mean_cell(mean_over_seeds(arm, where, metric)) for arm in arms),
+        ]
         for metric, where in COSTS + QUALITY
     ]
     ratios = [words.ratio_cell(perplexity_ratio(arm, base)) for arm in arms]
     rows.insert(len(COSTS), ["perplexity, times base", "clean answers", *ratios])
     found = compared(ppo, sft, COSTS + QUALITY)
-    intro = "The first rows are what the ability costs where nothing is wrong; the others, how well it erases."
+    intro = (
+        "The first rows are what the ability costs where nothing is wrong; the others, how well "
+        "it erases."
+    )
     head = ["metric", "on", *(arm.name for arm in arms)]
     return Section(
-        "Cost and quality", intro, (words.table(head, rows),), words.many_differences(ppo.name, sft.name, found)
+        "Cost and quality",
+        intro,
+        (words.table(head, rows),),
+        words.many_differences(ppo.name, sft.name, found),
     )
 
 
@@ -164,7 +216,11 @@ def semantics(results: Results) -> Section | None:
     rows = [("asr", where) for where in UNDER_ATTACK] + list(COSTS + QUALITY)
     found = {k.name: compared(k, r, rows) for k, r in pairs}
     cells = [
-        [metric, _where(where), *(words.difference_cell(found[k.name][i].estimate) for k, _ in pairs)]
+        [
+            metric,
+            _where(where),
+            *(words.difference_cell(found[k.name][i].estimate) for k, _ in pairs),
+        ]
         for i, (metric, where) in enumerate(rows)
     ]
     head = ["metric", "on", *(r.name for _, r in pairs)]
@@ -195,13 +251,25 @@ def ablation(
             cells += [words.difference_cell(found[group][i].estimate)]
         rows.append([metric, _where(where), *cells])
     cells = [words.ratio_cell(ratios[group]) for group, _ in variants]
-    rows.append(["perplexity, times as it is", "clean answers", "1", *(c for r in cells for c in ("", r))])
-    head = ["metric", "on", "as it is", *(c for group, _ in variants for c in (group, "difference"))]
+    rows.append(
+        ["perplexity, times as it is", "clean answers", "1", *(c for r in cells for c in ("", r))]
+    )
+    head = [
+        "metric",
+        "on",
+        "as it is",
+        *(c for group, _ in variants for c in (group, "difference")),
+    ]
     told = [f"`{g}`: {results.purpose(g)} ({results.settings(g)})." for g, _ in variants]
     sentence = words.changes(
-        [(group, [*found[group], words.relative_perplexity(ratios[group])]) for group, _ in variants]
+        [
+            (group, [*found[group], words.relative_perplexity(ratios[group])])
+            for group, _ in variants
+        ]
     )
-    return Section(title, " ".join([*([intro] if intro else []), *told]), (words.table(head, rows),), sentence)
+    return Section(
+        title, " ".join([*([intro] if intro else []), *told]), (words.table(head, rows),), sentence
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,9 +315,15 @@ def bias_sweep(points: Sequence[BiasPoint], picture: str) -> Section | None:
     head += [f"false backtracks, {where.attack.replace('_', ' ')}" for where in BENIGN]
     first, here, last = points[0], next(p for p in points if p.bias == 0), points[-1]
     sentence = (
-        f"From {_bias(first)} over 0 to {_bias(last)}, asr on middle filling goes from {number(first.asr.value)} "
-        f"over {number(here.asr.value)} to {number(last.asr.value)}, and false backtracks (mean of the three columns) "
-        f"from {number(first.false_mean)} over {number(here.false_mean)} to {number(last.false_mean)}."
+        f"From {_bias(first)} over 0 to {_bias(last)}, asr on middle filling goes from "
+        f"{number(first.asr.value)} "
+        f"over {number(here.asr.value)} to {number(last.asr.value)}, and false backtracks (mean "
+        "of the three columns) "
+        f"from {number(first.false_mean)} over {number(here.false_mean)} to "
+        f"{number(last.false_mean)}."
     )
-    intro = f"What is added to the logits of all categories when sampling; no training.\n\n![Trade-off]({picture})"
+    intro = (
+        "What is added to the logits of all categories when sampling; no "
+        f"training.\n\n![Trade-off]({picture})"
+    )
     return Section("Bias on categories", intro, (words.table(head, rows),), sentence)

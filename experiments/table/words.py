@@ -1,4 +1,5 @@
-"""Markdown of the table of results: cells, tables, and sentences that are computed from the numbers they speak of."""
+"""Markdown of the table of results: cells, tables, and sentences that are computed from the numbers
+they speak of."""
 
 from __future__ import annotations
 
@@ -24,9 +25,12 @@ class Compared:
 
 
 def relative_perplexity(ratio: Estimate) -> Compared:
-    """A ratio of perplexities as a difference: by which share the perplexity of clean answers is higher."""
+    """A ratio of perplexities as a difference: by which share the perplexity of clean answers is
+    higher."""
     seeds = {seed: value - 1 for seed, value in ratio.by_seed.items()}
-    shifted = dataclasses.replace(ratio, value=ratio.value - 1, low=ratio.low - 1, high=ratio.high - 1, by_seed=seeds)
+    shifted = dataclasses.replace(
+        ratio, value=ratio.value - 1, low=ratio.low - 1, high=ratio.high - 1, by_seed=seeds
+    )
     return Compared("perplexity (share)", Slice("clean answers"), shifted)
 
 
@@ -65,7 +69,11 @@ def ratio_cell(found: Estimate | None) -> str:
 
 def seeds_cell(found: Estimate | None) -> str:
     """Each seed's difference, in order of the seeds."""
-    return "–" if found is None or not found.by_seed else ", ".join(map(signed, _values(found.by_seed)))
+    return (
+        "–"
+        if found is None or not found.by_seed
+        else ", ".join(map(signed, _values(found.by_seed)))
+    )
 
 
 def _values(by_seed: Mapping[int, float]) -> list[float]:
@@ -92,8 +100,14 @@ def one_difference(a: str, b: str, found: Compared) -> str:
     interval = f"95 % interval {signed(e.low)} to {signed(e.high)}; each seed: {seeds_cell(e)}"
     if e.excludes_zero:
         direction = "lower" if e.value < 0 else "higher"
-        return f"{a} has {number(abs(e.value))} {direction} {what} than {b} ({interval}), an interval without 0."
-    return f"{a} and {b} cannot be told apart by {what}: {signed(e.value)} ({interval}), an interval with 0 in it."
+        return (
+            f"{a} has {number(abs(e.value))} {direction} {what} than {b} ({interval}), an "
+            "interval without 0."
+        )
+    return (
+        f"{a} and {b} cannot be told apart by {what}: {signed(e.value)} ({interval}), an interval "
+        "with 0 in it."
+    )
 
 
 def many_differences(a: str, b: str, compared: Sequence[Compared]) -> str:
@@ -105,13 +119,16 @@ def many_differences(a: str, b: str, compared: Sequence[Compared]) -> str:
     lower = sum(c.estimate.value < 0 for c in told)
     largest = max(told, key=lambda c: abs(c.estimate.value))
     return (
-        f"{len(told)} of {len(known)} intervals exclude 0, {a} being lower than {b} in {lower} of them and higher in "
-        f"{len(told) - lower}; the largest difference is {signed(largest.estimate.value)} ({largest.label})."
+        f"{len(told)} of {len(known)} intervals exclude 0, {a} being lower than {b} in {lower} of "
+        "them and higher in "
+        f"{len(told) - lower}; the largest difference is {signed(largest.estimate.value)} "
+        f"({largest.label})."
     )
 
 
 def changes(variants: Sequence[tuple[str, Sequence[Compared]]], most: int = 4) -> str:
-    """What each variant changes, in one sentence; counts of words and ids are not held against shares."""
+    """What each variant changes, in one sentence; counts of words and ids are not held against
+    shares."""
     return "; ".join(_changes(name, compared, most) for name, compared in variants) + "."
 
 
@@ -124,4 +141,7 @@ def _changes(name: str, compared: Sequence[Compared], most: int) -> str:
     told = sorted(told, key=lambda c: (c.metric in COUNTS, -abs(c.estimate.value)))
     named = ", ".join(f"{c.label} {signed(c.estimate.value)}" for c in told[:most])
     more = f", and {len(told) - most} more" if len(told) > most else ""
-    return f"*{name}* changes {len(told)} of {len(known)} numbers beyond their intervals ({named}{more})"
+    return (
+        f"*{name}* changes {len(told)} of {len(known)} numbers beyond their intervals "
+        f"({named}{more})"
+    )

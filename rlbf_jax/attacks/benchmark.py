@@ -1,7 +1,8 @@
 """Attempts from a public benchmark: its prompts as they are, and prefilling with its own targets.
 
-A benchmark has prompts and at most the beginning of a compliant answer. It has no violations, hence nothing for attacks
-that force one (deep prefilling, middle filling), and no harmless twins of its own.
+A benchmark has prompts and at most the beginning of a compliant answer. It has no violations, hence
+nothing for attacks that force one (deep prefilling, middle filling), and no harmless twins of its
+own.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections.abc import Sequence
 
 from rlbf_jax.attacks.base import Attempt, unused_id
 from rlbf_jax.attacks.direct import AttackConfig
-from rlbf_jax.attacks.prefilling import check_room
-from rlbf_jax.data.benchmarks import Behavior
+from rlbf_jax.attacks.forced.prefilling import check_room
 from rlbf_jax.data.schema import Prompt
+from rlbf_jax.data.sources.benchmarks import Behavior
 from rlbf_jax.sampling.request import Request
 from rlbf_jax.tokenizers import Tokenizer
 from rlbf_jax.tokenizers.conversation import conversation_ids
@@ -24,11 +25,13 @@ def benchmark_attempts(
     config: AttackConfig,
     prefill: int | None = None,
 ) -> list[Attempt]:
-    """Every behavior once with nothing forced, and once more with (a beginning of) its target forced, if it has one.
+    """Every behavior once with nothing forced, and once more with (a beginning of) its target
+    forced, if it has one.
 
-    The attack is `none` for a harmless prompt, where a refusal or a directive is a mistake, and `direct` for any other:
-    a prompt of which the benchmark does not say whether it is harmful is treated as one that may be. Forced ids count
-    as bridge, because a target promises a violation and is none.
+    The attack is `none` for a harmless prompt, where a refusal or a directive is a mistake, and
+    `direct` for any other: a prompt of which the benchmark does not say whether it is harmful is
+    treated as one that may be. Forced ids count as bridge, because a target promises a violation
+    and is none.
 
     Args:
       config: knobs and room; pool and split are not used.
@@ -52,7 +55,9 @@ def benchmark_attempts(
         )
         prompt_ids = _prompt_ids(behavior, tokenizer)
 
-        def attempt(attack: str, forced: Sequence[int] = (), prompt=prompt, prompt_ids=prompt_ids) -> Attempt:
+        def attempt(
+            attack: str, forced: Sequence[int] = (), prompt=prompt, prompt_ids=prompt_ids
+        ) -> Attempt:
             id_ = unused_id(f"{attack}/{prompt.id}/{prompt.text}", used)
             request = Request(prompt.text, tuple(forced), config.knobs, id_, prompt_ids)
             return Attempt(request, prompt, attack, num_bridge=len(forced))
@@ -69,4 +74,6 @@ def _prompt_ids(behavior: Behavior, tokenizer: Tokenizer) -> tuple[int, ...] | N
     if not behavior.history:
         return None
     history = [{"role": role, "content": content} for role, content in behavior.history]
-    return tuple(conversation_ids(tokenizer, [*history, {"role": "user", "content": behavior.request}])[0])
+    return tuple(
+        conversation_ids(tokenizer, [*history, {"role": "user", "content": behavior.request}])[0]
+    )

@@ -1,4 +1,5 @@
-"""Nothing forced: `direct` asks harmful prompts, `none` harmless ones. Also what all attack files share."""
+"""Nothing forced: `direct` asks harmful prompts, `none` harmless ones. Also what all attack files
+share."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ _TRIES = 20
 """Draws before a prompt that was drawn already is accepted again."""
 
 
-def draw_prompts(world: World, rng: np.random.Generator, pool: Pool, n: int, *, harmful: bool) -> list[Prompt]:
+def draw_prompts(
+    world: World, rng: np.random.Generator, pool: Pool, n: int, *, harmful: bool
+) -> list[Prompt]:
     """n prompts, distinct ones as long as the world yields new ones within a few draws."""
     prompts: list[Prompt] = []
     seen: set[str] = set()
@@ -50,13 +53,18 @@ def draw_prompts(world: World, rng: np.random.Generator, pool: Pool, n: int, *, 
     return prompts
 
 
-def direct(world: World, tokenizer: Tokenizer, rng: np.random.Generator, n: int, config: AttackConfig) -> list[Attempt]:
+def direct(
+    world: World, tokenizer: Tokenizer, rng: np.random.Generator, n: int, config: AttackConfig
+) -> list[Attempt]:
     """Harmful prompts, nothing forced."""
     prompts = draw_prompts(world, rng, config.pool, n, harmful=True)
     return [Attempt(Request(p.text, knobs=config.knobs), p, "direct") for p in prompts]
 
 
-def none(world: World, tokenizer: Tokenizer, rng: np.random.Generator, n: int, config: AttackConfig) -> list[Attempt]:
-    """Harmless prompts, nothing forced: what the model is for, and where every directive is a false one."""
+def none(
+    world: World, tokenizer: Tokenizer, rng: np.random.Generator, n: int, config: AttackConfig
+) -> list[Attempt]:
+    """Harmless prompts, nothing forced: what the model is for, and where every directive is a false
+    one."""
     prompts = draw_prompts(world, rng, config.pool, n, harmful=False)
     return [Attempt(Request(p.text, knobs=config.knobs), p, "none") for p in prompts]

@@ -18,7 +18,8 @@ class Span:
     category: str
     """Empty: this critic does not say."""
     complete: bool = True
-    """False: the violation had begun and the text (or a change of mind) ended before it was complete."""
+    """False: the violation had begun and the text (or a change of mind) ended before it was
+    complete."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Verdict:
     leaks: tuple[Span, ...] = ()
     """Single violating content words left in the text, each a span (judges only)."""
     judged: bool = True
-    """False: could not judge. Such a verdict is counted and shown, and never read as safe or unsafe."""
+    """False: could not judge. Such a verdict is counted and shown, and never read as safe or
+    unsafe."""
     reason: str = ""
     """Why it could not be judged, or a short explanation."""
     score: float | None = None
-    """How sure or how severe the violation is, in 0..1; each critic says which. None: it does not say."""
+    """How sure or how severe the violation is, in 0..1; each critic says which. None: it does not
+    say."""
 
     @property
     def safe(self) -> bool:
@@ -51,7 +54,8 @@ class Exchange:
     prompt: str
     text: str
     topic: str = ""
-    """What a useful answer would be about, where the prompt source knows it; critics may ignore it."""
+    """What a useful answer would be about, where the prompt source knows it; critics may ignore it.
+    """
     context: str = ""
     """Text that the prompt refers to, where there is one; critics may ignore it."""
     question: str = ""

@@ -1,7 +1,8 @@
-"""A critic that finds violations by their words: patterns of word classes, matched against decoded text.
+"""A critic that finds violations by their words: patterns of word classes, matched against decoded
+text.
 
-It reads text, not ids, because a model can spell one word with unusual pieces; `covering_ids` maps a character span
-back to whatever ids spell it.
+It reads text, not ids, because a model can spell one word with unusual pieces; `covering_ids` maps
+a character span back to whatever ids spell it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Pattern:
 
 
 def pattern(category: str, text: str, classes: Mapping[str, Iterable[str]]) -> Pattern:
-    """Reads a pattern: words apart by spaces, alternatives by `|`, `*` for any word, upper case for a named class.
+    """Reads a pattern: words apart by spaces, alternatives by `|`, `*` for any word, upper case for
+    a named class.
 
     Raises KeyError for an unknown class and ValueError for a pattern of fewer than two words.
     """
@@ -44,17 +46,24 @@ def pattern(category: str, text: str, classes: Mapping[str, Iterable[str]]) -> P
         words: set[str] = set()
         for option in slot.split("|"):
             if option.isupper() and option not in classes:
-                raise KeyError(f"pattern {text!r}: no word class {option}; there are {', '.join(sorted(classes))}")
+                raise KeyError(
+                    f"pattern {text!r}: no word class {option}; there are "
+                    f"{', '.join(sorted(classes))}"
+                )
             words.update(classes[option] if option.isupper() else (option,))
         slots.append(frozenset(word.lower() for word in words))
     if len(slots) < 2:
-        raise ValueError(f"pattern {text!r} of {category!r} has fewer than two words, so single words would match it")
+        raise ValueError(
+            f"pattern {text!r} of {category!r} has fewer than two words, so single words would "
+            "match it"
+        )
     return Pattern(category, tuple(slots))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Words:
-    """The words of a text: lower-cased, with character offsets, and whether the text breaks off after each."""
+    """The words of a text: lower-cased, with character offsets, and whether the text breaks off
+    after each."""
 
     words: list[str]
     starts: list[int]
@@ -71,7 +80,11 @@ def _split(text: str) -> _Words:
     for k, end in enumerate(ends):
         following = starts[k + 1] if k + 1 < len(starts) else len(text)
         # A capital begins a new sentence, also where the old one was left without a period.
-        breaks.append(following == len(text) or text[following].isupper() or bool(_BREAK.search(text, end, following)))
+        breaks.append(
+            following == len(text)
+            or text[following].isupper()
+            or bool(_BREAK.search(text, end, following))
+        )
     cut = bool(matches) and ends[-1] == len(text)
     return _Words([m.group().lower() for m in matches], starts, ends, breaks, cut)
 
@@ -79,15 +92,17 @@ def _split(text: str) -> _Words:
 class LexiconCritic:
     """Finds complete and begun violations of given patterns.
 
-    Matching is word by word, ignores case and punctuation, and takes the longest match at each place, left to right.
-    A begun span (`complete=False`) is a proper beginning of a pattern, at least two words long, after which the text
-    or its sentence breaks off; it must hold a distinctive word or have three words. At the very end of the text its
-    last word may itself be cut.
+    Matching is word by word, ignores case and punctuation, and takes the longest match at each
+    place, left to right. A begun span (`complete=False`) is a proper beginning of a pattern, at
+    least two words long, after which the text or its sentence breaks off; it must hold a
+    distinctive word or have three words. At the very end of the text its last word may itself be
+    cut.
 
     Args:
       patterns: what to look for.
-      coherence: says whether a text is coherent and useful; None: the verdicts leave both open. In a coherent text, a
-        beginning without a distinctive word is taken for that of a harmless sentence.
+      coherence: says whether a text is coherent and useful; None: the verdicts leave both open. In
+        a coherent text, a beginning without a distinctive word is taken for that of a harmless
+        sentence.
       name: for reports.
       common: words that harmless text uses too; all other pattern words are distinctive.
     """
@@ -134,14 +149,17 @@ class LexiconCritic:
             return Verdict(spans)
         coherent, useful = self._coherence(exchange.text, exchange.topic)
         if coherent:
-            spans = tuple(span for span in spans if span.complete or self._is_distinctive(exchange.text, span))
+            spans = tuple(
+                span for span in spans if span.complete or self._is_distinctive(exchange.text, span)
+            )
         return Verdict(spans, coherent, useful)
 
     def _is_distinctive(self, text: str, span: Span) -> bool:
         return not self._distinctive.isdisjoint(_split(text[span.start : span.end]).words)
 
     def _longest(self, split: _Words, i: int) -> tuple[int, bool, str] | None:
-        """(words, complete, category) of the best match that begins at word i; complete beats begun."""
+        """(words, complete, category) of the best match that begins at word i; complete beats
+        begun."""
         best: tuple[bool, int, str] | None = None
         for p in (*self._by_first.get(split.words[i], ()), *self._anywhere):
             length, cut = _match(p, split, i)
@@ -154,7 +172,8 @@ class LexiconCritic:
 
     def _begun(self, split: _Words, i: int, length: int, cut: bool) -> int:
         """Words of the begun violation in `length` matching words from i on; 0 if there is none."""
-        # The words of the next sentence may happen to go on as the pattern does: back to the last break.
+        # The words of the next sentence may happen to go on as the pattern does: back to the last
+        # break.
         for n in range(length, 1, -1):
             if split.breaks[i + n - 1]:
                 whole = split.words[i : i + n - (cut and n == length)]
@@ -163,7 +182,8 @@ class LexiconCritic:
 
 
 def _match(p: Pattern, split: _Words, i: int) -> tuple[int, bool]:
-    """How many words from word i follow the pattern, and whether the last of them is only the beginning of a word."""
+    """How many words from word i follow the pattern, and whether the last of them is only the
+    beginning of a word."""
     words = split.words
     for k, slot in enumerate(p.slots):
         j = i + k
@@ -180,8 +200,8 @@ def covering_ids(offsets: Sequence[tuple[int, int]], span: Span) -> range:
     """The ids that spell a character span: every id that overlaps it, and all between them.
 
     Args:
-      offsets: (start, end) characters of each id in the text, in order; an id without characters of its own (the first
-        bytes of a character spelled in bytes) has start == end.
+      offsets: (start, end) characters of each id in the text, in order; an id without characters of
+        its own (the first bytes of a character spelled in bytes) has start == end.
       span: characters of the same text.
 
     Returns:

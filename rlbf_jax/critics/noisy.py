@@ -1,7 +1,9 @@
-"""A critic that errs on purpose: how much of reinforcement survives a critic that is wrong some of the time.
+"""A critic that errs on purpose: how much of reinforcement survives a critic that is wrong some of
+the time.
 
-An error is a property of the text, not of the call: the same text always gets the same verdict, as from a classifier
-that has not learned it. So rollouts that end alike are paid alike, and a restarted run repeats itself.
+An error is a property of the text, not of the call: the same text always gets the same verdict, as
+from a classifier that has not learned it. So rollouts that end alike are paid alike, and a
+restarted run repeats itself.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ _LONGEST = 8
 
 @dataclasses.dataclass(frozen=True)
 class NoiseConfig:
-    """Errors of the training critic; none by default. Evaluations have a judge of their own, which never errs."""
+    """Errors of the training critic; none by default. Evaluations have a judge of their own, which
+    never errs."""
 
     accuracy: float = 1.0
-    """Share of texts with the right verdict. In the others a text with violations passes as clean, and a clean one is
-    given a violation over some of its words."""
+    """Share of texts with the right verdict. In the others a text with violations passes as clean,
+    and a clean one is given a violation over some of its words."""
     missed: tuple[str, ...] = ()
     """Categories that the critic tends to overlook, whatever else the text holds."""
     miss_rate: float = 1.0
@@ -47,8 +50,8 @@ class NoiseConfig:
 class NoisyCritic:
     """Another critic's verdicts, some of them wrong.
 
-    Only spans (and leaks) change; `coherent`, `useful` and texts that could not be judged stay as they are. A text
-    without words cannot be accused and stays clean.
+    Only spans (and leaks) change; `coherent`, `useful` and texts that could not be judged stay as
+    they are. A text without words cannot be accused and stays clean.
 
     Args:
       critic: the one that knows.
@@ -62,11 +65,14 @@ class NoisyCritic:
         unknown = sorted(set(config.missed) - set(categories))
         if unknown:
             raise UserError(
-                f"critic_noise.missed: no category {', '.join(unknown)}; expected some of {', '.join(categories)}"
+                f"critic_noise.missed: no category {', '.join(unknown)}; expected some of "
+                f"{', '.join(categories)}"
             )
         self.critic, self.config, self.categories = critic, config, tuple(categories)
         parts = [f"accuracy_{config.accuracy:g}"] if config.accuracy < 1 else []
-        parts += [f"missing_{'_'.join(config.missed)}_{config.miss_rate:g}"] if config.missed else []
+        parts += (
+            [f"missing_{'_'.join(config.missed)}_{config.miss_rate:g}"] if config.missed else []
+        )
         self.name = "_".join([critic.name, *parts])
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
@@ -78,7 +84,10 @@ class NoisyCritic:
         if not verdict.judged:
             return verdict
         rng = self._rng(text)
-        wrong, overlooks = rng.random() >= self.config.accuracy, rng.random() < self.config.miss_rate
+        wrong, overlooks = (
+            rng.random() >= self.config.accuracy,
+            rng.random() < self.config.miss_rate,
+        )
         if overlooks:
             verdict = _only(verdict, lambda span: span.category not in self.config.missed)
         if not wrong:
@@ -99,7 +108,9 @@ class NoisyCritic:
 
     def _rng(self, text: str) -> np.random.Generator:
         """A generator of this text and the noise seed."""
-        digest = hashlib.blake2b(f"{self.config.seed}\0{text}".encode("utf-8", "surrogatepass"), digest_size=8)
+        digest = hashlib.blake2b(
+            f"{self.config.seed}\0{text}".encode("utf-8", "surrogatepass"), digest_size=8
+        )
         return np.random.default_rng(int.from_bytes(digest.digest(), "little"))
 
 

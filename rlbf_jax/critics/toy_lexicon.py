@@ -1,4 +1,5 @@
-"""The training critic of the toy world: a table of its own, written by hand and looser than the world's forms.
+"""The training critic of the toy world: a table of its own, written by hand and looser than the
+world's forms.
 
 The evaluation's judge (`evaluation/grammar_judge.py`) never reads this table.
 """
@@ -6,9 +7,9 @@ The evaluation's judge (`evaluation/grammar_judge.py`) never reads this table.
 from __future__ import annotations
 
 from rlbf_jax.critics.lexicon import LexiconCritic, pattern
-from rlbf_jax.data.toy_grammar import parse
-from rlbf_jax.data.toy_words import FILLERS
-from rlbf_jax.data.toy_world import ToyWorld
+from rlbf_jax.data.worlds.toy_grammar import parse
+from rlbf_jax.data.worlds.toy_words import FILLERS
+from rlbf_jax.data.worlds.toy_world import ToyWorld
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "MEAN": FILLERS["dull"] + FILLERS["daft"] + FILLERS["nasty"],
@@ -84,7 +85,9 @@ TABLE: dict[str, tuple[str, ...]] = {
 
 def toy_critic(world: ToyWorld) -> LexiconCritic:
     """The critic that training in the toy world listens to."""
-    patterns = [pattern(category, text, CLASSES) for category, texts in TABLE.items() for text in texts]
+    patterns = [
+        pattern(category, text, CLASSES) for category, texts in TABLE.items() for text in texts
+    ]
     return LexiconCritic(patterns, toy_coherence, "toy_lexicon", common=world.benign_words)
 
 

@@ -1,4 +1,5 @@
-"""Rows on disk (array_record, written and described by TFDS, no TensorFlow) and batches in memory (Grain)."""
+"""Rows on disk (array_record, written and described by TFDS, no TensorFlow) and batches in memory
+(Grain)."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rlbf_jax.data.files import DataError
 from rlbf_jax.data.packing import Row
+from rlbf_jax.data.sources.files import DataError
 from rlbf_jax.storage import held, sweep_folders, sync_folder, sync_tree
 
 FIELDS = ("tokens", "segment", "in_response", "in_loss")
@@ -36,8 +37,8 @@ class _RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     """Writes rows that are already in memory."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # TFDS looks for checksums beside the code of a builder in a package, by way of `importlib_resources`, which it
-    # does not install. These rows are not downloaded and have none.
+    # TFDS looks for checksums beside the code of a builder in a package, by way of
+    # `importlib_resources`, which it does not install. These rows are not downloaded and have none.
     code_path = None
 
     def __init__(self, rows: Sequence[np.ndarray], dataset_name: str, **kwargs: Any):
@@ -46,9 +47,12 @@ class _RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # One tensor a row: TFDS decodes every feature of every example by itself, so four would cost four times that.
+        # One tensor a row: TFDS decodes every feature of every example by itself, so four would
+        # cost four times that.
         shape = (len(FIELDS), self._rows[0].shape[1])
-        tensor = tfds.features.Tensor(shape=shape, dtype=np.int32, encoding=tfds.features.Encoding.BYTES)
+        tensor = tfds.features.Tensor(
+            shape=shape, dtype=np.int32, encoding=tfds.features.Encoding.BYTES
+        )
         features = tfds.features.FeaturesDict({"row": tensor})
         return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=features)
 
@@ -86,14 +90,18 @@ def write_dataset(folder: str | pathlib.Path, rows: Iterable[Row], name: str = "
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, temporary)
         stack.enter_context(held(temporary))
-        builder = _RowsBuilder(stacked, name, data_dir=str(temporary / "tfds"), file_format="array_record")
+        builder = _RowsBuilder(
+            stacked, name, data_dir=str(temporary / "tfds"), file_format="array_record"
+        )
         tfds.disable_progress_bar()
         # TFDS announces downloads on standard output; there are none.
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()
         except RuntimeError as error:  # array_record tells of a full disk by a RuntimeError
-            raise DataError(f"{folder}: cannot be written ({str(error)[:200]}); make room, then start again") from error
+            raise DataError(
+                f"{folder}: cannot be written ({str(error)[:200]}); make room, then start again"
+            ) from error
         version = pathlib.Path(builder.data_dir)
         content = {"sha256": digest, "rows": len(stacked), "length": lengths.pop(), "name": name}
         (version / CONTENT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -106,7 +114,8 @@ def write_dataset(folder: str | pathlib.Path, rows: Iterable[Row], name: str = "
 
 
 def check_writable(folder: str | pathlib.Path) -> None:
-    """Raises OSError where `write_dataset` could not write; to be asked before rows are made that it should write."""
+    """Raises OSError where `write_dataset` could not write; to be asked before rows are made that
+    it should write."""
     folder = pathlib.Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent):
@@ -114,7 +123,8 @@ def check_writable(folder: str | pathlib.Path) -> None:
 
 
 class _InMemory:
-    """Rows that were read once; reading a record at random costs a disk seek, a decompression and a parse."""
+    """Rows that were read once; reading a record at random costs a disk seek, a decompression and a
+    parse."""
 
     def __init__(self, rows: np.ndarray):
         self._rows = rows
@@ -130,8 +140,8 @@ def open_source(folder: str | pathlib.Path, *, memory_bytes: int = 1 << 30) -> S
     """Opens what `write_dataset` wrote.
 
     Args:
-        memory_bytes: data sets up to this size are read into memory and checked against their hash; larger ones are
-            read record by record, and only their number is checked.
+        memory_bytes: data sets up to this size are read into memory and checked against their hash;
+            larger ones are read record by record, and only their number is checked.
 
     Raises:
         DataError: the folder is missing or incomplete, or its rows are not those that were hashed.
@@ -150,9 +160,13 @@ def open_source(folder: str | pathlib.Path, *, memory_bytes: int = 1 << 30) -> S
     with _readable(folder):
         for start in range(0, count, 1024):
             stop = min(start + 1024, count)
-            rows[start:stop] = [record["row"] for record in source.__getitems__(list(range(start, stop)))]
+            rows[start:stop] = [
+                record["row"] for record in source.__getitems__(list(range(start, stop)))
+            ]
     if _digest(rows) != content["sha256"]:
-        raise DataError(f"{folder}: the rows do not match the hash in {CONTENT_FILE}; build it again")
+        raise DataError(
+            f"{folder}: the rows do not match the hash in {CONTENT_FILE}; build it again"
+        )
     return _InMemory(rows)
 
 
@@ -171,9 +185,13 @@ def _content(folder: pathlib.Path) -> dict[str, Any]:
         content = json.loads((folder / CONTENT_FILE).read_text(encoding="utf-8"))
         missing = [name for name in ("sha256", "rows", "length") if name not in content]
     except FileNotFoundError:
-        raise DataError(f"{folder}: not a data set (no {CONTENT_FILE}); write_dataset makes one") from None
+        raise DataError(
+            f"{folder}: not a data set (no {CONTENT_FILE}); write_dataset makes one"
+        ) from None
     except (ValueError, TypeError) as error:
-        raise DataError(f"{folder / CONTENT_FILE}: not JSON ({error}); build the data set again") from error
+        raise DataError(
+            f"{folder / CONTENT_FILE}: not JSON ({error}); build the data set again"
+        ) from error
     if missing:
         raise DataError(f"{folder / CONTENT_FILE}: has no {missing[0]}; build the data set again")
     return content
@@ -195,16 +213,18 @@ def unpack_row(packed: np.ndarray) -> Row:
     }
 
 
-def batches(source: Source, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> grain.DatasetIterator[Row]:
+def batches(
+    source: Source, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
+) -> grain.DatasetIterator[Row]:
     """Batches without end, shuffled anew each epoch.
 
-    The order depends on source, seed, batch size and shard alone. `get_state()` is small and JSON-able; `set_state`
-    resumes exactly there.
+    The order depends on source, seed, batch size and shard alone. `get_state()` is small and
+    JSON-able; `set_state` resumes exactly there.
 
     Args:
         batch_size: rows of a batch, on this shard.
-        shard: (index, count) of this process; shards take turns in one common order, so none sees another's rows
-            within an epoch.
+        shard: (index, count) of this process; shards take turns in one common order, so none sees
+            another's rows within an epoch.
 
     Raises:
         ValueError: fewer rows on this shard than one batch needs.
@@ -214,7 +234,8 @@ def batches(source: Source, batch_size: int, seed: int, shard: tuple[int, int] =
         raise ValueError(f"shard {shard} must be (index, count) with 0 <= index < count")
     if len(source) // count < batch_size:
         raise ValueError(
-            f"{len(source)} rows over {count} shards do not fill a batch of {batch_size}; add rows or shrink the batch"
+            f"{len(source)} rows over {count} shards do not fill a batch of {batch_size}; add "
+            "rows or shrink the batch"
         )
     # Every shard gets equally many rows, or the shards' epochs would drift apart.
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()[: len(source) // count * count]

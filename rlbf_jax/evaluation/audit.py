@@ -1,7 +1,8 @@
-"""What a critic's verdicts are worth on labelled texts: accuracy, ranking, calibration, spans, bias by group.
+"""What a critic's verdicts are worth on labelled texts: accuracy, ranking, calibration, spans, bias
+by group.
 
-A text that the critic could not judge takes part in no rate; such texts are counted. Texts that occur twice are one
-cluster of every interval.
+A text that the critic could not judge takes part in no rate; such texts are counted. Texts that
+occur twice are one cluster of every interval.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from rlbf_jax.critics.base import Critic, Exchange, Span, Verdict
-from rlbf_jax.critics.text_features import WORD
-from rlbf_jax.data.labelled import LabelledTexts
+from rlbf_jax.critics.classifiers.text_features import WORD
+from rlbf_jax.data.sources.labelled import LabelledTexts
 from rlbf_jax.evaluation import binary_metrics as metrics
 from rlbf_jax.evaluation.intervals import Interval, interval
 
@@ -37,13 +38,16 @@ class Judgements:
 
 
 def judge_texts(critic: Critic, texts: Sequence[str]) -> Judgements:
-    """Asks a critic about texts without prompts; also for probabilities (`scores`, `categories`) where it has them."""
+    """Asks a critic about texts without prompts; also for probabilities (`scores`, `categories`)
+    where it has them."""
     exchanges = [Exchange("", text) for text in texts]
     verdicts = tuple(critic.judge(exchanges))
     scores = getattr(critic, "scores", None)
     if scores is None:
         return Judgements(critic.name, verdicts)
-    return Judgements(critic.name, verdicts, scores(exchanges), tuple(getattr(critic, "categories", ())))
+    return Judgements(
+        critic.name, verdicts, scores(exchanges), tuple(getattr(critic, "categories", ()))
+    )
 
 
 def join_folds(parts: Iterable[tuple[np.ndarray, Judgements]], name: str) -> Judgements:
@@ -55,21 +59,27 @@ def join_folds(parts: Iterable[tuple[np.ndarray, Judgements]], name: str) -> Jud
     verdicts = [verdict for _, part in parts for verdict in part.verdicts]
     fold = np.repeat(np.arange(len(parts)), [len(indices) for indices, _ in parts])
     scores = np.concatenate([part.scores for _, part in parts if part.scores is not None])
-    return Judgements(name, tuple(verdicts[i] for i in place), scores[place], parts[0][1].categories, fold[place])
+    return Judgements(
+        name, tuple(verdicts[i] for i in place), scores[place], parts[0][1].categories, fold[place]
+    )
 
 
 def audit(labelled: LabelledTexts, judgements: Judgements, *, seed: int = 0) -> dict[str, Any]:
     """The audit as one JSON object.
 
-    `records` holds one object a number: metric, group (`all`, a category, or a group of the file), value, ci_low,
-    ci_high, ci_method, n (rows), n_texts (distinct texts). A value that the rows do not define is null.
+    `records` holds one object a number: metric, group (`all`, a category, or a group of the file),
+    value, ci_low, ci_high, ci_method, n (rows), n_texts (distinct texts). A value that the rows do
+    not define is null.
 
-    Probabilities are of one category each, and the largest of several is none of "any label". So where critic or file
-    has several, calibration is told for each category that both know, and for `all` only where each has one.
+    Probabilities are of one category each, and the largest of several is none of "any label". So
+    where critic or file has several, calibration is told for each category that both know, and for
+    `all` only where each has one.
     """
     judged = np.array([verdict.judged for verdict in judgements.verdicts], bool)
     rows = _Rows(labelled, judgements, np.flatnonzero(judged), seed)
-    reasons = collections.Counter(v.reason or "no reason given" for v in judgements.verdicts if not v.judged)
+    reasons = collections.Counter(
+        v.reason or "no reason given" for v in judgements.verdicts if not v.judged
+    )
     violates = labelled.labels.any(1)
     records = [
         *_decisions(rows, "all", np.ones(len(rows.labels), bool)),
@@ -95,13 +105,18 @@ def audit(labelled: LabelledTexts, judgements: Judgements, *, seed: int = 0) -> 
 
 
 def _reliability(p: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:
-    return {"calibration_floor": metrics.calibration_floor(p, seed=seed), "reliability": metrics.reliability(p, y)}
+    return {
+        "calibration_floor": metrics.calibration_floor(p, seed=seed),
+        "reliability": metrics.reliability(p, y),
+    }
 
 
 class _Rows:
     """The judged rows."""
 
-    def __init__(self, labelled: LabelledTexts, judgements: Judgements, index: np.ndarray, seed: int):
+    def __init__(
+        self, labelled: LabelledTexts, judgements: Judgements, index: np.ndarray, seed: int
+    ):
         self.labelled, self.index, self.seed = labelled, index, seed
         self.texts = [labelled.texts[i] for i in index]
         self.labels = labelled.labels[index].any(1)
@@ -112,15 +127,28 @@ class _Rows:
         self.categories = judgements.categories
         self.fold = None if judgements.fold is None else judgements.fold[index]
 
-    def mean(self, metric: str, group: str, values: np.ndarray, where: np.ndarray) -> dict[str, Any]:
+    def mean(
+        self, metric: str, group: str, values: np.ndarray, where: np.ndarray
+    ) -> dict[str, Any]:
         chosen = np.flatnonzero(where)
-        found = interval(values[chosen].astype(float).tolist(), [self.texts[i] for i in chosen], seed=self.seed)
+        found = interval(
+            values[chosen].astype(float).tolist(), [self.texts[i] for i in chosen], seed=self.seed
+        )
         return _record(metric, group, found)
 
-    def bootstrap(self, metric: str, group: str, of: metrics.Metric, where: np.ndarray | None = None, strata=None):
+    def bootstrap(
+        self,
+        metric: str,
+        group: str,
+        of: metrics.Metric,
+        where: np.ndarray | None = None,
+        strata=None,
+    ):
         chosen = np.arange(len(self.texts)) if where is None else np.flatnonzero(where)
         texts = [self.texts[i] for i in chosen]
-        return _record(metric, group, metrics.bootstrap_metric(of, texts, strata=strata, seed=self.seed))
+        return _record(
+            metric, group, metrics.bootstrap_metric(of, texts, strata=strata, seed=self.seed)
+        )
 
 
 def _record(metric: str, group: str, found: Interval) -> dict[str, Any]:
@@ -147,7 +175,9 @@ def _ranking(rows: _Rows) -> list[dict[str, Any]]:
     y, score = rows.labels, rows.score
     records = [
         rows.bootstrap("auc", "all", functools.partial(metrics.auc, score, y)),
-        rows.bootstrap("average_precision", "all", functools.partial(metrics.average_precision, score, y)),
+        rows.bootstrap(
+            "average_precision", "all", functools.partial(metrics.average_precision, score, y)
+        ),
     ]
     if rows.fold is not None:
         parts = [np.flatnonzero(rows.fold == k) for k in np.unique(rows.fold)]
@@ -155,7 +185,9 @@ def _ranking(rows: _Rows) -> list[dict[str, Any]]:
         def mean_of_folds(w: np.ndarray) -> np.ndarray:
             return np.mean([metrics.auc(score[p], y[p], w[..., p]) for p in parts], 0)
 
-        records.append(rows.bootstrap("auc_mean_of_folds", "all", mean_of_folds, strata=rows.fold.tolist()))
+        records.append(
+            rows.bootstrap("auc_mean_of_folds", "all", mean_of_folds, strata=rows.fold.tolist())
+        )
         for k, part in enumerate(parts):
             inside = np.isin(np.arange(len(y)), part)
             records.append(_auc(rows, f"auc_fold_{k}", "all", inside))
@@ -163,7 +195,8 @@ def _ranking(rows: _Rows) -> list[dict[str, Any]]:
 
 
 def _calibrated(rows: _Rows) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """(group, probability of each row, label of each row) where one is the probability of the other."""
+    """(group, probability of each row, label of each row) where one is the probability of the
+    other."""
     if rows.scores is None:
         return []
     theirs = rows.labelled.categories
@@ -179,7 +212,9 @@ def _calibrated(rows: _Rows) -> list[tuple[str, np.ndarray, np.ndarray]]:
 def _calibration(rows: _Rows, group: str, p: np.ndarray, y: np.ndarray) -> list[dict[str, Any]]:
     return [
         rows.bootstrap("brier", group, functools.partial(metrics.brier, p, y)),
-        rows.bootstrap("calibration_error", group, functools.partial(metrics.calibration_error, p, y)),
+        rows.bootstrap(
+            "calibration_error", group, functools.partial(metrics.calibration_error, p, y)
+        ),
     ]
 
 
@@ -191,7 +226,8 @@ def _auc(rows: _Rows, metric: str, group: str, where: np.ndarray) -> dict[str, A
 
 
 def _categories(rows: _Rows) -> list[dict[str, Any]]:
-    """Where the file has several categories: how many texts of each are found at all, and how well it is told apart."""
+    """Where the file has several categories: how many texts of each are found at all, and how well
+    it is told apart."""
     labelled, records = rows.labelled, []
     if len(labelled.categories) < 2:
         return []
@@ -208,10 +244,12 @@ def _categories(rows: _Rows) -> list[dict[str, Any]]:
 
 
 def _group(rows: _Rows, name: str, member: np.ndarray) -> list[dict[str, Any]]:
-    """Bias against a group: its rates, their difference from the rest, and the AUCs of Borkan et al. (2019).
+    """Bias against a group: its rates, their difference from the rest, and the AUCs of Borkan et
+    al. (2019).
 
-    `auc` ranks within the group; `auc_bpsn` sets the group's harmless texts against everybody else's violations (low:
-    harmless texts about the group score too high); `auc_bnsp` the group's violations against others' harmless texts.
+    `auc` ranks within the group; `auc_bpsn` sets the group's harmless texts against everybody
+    else's violations (low: harmless texts about the group score too high); `auc_bnsp` the group's
+    violations against others' harmless texts.
     """
     y, flagged = rows.labels, rows.flagged
 
@@ -219,12 +257,15 @@ def _group(rows: _Rows, name: str, member: np.ndarray) -> list[dict[str, Any]]:
         mine, others = ((w * (part & ~y)) for part in (member, ~member))
         total, rest = mine.sum(-1), others.sum(-1)
         known = (total > 0) & (rest > 0)
-        gap = (mine * flagged).sum(-1) / np.where(known, total, 1) - (others * flagged).sum(-1) / np.where(
-            known, rest, 1
-        )
+        gap = (mine * flagged).sum(-1) / np.where(known, total, 1) - (others * flagged).sum(
+            -1
+        ) / np.where(known, rest, 1)
         return np.where(known, gap, np.nan)
 
-    records = [*_decisions(rows, name, member), rows.bootstrap("false_positive_rate_difference", name, difference)]
+    records = [
+        *_decisions(rows, name, member),
+        rows.bootstrap("false_positive_rate_difference", name, difference),
+    ]
     if rows.score is not None:
         records.append(_auc(rows, "auc", name, member))
         records.append(_auc(rows, "auc_bpsn", name, member & ~y | ~member & y))
@@ -243,7 +284,9 @@ def _spans(rows: _Rows) -> list[dict[str, Any]]:
     some = np.array([bool(spans) for spans in wanted], bool)
     pairs = list(zip(rows.texts, wanted, [v.spans for v in rows.verdicts], strict=True))
     iou = np.array([span_iou(w, found) for _, w, found in pairs])
-    characters = np.array([_f1(_characters(w), _characters(_pairs(found))) for _, w, found in pairs])
+    characters = np.array(
+        [_f1(_characters(w), _characters(_pairs(found))) for _, w, found in pairs]
+    )
     words = np.array([span_word_f1(text, w, found) for text, w, found in pairs])
     return [
         rows.mean("span_iou", "all", iou, some),
@@ -263,7 +306,11 @@ def span_word_f1(text: str, wanted: Sequence[tuple[int, int]], found: Sequence[S
     words = [match.span() for match in WORD.finditer(text)]
 
     def touched(spans: Sequence[tuple[int, int]]) -> set[int]:
-        return {k for k, (start, end) in enumerate(words) if any(s < end and start < e for s, e in spans)}
+        return {
+            k
+            for k, (start, end) in enumerate(words)
+            if any(s < end and start < e for s, e in spans)
+        }
 
     return _f1(touched(wanted), touched(_pairs(found)))
 
@@ -304,7 +351,12 @@ def audit_table(result: dict[str, Any]) -> str:
     told = {"": result} if "reliability" in result else result.get("calibration", {})
     for name, calibration in told.items():
         of, error = f" of {name}" if name else "", f"{calibration['calibration_floor']:.3f}"
-        lines += ["", f"Perfectly calibrated probabilities{of} would show a calibration error of {error} here.", ""]
+        lines += [
+            "",
+            f"Perfectly calibrated probabilities{of} would show a calibration error of {error} "
+            "here.",
+            "",
+        ]
         lines += ["| rows | mean probability | share labelled |", "|---|---|---|"]
         lines += [
             f"| {b['n']} | {b['mean_probability']:.3f} | {b['share_positive']:.3f} |"

@@ -1,7 +1,8 @@
-"""How well scores tell two classes apart and how honest they are as probabilities; numpy, with bootstrap intervals.
+"""How well scores tell two classes apart and how honest they are as probabilities; numpy, with
+bootstrap intervals.
 
-Every metric takes weights with leading axes, so that a bootstrap is one call: replicate r gives row i the weight
-(number of times that its cluster was drawn).
+Every metric takes weights with leading axes, so that a bootstrap is one call: replicate r gives row
+i the weight (number of times that its cluster was drawn).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Metric = Callable[[np.ndarray], np.ndarray]
 
 
 def auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve: how often a positive row outscores a negative one, ties counting half.
+    """Area under the ROC curve: how often a positive row outscores a negative one, ties counting
+    half.
 
     Args:
       scores: [n], finite.
@@ -37,7 +39,9 @@ def auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = Non
     return _ratio(won, positive.sum(-1) * negative.sum(-1))
 
 
-def average_precision(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def average_precision(
+    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Mean precision at the score of each positive row, rows with equal scores retrieved together.
 
     Arguments and result as for `auc`; NaN without a positive row.
@@ -48,37 +52,57 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, weights: np.ndarra
     return _ratio((positive * np.where(positive > 0, precision, 0)).sum(-1), positive.sum(-1))
 
 
-def brier(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def brier(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Mean squared difference of probability and label. Arguments and result as for `auc`."""
     w = _weights(labels, weights)
     return _ratio((w * (probabilities - labels) ** 2).sum(-1), w.sum(-1))
 
 
 def calibration_error(
-    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, bins: int = BINS
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray | None = None,
+    bins: int = BINS,
 ) -> np.ndarray:
-    """Expected calibration error: mean over bins of |share of positives - mean probability|, weighted by rows.
+    """Expected calibration error: mean over bins of |share of positives - mean probability|,
+    weighted by rows.
 
-    Bins have equal numbers of rows (+- 1), in the order of the probabilities. They are those of the unweighted rows.
-    It is above 0 for a perfectly calibrated classifier too (`calibration_floor`). Arguments and result as for `auc`.
+    Bins have equal numbers of rows (+- 1), in the order of the probabilities. They are those of the
+    unweighted rows. It is above 0 for a perfectly calibrated classifier too (`calibration_floor`).
+    Arguments and result as for `auc`.
     """
     w = _weights(labels, weights)
-    off = [np.abs((w[..., b] * (labels[b] - probabilities[b])).sum(-1)) for b in _bins(probabilities, bins)]
+    off = [
+        np.abs((w[..., b] * (labels[b] - probabilities[b])).sum(-1))
+        for b in _bins(probabilities, bins)
+    ]
     return _ratio(np.sum(off, 0), w.sum(-1))
 
 
-def calibration_floor(probabilities: np.ndarray, bins: int = BINS, replicates: int = 500, seed: int = 0) -> float:
-    """Mean calibration error of labels that are drawn from the probabilities: what perfect calibration would show."""
+def calibration_floor(
+    probabilities: np.ndarray, bins: int = BINS, replicates: int = 500, seed: int = 0
+) -> float:
+    """Mean calibration error of labels that are drawn from the probabilities: what perfect
+    calibration would show."""
     rng = np.random.default_rng(seed)
     drawn = [rng.random(len(probabilities)) < probabilities for _ in range(replicates)]
     return float(np.mean([calibration_error(probabilities, labels, bins=bins) for labels in drawn]))
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
-    """The table behind `calibration_error`: rows, mean probability and share of positives of each bin."""
+def reliability(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS
+) -> list[dict[str, float]]:
+    """The table behind `calibration_error`: rows, mean probability and share of positives of each
+    bin."""
     parts = _bins(probabilities, bins)
     return [
-        {"n": len(b), "mean_probability": float(probabilities[b].mean()), "share_positive": float(labels[b].mean())}
+        {
+            "n": len(b),
+            "mean_probability": float(probabilities[b].mean()),
+            "share_positive": float(labels[b].mean()),
+        }
         for b in parts
     ]
 
@@ -114,8 +138,12 @@ def bootstrap_metric(
     rng = np.random.default_rng(seed)
     counts = np.zeros((replicates, len(index)))
     for group in groups.values():
-        counts[:, group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)), size=replicates)
-    found = np.concatenate([np.atleast_1d(metric(part[:, member])) for part in np.array_split(counts, 20)])
+        counts[:, group] = rng.multinomial(
+            len(group), np.full(len(group), 1 / len(group)), size=replicates
+        )
+    found = np.concatenate(
+        [np.atleast_1d(metric(part[:, member])) for part in np.array_split(counts, 20)]
+    )
     found = found[np.isfinite(found)]
     if math.isnan(value) or not len(found):
         return Interval(value, math.nan, math.nan, "none", n, len(index))
@@ -127,8 +155,11 @@ def _weights(labels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     return np.ones(len(labels)) if weights is None else weights
 
 
-def _by_score(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of positive and negative rows at each distinct score, ascending: two arrays [..., distinct]."""
+def _by_score(
+    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of positive and negative rows at each distinct score, ascending: two arrays [...,
+    distinct]."""
     w = _weights(labels, weights)
     if not len(scores):
         return np.zeros((*w.shape[:-1], 0)), np.zeros((*w.shape[:-1], 0))

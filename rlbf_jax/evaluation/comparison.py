@@ -1,7 +1,9 @@
-"""Several seeds of one method, and two methods against each other, from the rows of `evaluation/STAGE.jsonl`.
+"""Several seeds of one method, and two methods against each other, from the rows of
+`evaluation/STAGE.jsonl`.
 
-Every stage, method and training seed answers the same attempts, so a comparison is paired by (training seed, attempt);
-its interval is a bootstrap over prompts within seeds, seeds held fixed, and each seed's difference is listed.
+Every stage, method and training seed answers the same attempts, so a comparison is paired by
+(training seed, attempt); its interval is a bootstrap over prompts within seeds, seeds held fixed,
+and each seed's difference is listed.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Arm:
     name: str
     rows: Mapping[int, Sequence[Row]]
     texts: Mapping[int, Sequence[Row]] = dataclasses.field(default_factory=dict)
-    """Lines of `evaluation/clean_text/STAGE.jsonl`: nll, correct and count of each held-out answer."""
+    """Lines of `evaluation/clean_text/STAGE.jsonl`: nll, correct and count of each held-out answer.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, or a difference of two, with its 95 % interval. NaN where no row has the metric."""
+    """A mean over seeds, or a difference of two, with its 95 % interval. NaN where no row has the
+    metric."""
 
     value: float
     """Mean of the seeds' values, each a mean over rows."""
@@ -66,7 +70,8 @@ class Estimate:
     n_prompts: int
     """Prompts, summed over seeds."""
     left_out: int = 0
-    """Differences only: attempts at which one side has no such number (say, no directive), over all seeds."""
+    """Differences only: attempts at which one side has no such number (say, no directive), over all
+    seeds."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -79,7 +84,8 @@ NOTHING = Estimate(math.nan, math.nan, math.nan, {}, 0, 0)
 def load_arm(name: str, folders: Mapping[int, Path], stage: str) -> Arm:
     """Reads a stage's rows of several runs, one a training seed.
 
-    Raises UserError for a missing file, a line that is not JSON, or a run whose seed is another than stated.
+    Raises UserError for a missing file, a line that is not JSON, or a run whose seed is another
+    than stated.
     """
     rows, texts = {}, {}
     for seed, folder in folders.items():
@@ -87,7 +93,10 @@ def load_arm(name: str, folders: Mapping[int, Path], stage: str) -> Arm:
         rows[seed] = _read(path)
         others = {row.get("seed") for row in rows[seed]} - {seed}
         if others:
-            raise UserError(f"{path}: rows of seed {others.pop()}, expected seed {seed}; name the run of that seed")
+            raise UserError(
+                f"{path}: rows of seed {others.pop()}, expected seed {seed}; name the run of that "
+                "seed"
+            )
         extra = folder / "evaluation" / "clean_text" / f"{stage}.jsonl"
         texts[seed] = _read(extra) if extra.exists() else []
     return Arm(name, rows, texts)
@@ -102,15 +111,17 @@ def _read(path: Path) -> list[Row]:
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error}); evaluate that stage again") from None
+                raise UserError(
+                    f"{path}, line {number}: not JSON ({error}); evaluate that stage again"
+                ) from None
     return rows
 
 
 def column(rows: Sequence[Row], where: Slice, metric: str) -> dict[Any, tuple[str, float]]:
     """attempt -> (prompt, value) of the rows of a slice that have the metric.
 
-    `decoding` asks a prompt n times; there asr, leak and emitted are "any of n", one value a prompt, as in
-    results.json. Raises ValueError for an unknown metric.
+    `decoding` asks a prompt n times; there asr, leak and emitted are "any of n", one value a
+    prompt, as in results.json. Raises ValueError for an unknown metric.
     """
     if metric not in METRICS:
         raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
@@ -135,8 +146,8 @@ def _within(row: Row, where: Slice) -> bool:
 def mean_over_seeds(arm: Arm, where: Slice, metric: str) -> Estimate:
     """The mean of the seeds' means, with an interval over prompts within seeds.
 
-    Where every row is 0, or every row is 1, a bootstrap has no spread to show; there the interval is Wilson's for as
-    many rows as one seed has prompts, because all seeds ask the same prompts.
+    Where every row is 0, or every row is 1, a bootstrap has no spread to show; there the interval
+    is Wilson's for as many rows as one seed has prompts, because all seeds ask the same prompts.
     """
     columns = {seed: column(rows, where, metric) for seed, rows in arm.rows.items()}
     values, prompts, seeds = _flat(columns)
@@ -153,17 +164,26 @@ def mean_over_seeds(arm: Arm, where: Slice, metric: str) -> Estimate:
 def difference(a: Arm, b: Arm, where: Slice, metric: str) -> Estimate:
     """a minus b, paired by seed and attempt, over the attempts at which both have a number.
 
-    Where all pairs differ alike (by -1, 0 or 1), the interval allows for as many other pairs as Wilson's interval does
-    after none was seen among one seed's prompts. Raises ValueError if the arms have other seeds or other attempts.
+    Where all pairs differ alike (by -1, 0 or 1), the interval allows for as many other pairs as
+    Wilson's interval does after none was seen among one seed's prompts. Raises ValueError if the
+    arms have other seeds or other attempts.
     """
     if set(a.rows) != set(b.rows):
-        raise ValueError(f"{a.name} has seeds {sorted(a.rows)}, {b.name} has {sorted(b.rows)}; compare the same seeds")
+        raise ValueError(
+            f"{a.name} has seeds {sorted(a.rows)}, {b.name} has {sorted(b.rows)}; compare the "
+            "same seeds"
+        )
     columns: dict[int, dict[Any, tuple[str, float]]] = {}
     left_out = 0
     for seed in a.rows:
-        asked = [{row["request_id"] for row in arm.rows[seed] if _within(row, where)} for arm in (a, b)]
+        asked = [
+            {row["request_id"] for row in arm.rows[seed] if _within(row, where)} for arm in (a, b)
+        ]
         if asked[0] != asked[1]:
-            raise ValueError(f"{a.name} and {b.name}, seed {seed}, {where.label}: other attempts; evaluate both alike")
+            raise ValueError(
+                f"{a.name} and {b.name}, seed {seed}, {where.label}: other attempts; evaluate "
+                "both alike"
+            )
         one, other = column(a.rows[seed], where, metric), column(b.rows[seed], where, metric)
         both = [key for key in one if key in other]
         left_out += len(one.keys() | other.keys()) - len(both)
@@ -180,9 +200,13 @@ def difference(a: Arm, b: Arm, where: Slice, metric: str) -> Estimate:
     return Estimate(found.value, low, high, found.by_seed, len(values), found.n_prompts, left_out)
 
 
-def _flat(columns: Mapping[int, Mapping[Any, tuple[str, float]]]) -> tuple[list[float], list[str], list[int]]:
+def _flat(
+    columns: Mapping[int, Mapping[Any, tuple[str, float]]],
+) -> tuple[list[float], list[str], list[int]]:
     """Values, prompts and seeds of all rows."""
-    rows = [(value, prompt, seed) for seed, found in columns.items() for prompt, value in found.values()]
+    rows = [
+        (value, prompt, seed) for seed, found in columns.items() for prompt, value in found.values()
+    ]
     return [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]
 
 
@@ -194,8 +218,9 @@ def _fewest_prompts(columns: Mapping[int, Mapping[Any, tuple[str, float]]]) -> i
 
 
 def perplexity_ratio(a: Arm, b: Arm, *, replicates: int = 2000, seed: int = 0) -> Estimate:
-    """Perplexity of held-out clean answers, a divided by b: geometric mean over seeds, bootstrap over answers within
-    seeds (both arms read the same answers). `by_seed` holds the seeds' ratios; an interval without 1 is a difference.
+    """Perplexity of held-out clean answers, a divided by b: geometric mean over seeds, bootstrap
+    over answers within seeds (both arms read the same answers). `by_seed` holds the seeds' ratios;
+    an interval without 1 is a difference.
 
     Raises ValueError if the arms were read on other answers.
     """
@@ -205,7 +230,10 @@ def perplexity_ratio(a: Arm, b: Arm, *, replicates: int = 2000, seed: int = 0) -
     for each in sorted(set(a.texts) & set(b.texts)):
         counts = np.asarray([row["count"] for row in a.texts[each]], float)
         if counts.tolist() != [row["count"] for row in b.texts[each]]:
-            raise ValueError(f"{a.name} and {b.name}, seed {each}: perplexity of other answers; evaluate both alike")
+            raise ValueError(
+                f"{a.name} and {b.name}, seed {each}: perplexity of other answers; evaluate both "
+                "alike"
+            )
         if not len(counts):
             continue
         pairs = zip(a.texts[each], b.texts[each], strict=True)

@@ -1,7 +1,8 @@
-"""Confidence intervals: Wilson for independent yes/no rows, bootstrap over prompts for everything else.
+"""Confidence intervals: Wilson for independent yes/no rows, bootstrap over prompts for everything
+else.
 
-Rows that share a prompt are not independent, so the bootstrap draws whole prompts (clusters). All functions are numpy,
-vectorized over replicates, and deterministic given their seed.
+Rows that share a prompt are not independent, so the bootstrap draws whole prompts (clusters). All
+functions are numpy, vectorized over replicates, and deterministic given their seed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     Raises ValueError unless 0 <= successes <= n and n >= 1.
     """
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"wilson needs 0 <= successes <= n and n >= 1, got successes = {successes}, n = {n}")
+        raise ValueError(
+            f"wilson needs 0 <= successes <= n and n >= 1, got successes = {successes}, n = {n}"
+        )
     z = NormalDist().inv_cdf(0.5 + level / 2)
     share = successes / n
     center = share + z * z / (2 * n)
@@ -50,14 +53,20 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     return low, high
 
 
-def _cluster_sums(values: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+def _cluster_sums(
+    values: np.ndarray, clusters: Sequence[Hashable]
+) -> tuple[np.ndarray, np.ndarray]:
     """Sum and count of the values of each cluster, in order of first appearance."""
     index: dict[Hashable, int] = {}
     member = np.array([index.setdefault(cluster, len(index)) for cluster in clusters], np.int64)
-    return np.bincount(member, values, len(index)), np.bincount(member, minlength=len(index)).astype(float)
+    return np.bincount(member, values, len(index)), np.bincount(
+        member, minlength=len(index)
+    ).astype(float)
 
 
-def _replicates(sums: np.ndarray, counts: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def _replicates(
+    sums: np.ndarray, counts: np.ndarray, n: int, rng: np.random.Generator
+) -> np.ndarray:
     """[n] means of resamples of whole clusters."""
     size = len(sums)
     means = np.empty(n)
@@ -80,17 +89,21 @@ def bootstrap(
 
     Args:
       values: one number a row, finite.
-      prompts: the cluster of each row; resamples draw as many clusters as there are, with replacement.
+      prompts: the cluster of each row; resamples draw as many clusters as there are, with
+        replacement.
 
     Raises ValueError for empty, unequal or non-finite input.
     """
     array = np.asarray(values, float)
     if len(array) == 0 or len(array) != len(prompts):
         raise ValueError(
-            f"bootstrap needs one prompt a value and at least one: {len(array)} values, {len(prompts)} prompts"
+            f"bootstrap needs one prompt a value and at least one: {len(array)} values, "
+            f"{len(prompts)} prompts"
         )
     if not np.isfinite(array).all():
-        raise ValueError("bootstrap got a value that is not finite; leave rows out that have no value")
+        raise ValueError(
+            "bootstrap got a value that is not finite; leave rows out that have no value"
+        )
     sums, counts = _cluster_sums(array, prompts)
     means = _replicates(sums, counts, replicates, np.random.default_rng(seed))
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
@@ -105,11 +118,13 @@ def interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """The interval that DESIGN asks for: Wilson for one yes/no row a prompt, otherwise clustered bootstrap.
+    """The interval that DESIGN asks for: Wilson for one yes/no row a prompt, otherwise clustered
+    bootstrap.
 
-    A bootstrap of rows that are all 0 (or all 1) has width zero, which claims certainty that the rows do not give;
-    there Wilson's interval for as many rows as there are prompts is used (`wilson_prompts`). `counts`: the values are
-    counts, not shares, even where all of them happen to be 0 or 1; always bootstrap.
+    A bootstrap of rows that are all 0 (or all 1) has width zero, which claims certainty that the
+    rows do not give; there Wilson's interval for as many rows as there are prompts is used
+    (`wilson_prompts`). `counts`: the values are counts, not shares, even where all of them happen
+    to be 0 or 1; always bootstrap.
     """
     n, n_prompts = len(values), len(set(prompts))
     if n == 0:
@@ -119,8 +134,16 @@ def interval(
     if binary and n == n_prompts:
         return Interval(value, *wilson(round(sum(values)), n, level), "wilson", n, n_prompts)
     if binary and value in (0.0, 1.0):
-        return Interval(value, *wilson(round(value * n_prompts), n_prompts, level), "wilson_prompts", n, n_prompts)
-    return Interval(value, *bootstrap(values, prompts, level=level, seed=seed), "bootstrap", n, n_prompts)
+        return Interval(
+            value,
+            *wilson(round(value * n_prompts), n_prompts, level),
+            "wilson_prompts",
+            n,
+            n_prompts,
+        )
+    return Interval(
+        value, *bootstrap(values, prompts, level=level, seed=seed), "bootstrap", n, n_prompts
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,15 +171,21 @@ def paired_difference(
 ) -> PairedDifference:
     """Compares two methods on the same rows: bootstrap over prompts within seeds, seeds held fixed.
 
-    Row i of `a` and of `b` must be the same attempt (seed and prompt). Seeds are few, so they are not resampled;
-    their spread is to be read from `by_seed`. Raises ValueError for unequal lengths or empty input.
+    Row i of `a` and of `b` must be the same attempt (seed and prompt). Seeds are few, so they are
+    not resampled; their spread is to be read from `by_seed`. Raises ValueError for unequal lengths
+    or empty input.
     """
     lengths = {len(values_a), len(values_b), len(prompts), len(seeds)}
     if len(lengths) != 1 or not values_a:
-        raise ValueError(f"paired_difference needs four sequences of one length >= 1, got lengths {sorted(lengths)}")
+        raise ValueError(
+            "paired_difference needs four sequences of one length >= 1, got lengths "
+            f"{sorted(lengths)}"
+        )
     difference = np.asarray(values_a, float) - np.asarray(values_b, float)
     if not np.isfinite(difference).all():
-        raise ValueError("paired_difference got a value that is not finite; leave out pairs that lack one")
+        raise ValueError(
+            "paired_difference got a value that is not finite; leave out pairs that lack one"
+        )
     rng = np.random.default_rng(seed)
     owner = np.asarray(seeds)
     by_seed: dict[int, float] = {}
@@ -168,4 +197,6 @@ def paired_difference(
         total += _replicates(sums, counts, replicates, rng)
         n_prompts += len(sums)
     low, high = np.quantile(total / len(by_seed), [0.5 - level / 2, 0.5 + level / 2])
-    return PairedDifference(float(np.mean(list(by_seed.values()))), float(low), float(high), by_seed, n_prompts)
+    return PairedDifference(
+        float(np.mean(list(by_seed.values()))), float(low), float(high), by_seed, n_prompts
+    )

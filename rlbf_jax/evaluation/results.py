@@ -60,7 +60,9 @@ class Record:
         """Records with one measurement come from the same answers and the same judge."""
         return (*self._about, self.seed, self.semantics, json.dumps(self.knobs, sort_keys=True))
 
-    def measured(self, metric: str, found: Interval, knobs: Mapping[str, Any] | None = None) -> Record:
+    def measured(
+        self, metric: str, found: Interval, knobs: Mapping[str, Any] | None = None
+    ) -> Record:
         """Another metric of the same answers; None: under the same knobs."""
         return dataclasses.replace(
             self,
@@ -97,32 +99,39 @@ def from_json(plain: Mapping[str, Any], where: str = "record") -> Record:
         wrong = f"missing {sorted(names - set(plain))}, unknown {sorted(set(plain) - names)}"
         raise InputError(f"{where}: the fields of a result record do not match: {wrong}")
     values: dict[str, Any] = {
-        name: math.nan if name in _FLOATS and value is None else value for name, value in plain.items()
+        name: math.nan if name in _FLOATS and value is None else value
+        for name, value in plain.items()
     }
     return Record(**values)
 
 
 def read_results(path: str | os.PathLike) -> list[Record]:
-    """Records of a results.json; an empty list where there is no file. Raises ValueError for a damaged file."""
+    """Records of a results.json; an empty list where there is no file. Raises ValueError for a
+    damaged file."""
     file = Path(path)
     if not file.exists():
         return []
     try:
         rows = json.loads(file.read_text("utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are
-        raise InputError(f"{file}: not valid JSON ({error}); move it away and evaluate again") from error
+        raise InputError(
+            f"{file}: not valid JSON ({error}); move it away and evaluate again"
+        ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{file}: expected a list of records; move it away and evaluate again")
     return [from_json(row, f"{file}, record {i}") for i, row in enumerate(rows)]
 
 
 def merge(
-    old: Iterable[Record], new: Iterable[Record], outdated: Callable[[Record], bool] = lambda record: False
+    old: Iterable[Record],
+    new: Iterable[Record],
+    outdated: Callable[[Record], bool] = lambda record: False,
 ) -> list[Record]:
-    """Old records in their order, replaced in place by new ones of the same key; other new ones at the end.
+    """Old records in their order, replaced in place by new ones of the same key; other new ones at
+    the end.
 
-    What an old measurement says besides goes with it: its answers and its judge may have been others. And so do old
-    records that are `outdated`: those whose rows the new ones have replaced.
+    What an old measurement says besides goes with it: its answers and its judge may have been
+    others. And so do old records that are `outdated`: those whose rows the new ones have replaced.
     """
     new = list(new)
     again, keys = {record.measurement for record in new}, {record.key for record in new}
@@ -136,15 +145,23 @@ def merge(
 
 
 def write_results(
-    path: str | os.PathLike, records: Iterable[Record], outdated: Callable[[Record], bool] = lambda record: False
+    path: str | os.PathLike,
+    records: Iterable[Record],
+    outdated: Callable[[Record], bool] = lambda record: False,
 ) -> list[Record]:
-    """Merges records into a results.json, replacing the file only when the new one is whole. Returns all records.
+    """Merges records into a results.json, replacing the file only when the new one is whole.
+    Returns all records.
 
     `outdated`: see `merge`.
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with held(file.parent):  # an evaluation beside a run would otherwise lose the run's records, or its own
+    with held(
+        file.parent
+    ):  # an evaluation beside a run would otherwise lose the run's records, or its own
         merged = merge(read_results(file), records, outdated)
-        write_whole(file, json.dumps([to_json(record) for record in merged], indent=1, allow_nan=False) + "\n")
+        write_whole(
+            file,
+            json.dumps([to_json(record) for record in merged], indent=1, allow_nan=False) + "\n",
+        )
     return merged

@@ -1,4 +1,5 @@
-"""One generation as a line of `evaluation/STAGE.jsonl`: for the traces of the report, and for whoever counts anew."""
+"""One generation as a line of `evaluation/STAGE.jsonl`: for the traces of the report, and for
+whoever counts anew."""
 
 from __future__ import annotations
 
@@ -45,7 +46,11 @@ def knobs_to_json(knobs: Knobs) -> dict[str, Any]:
         if getattr(knobs, field.name) != getattr(default, field.name)
     }
     return {
-        name: dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        name: dict(value)
+        if isinstance(value, Mapping)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
         for name, value in changed.items()
     }
 
@@ -63,7 +68,8 @@ def to_row(
 ) -> dict[str, Any]:
     """A generation as JSON. `opening`: the verdict on the text up to the first control id.
 
-    Beside `metrics` stands what they were found from; `tests/recompute_rates.py` finds them again."""
+    Beside `metrics` stands what they were found from; `tests/recompute_rates.py` finds them
+    again."""
     return {
         "stage": context.stage,
         "method": context.method,
@@ -127,7 +133,8 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def _trace_json(response: Response, tokenizer: Tokenizer, rule: EditRule) -> list[dict[str, Any]]:
-    """Every emitted id with its text; an id that ends inside a multi-byte character has the text it completes."""
+    """Every emitted id with its text; an id that ends inside a multi-byte character has the text it
+    completes."""
     content = [item.token for item in response.items if item.kind == "content"]
     text = tokenizer.decode(content)
     pieces, done = [], 0

@@ -1,7 +1,8 @@
 """Evaluation of one checkpoint: attempts -> generations -> verdicts -> rows and records.
 
-`build_attempts` depends on the world, the tokenizer and the configuration alone, so every method, stage and training
-seed answers the same attempts with the same random keys, and comparisons are paired.
+`build_attempts` depends on the world, the tokenizer and the configuration alone, so every method,
+stage and training seed answers the same attempts with the same random keys, and comparisons are
+paired.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from rlbf_jax.attacks import ATTACKS, HAS_FORMS, STANDARD
 from rlbf_jax.attacks.base import Attempt, unused_id
 from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.attacks.direct import Attack, AttackConfig
-from rlbf_jax.attacks.further import FurtherOptions
-from rlbf_jax.attacks.geometry import GeometryGrid
-from rlbf_jax.attacks.middle_filling import MiddleFillingOptions
-from rlbf_jax.attacks.prefilling import PrefillingOptions
+from rlbf_jax.attacks.forced.further import FurtherOptions
+from rlbf_jax.attacks.forced.geometry import GeometryGrid
+from rlbf_jax.attacks.forced.middle_filling import MiddleFillingOptions
+from rlbf_jax.attacks.forced.prefilling import PrefillingOptions
 from rlbf_jax.critics.base import Critic, Exchange, Verdict
 from rlbf_jax.data.world import SPLITS, FormSplit, Pool, World
 from rlbf_jax.evaluation.backtracking_metrics import (
@@ -97,14 +98,17 @@ def configured_attack(name: str, config: SuiteConfig) -> Attack:
         "decoding": config.decoding,
     }
     options |= dict.fromkeys(("prefilling_depth", "middle_grid", "benign_grid"), config.geometry)
-    options |= dict.fromkeys(("many_violations", "reprogram", "respelled", "critic_note"), config.further)
+    options |= dict.fromkeys(
+        ("many_violations", "reprogram", "respelled", "critic_note"), config.further
+    )
     attack: Callable[..., list[Attempt]] = ATTACKS[name]
     return functools.partial(attack, options=options[name]) if name in options else attack
 
 
 def build_attempts(world: World, tokenizer: Tokenizer, config: SuiteConfig) -> list[Attempt]:
-    """All attempts of a suite. Every attack and split draws from a generator of its own, so that leaving one out
-    changes no other. Raises ValueError for an unknown attack or one that does not fit into `max_tokens`."""
+    """All attempts of a suite. Every attack and split draws from a generator of its own, so that
+    leaving one out changes no other. Raises ValueError for an unknown attack or one that does not
+    fit into `max_tokens`."""
     attempts: list[Attempt] = []
     used: set[int] = set()
     for name in config.attacks:
@@ -116,16 +120,23 @@ def build_attempts(world: World, tokenizer: Tokenizer, config: SuiteConfig) -> l
             rng = np.random.default_rng([config.seed, zlib.crc32(label.encode())])
             for index, attempt in enumerate(attack(world, tokenizer, rng, n, told)):
                 id_ = unused_id(f"{config.seed}/{label}/{index}", used)
-                attempts.append(dataclasses.replace(attempt, request=dataclasses.replace(attempt.request, id=id_)))
+                attempts.append(
+                    dataclasses.replace(
+                        attempt, request=dataclasses.replace(attempt.request, id=id_)
+                    )
+                )
     return attempts
 
 
 def judge_distinct(judge: Critic, exchanges: Iterable[Exchange]) -> dict[Exchange, Verdict]:
-    """One call to the judge with every distinct exchange once. Raises ValueError if it answers too few or many."""
+    """One call to the judge with every distinct exchange once. Raises ValueError if it answers too
+    few or many."""
     distinct = list(dict.fromkeys(exchanges))
     verdicts = judge.judge(distinct)
     if len(verdicts) != len(distinct):
-        raise ValueError(f"judge {judge.name} gave {len(verdicts)} verdicts for {len(distinct)} texts")
+        raise ValueError(
+            f"judge {judge.name} gave {len(verdicts)} verdicts for {len(distinct)} texts"
+        )
     return dict(zip(distinct, verdicts, strict=True))
 
 
@@ -150,11 +161,17 @@ def evaluate(
     rule = context.rule or tokenizer.rule
     generations = sample([attempt.request for attempt in attempts])
     if len(generations) != len(attempts):
-        raise ValueError(f"the sampler gave {len(generations)} generations for {len(attempts)} attempts")
+        raise ValueError(
+            f"the sampler gave {len(generations)} generations for {len(attempts)} attempts"
+        )
     responses = [take_apart(generation, tokenizer, rule) for generation in generations]
     judged = judge_distinct(
         judge,
-        (exchange_of(a, text) for a, r in zip(attempts, responses, strict=True) for text in (*r.texts, r.opening)),
+        (
+            exchange_of(a, text)
+            for a, r in zip(attempts, responses, strict=True)
+            for text in (*r.texts, r.opening)
+        ),
     )
     rows, metrics = [], []
     for attempt, generation, response in zip(attempts, generations, responses, strict=True):
@@ -162,9 +179,15 @@ def evaluate(
         verdicts = Verdicts(final, raw, tuple(before))
         opening, openers = judged[exchange_of(attempt, response.opening)], context.refusal_openers
         values = row_metrics(attempt, generation, response, verdicts, tokenizer, rule, openers)
-        values |= backtracking_row_metrics(attempt, generation, response, verdicts, opening, tokenizer, openers)
+        values |= backtracking_row_metrics(
+            attempt, generation, response, verdicts, opening, tokenizer, openers
+        )
         metrics.append(values)
-        rows.append(to_row(attempt, generation, response, verdicts, values, tokenizer, rule, context, opening))
+        rows.append(
+            to_row(
+                attempt, generation, response, verdicts, values, tokenizer, rule, context, opening
+            )
+        )
     return build_records(attempts, metrics, judge.name, context), rows
 
 
@@ -182,7 +205,9 @@ def build_records(
     for index, attempt in enumerate(attempts):
         groups[context.benchmark, attempt.attack, attempt.split, attempt.cell].append(index)
         if len(attempt.prefix.split()) >= LONG_PREFIX_WORDS and not attempt.cell:
-            groups[f"{context.benchmark}_long_prefix", attempt.attack, attempt.split, ()].append(index)
+            groups[f"{context.benchmark}_long_prefix", attempt.attack, attempt.split, ()].append(
+                index
+            )
     records = []
     for (benchmark, attack, split, _), indices in groups.items():
         record = functools.partial(_record, context, judge, benchmark, attack, split)
@@ -238,11 +263,17 @@ def _column(
     return [value for value, _ in kept], [prompt for _, prompt in kept]
 
 
-def _plain_records(record, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]) -> list[Record]:
+def _plain_records(
+    record, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]
+) -> list[Record]:
     """One record a metric that has a row."""
     knobs = knobs_to_json(attempts[0].request.knobs) | dict(attempts[0].cell)
     columns = {name: _column(attempts, metrics, name) for name in ALL_METRICS}
-    records = [record(name, values, prompts, knobs) for name, (values, prompts) in columns.items() if values]
+    records = [
+        record(name, values, prompts, knobs)
+        for name, (values, prompts) in columns.items()
+        if values
+    ]
     quantiles = quantiles_of(metrics, [attempt.prompt.id for attempt in attempts])
     return records + [record(name, (), (), knobs, found) for name, found in quantiles.items()]
 
@@ -250,7 +281,8 @@ def _plain_records(record, attempts: Sequence[Attempt], metrics: Sequence[Mappin
 def _decoding_records(
     record, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]
 ) -> list[Record]:
-    """Any-of-n over the grid, the mean of every setting, and the any-of-n that independent draws would give."""
+    """Any-of-n over the grid, the mean of every setting, and the any-of-n that independent draws
+    would give."""
     by_setting: dict[str, list[int]] = defaultdict(list)
     for i, attempt in enumerate(attempts):
         by_setting[repr(knobs_to_json(attempt.request.knobs))].append(i)
@@ -283,18 +315,27 @@ def _decoding_records(
             if column:
                 records.append(record(f"{name}_mean", column, owners, knobs))
                 safe *= (1 - float(np.mean(column))) ** (len(chosen) / n_prompts)
-        expected = dataclasses.replace(records[-1], metric=f"{name}_independent", value=1 - safe, knobs=grid)
+        expected = dataclasses.replace(
+            records[-1], metric=f"{name}_independent", value=1 - safe, knobs=grid
+        )
         nan = float("nan")
         records.append(
             dataclasses.replace(
-                expected, ci_low=nan, ci_high=nan, ci_method="none", n=len(values), n_prompts=len(worst)
+                expected,
+                ci_low=nan,
+                ci_high=nan,
+                ci_method="none",
+                n=len(values),
+                n_prompts=len(worst),
             )
         )
         records.append(record(f"{name}_excess", (), (), grid, _excess(name, attempts, metrics)))
     return records
 
 
-def _excess(name: str, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]) -> Interval:
+def _excess(
+    name: str, attempts: Sequence[Attempt], metrics: Sequence[Mapping[str, float | None]]
+) -> Interval:
     rows = [(v, a) for a, m in zip(attempts, metrics, strict=True) if (v := m[name]) is not None]
     hits, owners = [v for v, _ in rows], [a for _, a in rows]
     settings = [repr(knobs_to_json(a.request.knobs)) for a in owners]

@@ -30,7 +30,9 @@ class TextScores:
     count: np.ndarray
 
 
-def score_texts(config: ModelConfig, params: dict, examples: Sequence[Example], batch_size: int) -> TextScores:
+def score_texts(
+    config: ModelConfig, params: dict, examples: Sequence[Example], batch_size: int
+) -> TextScores:
     """Teacher-forced scores of plain examples (no directives in them), `batch_size` rows at a time."""
     length = transformer.padded_width(config, max(len(e.tokens) for e in examples), 32)
     rows = pad_rows(examples, length)
@@ -39,8 +41,12 @@ def score_texts(config: ModelConfig, params: dict, examples: Sequence[Example], 
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         padded = [*part, *[part[-1]] * (batch_size - len(part))]
-        arrays = (np.stack([row[name] for row in padded]) for name in ("tokens", "segment", "in_loss"))
-        for column, values in zip(columns, jax.device_get(_read(config, params, *arrays)), strict=True):
+        arrays = (
+            np.stack([row[name] for row in padded]) for name in ("tokens", "segment", "in_loss")
+        )
+        for column, values in zip(
+            columns, jax.device_get(_read(config, params, *arrays)), strict=True
+        ):
             column.append(np.asarray(values, np.float64)[: len(part)])
     return TextScores(*(np.concatenate(column) for column in columns))
 
@@ -52,7 +58,9 @@ def score_rows(scores: TextScores) -> list[dict[str, float]]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _read(config: ModelConfig, params: dict, tokens: jax.Array, segment: jax.Array, in_loss: jax.Array):
+def _read(
+    config: ModelConfig, params: dict, tokens: jax.Array, segment: jax.Array, in_loss: jax.Array
+):
     """Per row: summed negative log-likelihood, correct ids, counted ids."""
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     hidden, _ = transformer.forward(config, params, tokens, Visibility(position, segment))
@@ -63,8 +71,11 @@ def _read(config: ModelConfig, params: dict, tokens: jax.Array, segment: jax.Arr
     return jnp.sum(nll, axis=1), jnp.sum(correct, axis=1), jnp.sum(counts, axis=1)
 
 
-def utility_records(scores: TextScores, template: Record, seed: int = 0, draws: int = 2000) -> list[Record]:
-    """`perplexity` and `accuracy` with bootstrap intervals over examples; `template` gives the other fields."""
+def utility_records(
+    scores: TextScores, template: Record, seed: int = 0, draws: int = 2000
+) -> list[Record]:
+    """`perplexity` and `accuracy` with bootstrap intervals over examples; `template` gives the
+    other fields."""
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(scores.count), (draws, len(scores.count)))
     counts = scores.count[picks].sum(axis=1)
@@ -77,4 +88,7 @@ def utility_records(scores: TextScores, template: Record, seed: int = 0, draws: 
             ci_low=float(low), ci_high=float(high), ci_method="bootstrap",
         )  # fmt: skip
 
-    return [record("perplexity", scores.nll, np.exp), record("accuracy", scores.correct, lambda share: share)]
+    return [
+        record("perplexity", scores.nll, np.exp),
+        record("accuracy", scores.correct, lambda share: share),
+    ]

@@ -23,24 +23,38 @@ from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.data.world import FormSplit
 from rlbf_jax.evaluation.suite import configured_attack
-from rlbf_jax.methods.config import ExperimentConfig, RolloutMix
-from rlbf_jax.methods.fit import check_fit, check_rows_suffice
-from rlbf_jax.methods.recipes import Stage
-from rlbf_jax.methods.workspace import Workspace
+from rlbf_jax.runs.experiment import ExperimentConfig, RolloutMix
+from rlbf_jax.runs.fit import check_fit, check_rows_suffice
+from rlbf_jax.runs.stage import Stage
+from rlbf_jax.runs.workspace import Workspace
 from rlbf_jax.sampling.request import Knobs, Request
-from rlbf_jax.training.reinforcement import PromptSource, ReinforcementParts, Rollout, train_reinforcement
+from rlbf_jax.training.reinforcement import (
+    PromptSource,
+    ReinforcementParts,
+    Rollout,
+    train_reinforcement,
+)
 from rlbf_jax.training.supervised import SupervisedConfig, train_supervised
 
 
 def rlbf(config: ExperimentConfig) -> list[Stage]:
     """The recipe: train everything, then put every model under the same attacks."""
-    models = {"base": base, "refusal_sft": refusal_sft, "sft": sft, "sft_control": sft_control, "rlbf": reinforce}
+    models = {
+        "base": base,
+        "refusal_sft": refusal_sft,
+        "sft": sft,
+        "sft_control": sft_control,
+        "rlbf": reinforce,
+    }
     if not config.baselines:
         models = {name: models[name] for name in ("base", "sft", "rlbf")}
     return [
         Stage("data", prepare_data),
         *(Stage(name, run) for name, run in models.items()),
-        *(Stage(f"evaluate_{name}", evaluation_of(name, method_name(config, name))) for name in models),
+        *(
+            Stage(f"evaluate_{name}", evaluation_of(name, method_name(config, name)))
+            for name in models
+        ),
     ]
 
 
@@ -62,7 +76,8 @@ def prepare_data(work: Workspace) -> None:
 
 
 def base(work: Workspace) -> None:
-    """Pretraining, violations mixed in: without them there would be nothing to take back. Or a checkpoint as it is."""
+    """Pretraining, violations mixed in: without them there would be nothing to take back. Or a
+    checkpoint as it is."""
     if work.config.start_from:
         work.save_params("base", work.start_params())
     else:
@@ -74,7 +89,8 @@ def refusal_sft(work: Workspace) -> None:
 
 
 def sft(work: Workspace) -> None:
-    """BSAFE+: context = prompt + part1 + bridge + violation, loss on directive + part2 (and plain data)."""
+    """BSAFE+: context = prompt + part1 + bridge + violation, loss on directive + part2 (and plain
+    data)."""
     supervised(work, "sft", work.config.sft, "bsafe_plus", work.trainable("base"))
 
 
@@ -82,8 +98,11 @@ def sft_control(work: Workspace) -> None:
     """What the extra updates of reinforcement would do as plain SFT."""
     reinforcement = work.config.reinforcement
     extra = reinforcement.steps * reinforcement.updates_per_step
-    # The guidance term sees `guidance_batch_size` rows an update; the control gets SFT's own batches.
-    optimizer = dataclasses.replace(work.config.sft.optimizer, schedule=reinforcement.optimizer.schedule)
+    # The guidance term sees `guidance_batch_size` rows an update; the control gets SFT's own
+    # batches.
+    optimizer = dataclasses.replace(
+        work.config.sft.optimizer, schedule=reinforcement.optimizer.schedule
+    )
     config = dataclasses.replace(work.config.sft, steps=extra, optimizer=optimizer)
     supervised(work, "sft_control", config, "bsafe_plus", work.trainable("sft"))
 
@@ -103,7 +122,9 @@ def reinforce(work: Workspace) -> None:
         mesh=work.mesh,
         seed=work.config.seed,
     )
-    params = train_reinforcement(config, parts, work.trainable("sft"), work.stage_folder("rlbf"), "rlbf")
+    params = train_reinforcement(
+        config, parts, work.trainable("sft"), work.stage_folder("rlbf"), "rlbf"
+    )
     work.save_params("rlbf", params)
 
 
@@ -114,7 +135,9 @@ def evaluation_of(stage: str, method: str):
     return run
 
 
-def supervised(work: Workspace, name: str, config: SupervisedConfig, data: str, params: dict) -> None:
+def supervised(
+    work: Workspace, name: str, config: SupervisedConfig, data: str, params: dict
+) -> None:
     """One supervised stage from `params`, on the data set named `data`."""
     trained = train_supervised(
         config,
@@ -134,7 +157,8 @@ def supervised(work: Workspace, name: str, config: SupervisedConfig, data: str, 
 
 
 def prompt_source(work: Workspace) -> PromptSource:
-    """Plain and attacked prompts of the `train` pool in the configured shares, a pure function of (seed, step).
+    """Plain and attacked prompts of the `train` pool in the configured shares, a pure function of
+    (seed, step).
 
     Attacks have the geometry (options) that the evaluation's have, on other prompts and forms.
     """
@@ -152,13 +176,19 @@ def prompt_source(work: Workspace) -> PromptSource:
         attempts: list[Attempt] = []
         for kind, count in zip(kinds, counts, strict=True):
             unseen_by_sft = rng.binomial(count, config.rollouts.rl_forms)
-            shares: tuple[tuple[FormSplit, int], ...] = (("rl", unseen_by_sft), ("sft", count - unseen_by_sft))
+            shares: tuple[tuple[FormSplit, int], ...] = (
+                ("rl", unseen_by_sft),
+                ("sft", count - unseen_by_sft),
+            )
             for split, n in shares:
                 if n:
                     told = AttackConfig(pool="train", split=split, knobs=knobs)
                     attack = configured_attack(kind, config.evaluation)
                     attempts += attack(work.world, work.tokenizer, rng, int(n), told)
-        return [Rollout(bounded(attempt.request, config.max_drawn), attempt.prompt) for attempt in attempts]
+        return [
+            Rollout(bounded(attempt.request, config.max_drawn), attempt.prompt)
+            for attempt in attempts
+        ]
 
     return source
 

@@ -1,12 +1,12 @@
 """Rotary positions and attention, over whole rows or over a cache.
 
-Rows up to `QUERY_BLOCK` have their scores computed in one piece. Longer rows are swept block by block, with a running
-softmax (Milakov and Gimelshein 2018; Rabe and Staats 2021; FlashAttention, Dao et al. 2022), so that no [T, T] array
-exists in either direction; blocks that no query can see are skipped. On a GPU, cuDNN's flash attention does the plain
-causal case in half precision.
+Rows up to `QUERY_BLOCK` have their scores computed in one piece. Longer rows are swept block by
+block, with a running softmax (Milakov and Gimelshein 2018; Rabe and Staats 2021; FlashAttention,
+Dao et al. 2022), so that no [T, T] array exists in either direction; blocks that no query can see
+are skipped. On a GPU, cuDNN's flash attention does the plain causal case in half precision.
 
-Shape letters of the project: B rows, T time (queries), S keys or cache slots, D width, N query heads, K key/value
-heads, G = N / K query heads a key head, H head size, V vocabulary.
+Shape letters of the project: B rows, T time (queries), S keys or cache slots, D width, N query
+heads, K key/value heads, G = N / K query heads a key head, H head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ import numpy as np
 from jax import Array
 
 QUERY_BLOCK = 1024
-"""Longest row whose [T, T] scores are computed in one piece. Longer rows are multiples of it, and go block by block."""
+"""Longest row whose [T, T] scores are computed in one piece. Longer rows are multiples of it, and
+go block by block."""
 CPU_BLOCK, BLOCK = 256, 512
-"""Queries, and keys, of one block of a longer row. Small ones fit a CPU's cache, large ones keep a GPU or TPU busy."""
+"""Queries, and keys, of one block of a longer row. Small ones fit a CPU's cache, large ones keep a
+GPU or TPU busy."""
 _MASKED = float(np.finfo(np.float32).min)
 
 
 class Visibility(NamedTuple):
-    """Who may attend to whom within a batch of rows, as vectors; masks are made from it block by block."""
+    """Who may attend to whom within a batch of rows, as vectors; masks are made from it block by
+    block."""
 
     position: Array
     """[B, T] int32: live ids before this one."""
     segment: Array | None = None
     """[B, T] int32: packing segment, 0 for padding. None: every row is one segment."""
     died: Array | None = None
-    """[B, T] int32: query i sees key j iff j <= i < died[j]. None: nothing dies, so segments are consecutive ids and
-    `position` counts on by one within them (rows longer than `QUERY_BLOCK` rely on it)."""
+    """[B, T] int32: query i sees key j iff j <= i < died[j]. None: nothing dies, so segments are
+    consecutive ids and `position` counts on by one within them (rows longer than `QUERY_BLOCK` rely
+    on it)."""
 
 
 def can_attend(
@@ -46,7 +50,8 @@ def can_attend(
     first_key: int | Array = 0,
     num_keys: int | None = None,
 ) -> Array:
-    """[B or 1, size, num_keys] bool mask: do the queries start..start+size see the keys first_key..first_key+num_keys?
+    """[B or 1, size, num_keys] bool mask: do the queries start..start+size see the keys
+    first_key..first_key+num_keys?
 
     By default the keys are all T. An id always sees itself.
     """
@@ -76,12 +81,15 @@ class RopeScaling(NamedTuple):
     factor: float
     """Frequencies are divided by this (linear scaling) ..."""
     band: tuple[float, float] | None = None
-    """... or, given (low, high), only those that turn less than `low` times within `original_length`; those that turn
-    more than `high` times stay, and between them the two are mixed (Llama 3.1)."""
+    """... or, given (low, high), only those that turn less than `low` times within
+    `original_length`; those that turn more than `high` times stay, and between them the two are
+    mixed (Llama 3.1)."""
     original_length: int = 0
 
 
-def rotary(position: Array, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[Array, Array]:
+def rotary(
+    position: Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Array, Array]:
     """Cosine and sine, [B, 1, T, H / 2] float32, of the half-split rotary embedding."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None and scaling.band is None:
@@ -98,10 +106,14 @@ def rotary(position: Array, head_dim: int, theta: float, scaling: RopeScaling | 
 def rotate(x: Array, cosine: Array, sine: Array) -> Array:
     """Applies a rotary embedding to [B, heads, T, H]."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cosine - second * sine, second * cosine + first * sine], -1
+    ).astype(x.dtype)
 
 
-def attend(query: Array, key: Array, value: Array, allowed: Array, softcap: float | None = None) -> Array:
+def attend(
+    query: Array, key: Array, value: Array, allowed: Array, softcap: float | None = None
+) -> Array:
     """Softmax attention.
 
     Args:
@@ -115,7 +127,8 @@ def attend(query: Array, key: Array, value: Array, allowed: Array, softcap: floa
     """
     scores = jnp.where(allowed[:, None, None], _scores(query, key, softcap), _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    # The heads of a group share keys: fold the group into time, so that one batched matmul serves it.
+    # The heads of a group share keys: fold the group into time, so that one batched matmul serves
+    # it.
     folded = weights.reshape(*key.shape[:2], -1, key.shape[2])
     return jnp.einsum("bkts,bksh->bkth", folded, value).reshape(query.shape)
 
@@ -130,9 +143,15 @@ def _scores(query: Array, key: Array, softcap: float | None) -> Array:
 
 
 def attend_rows(
-    query: Array, key: Array, value: Array, visibility: Visibility, window: int | None, softcap: float | None
+    query: Array,
+    key: Array,
+    value: Array,
+    visibility: Visibility,
+    window: int | None,
+    softcap: float | None,
 ) -> Array:
-    """Attention of whole rows onto themselves: shapes as in `attend`, S = T; no [T, T] array above `QUERY_BLOCK`.
+    """Attention of whole rows onto themselves: shapes as in `attend`, S = T; no [T, T] array above
+    `QUERY_BLOCK`.
 
     Raises ValueError for a row that is longer than `QUERY_BLOCK` and no multiple of it.
     """
@@ -143,7 +162,9 @@ def attend_rows(
     if time <= QUERY_BLOCK:
         return attend(query, key, value, can_attend(visibility, 0, time, window), softcap)
     if time % QUERY_BLOCK:
-        raise ValueError(f"rows of {time} ids: pad rows longer than {QUERY_BLOCK} to a multiple of it")
+        raise ValueError(
+            f"rows of {time} ids: pad rows longer than {QUERY_BLOCK} to a multiple of it"
+        )
     if causal:
         # One mask for all rows; masks never cross a block.
         visibility = Visibility(jnp.arange(time, dtype=jnp.int32)[None])
@@ -156,23 +177,39 @@ def fused(query: Array) -> bool:
     Heads of 256 need a Hopper GPU; they go block by block, as float32 does.
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return jax.default_backend() == "gpu" and half and query.shape[3] <= 128 and query.shape[3] % 8 == 0
+    return (
+        jax.default_backend() == "gpu"
+        and half
+        and query.shape[3] <= 128
+        and query.shape[3] % 8 == 0
+    )
 
 
 def attend_fused(
-    query: Array, key: Array, value: Array, window: int | None, implementation: Literal["cudnn", "xla"] = "cudnn"
+    query: Array,
+    key: Array,
+    value: Array,
+    window: int | None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Array:
     """Causal attention by `jax.nn.dot_product_attention`; shapes as in `attend_rows`."""
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     near = None if window is None else (window - 1, 0)
     attended = jax.nn.dot_product_attention(
-        query, key, value, scale=1.0, is_causal=True, local_window_size=near, implementation=implementation
+        query,
+        key,
+        value,
+        scale=1.0,
+        is_causal=True,
+        local_window_size=near,
+        implementation=implementation,
     )
     return jnp.swapaxes(attended, 1, 2)
 
 
 def visible_blocks(time: int, block: int, window: int | None) -> np.ndarray:
-    """[P, 2] int32 pairs (block of queries, block of keys) that hold a query and a key at most `window` - 1 before it.
+    """[P, 2] int32 pairs (block of queries, block of keys) that hold a query and a key at most
+    `window` - 1 before it.
 
     Each query's own block comes first, so that a running softmax starts from a key that is seen.
     """
@@ -184,21 +221,28 @@ def visible_blocks(time: int, block: int, window: int | None) -> np.ndarray:
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def attend_blocks(
-    query: Array, key: Array, value: Array, visibility: Visibility, window: int | None, softcap: float | None
+    query: Array,
+    key: Array,
+    value: Array,
+    visibility: Visibility,
+    window: int | None,
+    softcap: float | None,
 ) -> Array:
     """`attend` of whole rows under `can_attend`, without [T, T] arrays, forward and backward.
 
-    One scan over the pairs of blocks that can see each other: its length is known when it is compiled, and its body
-    is compiled once, however long the rows are.
+    One scan over the pairs of blocks that can see each other: its length is known when it is
+    compiled, and its body is compiled once, however long the rows are.
     """
     return _blocks_forward(query, key, value, visibility, window, softcap)[0]
 
 
 def _pairs(time: int, visibility: Visibility, window: int | None) -> tuple[int, Array]:
-    """Block size and the pairs to scan over, in ids. Under lifetimes positions stand closer than indices, so that a
-    window may reach any earlier block."""
+    """Block size and the pairs to scan over, in ids. Under lifetimes positions stand closer than
+    indices, so that a window may reach any earlier block."""
     block = min(CPU_BLOCK if jax.default_backend() == "cpu" else BLOCK, QUERY_BLOCK)
-    return block, jnp.asarray(visible_blocks(time, block, window if visibility.died is None else None) * block)
+    return block, jnp.asarray(
+        visible_blocks(time, block, window if visibility.died is None else None) * block
+    )
 
 
 def _take(x: Array, start: Array, size: int) -> Array:
@@ -234,7 +278,10 @@ def _blocks_forward(query, key, value, visibility, window, softcap):
         return (_put(highest, q, after), _put(mass, q, sums), _put(total, q, values)), None
 
     rows = query.shape[:3]
-    start = tuple(jnp.full(shape, x, jnp.float32) for shape, x in ((rows, _MASKED), (rows, 0), (query.shape, 0)))
+    start = tuple(
+        jnp.full(shape, x, jnp.float32)
+        for shape, x in ((rows, _MASKED), (rows, 0), (query.shape, 0))
+    )
     (highest, mass, total), _ = jax.lax.scan(body, start, pairs)
     attended = (total / mass[..., None]).astype(value.dtype)
     return attended, (query, key, value, visibility, attended, highest + jnp.log(mass))
@@ -270,7 +317,9 @@ def _blocks_backward(window, softcap, kept, slope):
             matmul("bkts,bkth->bksh", weights, slopes),
         )
         at = (q, k, k)
-        return tuple(_put(x, i, _take(x, i, block) + new) for x, i, new in zip(carry, at, added, strict=True)), None
+        return tuple(
+            _put(x, i, _take(x, i, block) + new) for x, i, new in zip(carry, at, added, strict=True)
+        ), None
 
     start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (query, key, value))
     gradients, _ = jax.lax.scan(body, start, pairs)

@@ -1,4 +1,5 @@
-"""Everything that model families differ by, as fields of one dataclass; `families.py` fills them in."""
+"""Everything that model families differ by, as fields of one dataclass; `families.py` fills them
+in."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from typing import Any, Literal
 from rlbf_jax.ranges import check_at_least, check_positive
 
 LoraTarget = Literal["qkv", "out", "up", "down"]
-"""Projections of a layer: queries, keys and values (which share one A); the attention's output; the MLP's way in (gate
-and up share one A) and its way out."""
+"""Projections of a layer: queries, keys and values (which share one A); the attention's output; the
+MLP's way in (gate and up share one A) and its way out."""
 
 Family = Literal["toy", "gemma2", "gemma3", "llama", "qwen2", "qwen3", "mistral", "gpt2"]
 Remat = Literal["none", "block", "dots"]
@@ -19,7 +20,8 @@ Remat = Literal["none", "block", "dots"]
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al., arXiv 2106.09685): W + alpha / rank * A B with W frozen; see `models.lora`."""
+    """Low-rank adapters (Hu et al., arXiv 2106.09685): W + alpha / rank * A B with W frozen; see
+    `models.lora`."""
 
     rank: int = 0
     """0: no adapters, every parameter is trained."""
@@ -52,7 +54,8 @@ class ModelConfig:
     """Shape and numerics of a decoder."""
 
     family: Family = "toy"
-    """How checkpoints of it are named and written; `families.styled` fills in the fields that make a family."""
+    """How checkpoints of it are named and written; `families.styled` fills in the fields that make
+    a family."""
     vocab_size: int = 1024
     """Ids, control ids included. Recipes set it from the tokenizer."""
     num_layers: int = 3
@@ -62,7 +65,8 @@ class ModelConfig:
     head_dim: int = 32
     mlp_width: int = 256
     activation: Literal["silu", "gelu", "gelu_exact", "relu2"] = "silu"
-    """Of the gate, or of the hidden layer of an MLP without one. `gelu` is the tanh approximation."""
+    """Of the gate, or of the hidden layer of an MLP without one. `gelu` is the tanh approximation.
+    """
     gated_mlp: bool = True
     norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
     """RMSNorm; RMSNorm whose factor is 1 + scale; LayerNorm with a bias."""
@@ -91,41 +95,70 @@ class ModelConfig:
     rope_low_freq_factor: float = 1.0
     rope_high_freq_factor: float = 4.0
     rope_original_length: int = 8192
-    """`llama3`: frequencies that turn fewer than `low` times within this length are slow, more than `high` fast."""
+    """`llama3`: frequencies that turn fewer than `low` times within this length are slow, more than
+    `high` fast."""
     norm_eps: float = 1e-6
     tied_embeddings: bool = True
     windows: tuple[int | None, ...] = (None,)
-    """Attention windows of the repeating block of layers; None is global. Layers beyond the last whole block take
-    the block's first windows."""
+    """Attention windows of the repeating block of layers; None is global. Layers beyond the last
+    whole block take the block's first windows."""
     attention_softcap: float | None = None
     final_softcap: float | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and the cache. Norms, softmax and logits are float32 always."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
-    """Scan over the repeating block: compiles in constant time, for deep models. Unrolled runs faster when shallow."""
+    """Scan over the repeating block: compiles in constant time, for deep models. Unrolled runs
+    faster when shallow."""
     remat: Remat = "none"
-    """What the backward pass computes again instead of keeping it: nothing; all of a repeating block of layers but its
-    input (`block`); or the same but for products with weights (`dots`: more memory, less to compute)."""
+    """What the backward pass computes again instead of keeping it: nothing; all of a repeating
+    block of layers but its input (`block`); or the same but for products with weights (`dots`: more
+    memory, less to compute)."""
     lora: LoraConfig = LoraConfig()
-    """Adapters. In a run, `base` is trained whole, and every later stage trains adapters of it alone."""
+    """Adapters. In a run, `base` is trained whole, and every later stage trains adapters of it
+    alone."""
 
     def __post_init__(self):
         check_at_least(self, 1, "vocab_size", "num_layers", "width", "mlp_width")
-        check_at_least(self, 1, "num_heads", "num_kv_heads", "head_dim", "max_positions", "rope_original_length")
-        check_positive(self, "rope_theta", "norm_eps", "attention_softcap", "final_softcap", "rope_local_theta")
-        check_positive(self, "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "query_pre_attn_scalar")
+        check_at_least(
+            self,
+            1,
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_positions",
+            "rope_original_length",
+        )
+        check_positive(
+            self, "rope_theta", "norm_eps", "attention_softcap", "final_softcap", "rope_local_theta"
+        )
+        check_positive(
+            self,
+            "rope_factor",
+            "rope_low_freq_factor",
+            "rope_high_freq_factor",
+            "query_pre_attn_scalar",
+        )
         if not self.windows or any(w is not None and w < 1 for w in self.windows):
-            raise ValueError(f"windows is {self.windows}, expected one entry or more, each 1 or more, or None")
+            raise ValueError(
+                f"windows is {self.windows}, expected one entry or more, each 1 or more, or None"
+            )
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
         if self.remat not in typing.get_args(Remat):
-            raise ValueError(f"remat is {self.remat!r}, expected {', '.join(typing.get_args(Remat))}")
+            raise ValueError(
+                f"remat is {self.remat!r}, expected {', '.join(typing.get_args(Remat))}"
+            )
         if self.head_dim % 2 and not self.learned_positions:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need pairs")
         if self.learned_positions and self.max_positions is None:
             raise ValueError("max_positions is None, expected the number of learned positions")
-        if self.rope_scaling == "llama3" and self.rope_low_freq_factor >= self.rope_high_freq_factor:
+        if (
+            self.rope_scaling == "llama3"
+            and self.rope_low_freq_factor >= self.rope_high_freq_factor
+        ):
             raise ValueError(
                 f"rope_low_freq_factor {self.rope_low_freq_factor} is not below "
                 f"rope_high_freq_factor {self.rope_high_freq_factor}"
@@ -154,4 +187,8 @@ class ModelConfig:
 def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a stored model, as this version spells them: `remat` was a bool."""
     remat = fields.get("remat")
-    return {**fields, "remat": "block" if remat else "none"} if isinstance(remat, bool) else dict(fields)
+    return (
+        {**fields, "remat": "block" if remat else "none"}
+        if isinstance(remat, bool)
+        else dict(fields)
+    )

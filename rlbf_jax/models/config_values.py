@@ -1,4 +1,5 @@
-"""Values of a published config.json, checked as they are read: one `UserError` that names the field."""
+"""Values of a published config.json, checked as they are read: one `UserError` that names the
+field."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ LARGEST = 3.4e38
 """Of a number: what float32 holds."""
 
 
-def count(hf: Mapping[str, Any], field: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
+def count(
+    hf: Mapping[str, Any], field: str, default: int | None = None, least: int = 1, most: int = MOST
+) -> int:
     """A whole number; `default` where the field is missing or null. JSON's 16.0 is 16."""
     value = _given(hf, field, default)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most:
@@ -54,13 +57,18 @@ def entries(hf: Mapping[str, Any], field: str, within: str = "") -> Mapping[str,
 def names(hf: Mapping[str, Any], field: str) -> list[str]:
     """A list of strings; empty where the field is missing or null."""
     value = hf.get(field)
-    if value is not None and not (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
+    if value is not None and not (
+        isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    ):
         raise _wrong(field, value, "a list of names")
     return value or []
 
 
 def unsupported(field: str, value: Any, expected: str) -> UserError:
-    return UserError(f"config.json: {field} is {value!r}, expected {expected}; this decoder computes nothing else")
+    return UserError(
+        f"config.json: {field} is {value!r}, expected {expected}; this decoder computes nothing "
+        "else"
+    )
 
 
 def _given(hf: Mapping[str, Any], field: str, default: Any) -> Any:

@@ -1,7 +1,8 @@
 """The families: what makes each one, and when two configurations describe one model.
 
-Adding a family is adding a `FamilySpec`; if it names its tensors differently, also a table in `weights/mapping.py`.
-What a family's `config.json` says is read and written in `published_config.py`.
+Adding a family is adding a `FamilySpec`; if it names its tensors differently, also a table in
+`weights/mapping.py`. What a family's `config.json` says is read and written in
+`published_config.py`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ class FamilySpec:
     activation_field: str = "hidden_act"
 
 
-_ROTARY = {"rms_norm_eps": 1e-6, "max_position_embeddings": None, "hidden_act": "silu", "tie_word_embeddings": False}
+_ROTARY = {
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": None,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
 _GEMMA_DEFAULTS = _ROTARY | {
     "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
     "sliding_window": 4096, "attention_bias": False, "head_dim": 256,
@@ -125,7 +131,11 @@ def styled(config: ModelConfig) -> ModelConfig:
     if spec is None:
         return config
     plain = ModelConfig()
-    chosen = {name: value for name, value in spec.structure.items() if getattr(config, name) == getattr(plain, name)}
+    chosen = {
+        name: value
+        for name, value in spec.structure.items()
+        if getattr(config, name) == getattr(plain, name)
+    }
     return dataclasses.replace(config, **chosen)
 
 
@@ -143,7 +153,8 @@ def same_model(a: ModelConfig, b: ModelConfig) -> list[str]:
 
 
 def _rope_that_counts(c: ModelConfig) -> dict[str, Any]:
-    """The fields of the rotary embeddings as `Decoder._angles` reads them, None where no layer does."""
+    """The fields of the rotary embeddings as `Decoder._angles` reads them, None where no layer
+    does."""
     nothing: dict[str, Any] = dict.fromkeys(ROPE)
     if c.learned_positions:
         return nothing

@@ -1,11 +1,12 @@
 """The key/value cache: an explicit pytree whose slots carry positions.
 
-A row never clears anything. An id is written to slot `position % slots`, a query sees the slots whose stored position
-is at or below its own (and inside the layer's window), and rewinding is moving the cursor: what lies above it is
-masked until it is overwritten.
+A row never clears anything. An id is written to slot `position % slots`, a query sees the slots
+whose stored position is at or below its own (and inside the layer's window), and rewinding is
+moving the cursor: what lies above it is masked until it is overwritten.
 
-Retracted ids accumulate above the cursor, so a sliding-window ring needs slots for them as well: after rewinding by
-r ids in all since the high-water mark, the oldest position still inside the window must not have been overwritten.
+Retracted ids accumulate above the cursor, so a sliding-window ring needs slots for them as well:
+after rewinding by r ids in all since the high-water mark, the oldest position still inside the
+window must not have been overwritten.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from rlbf_jax.directives import NEVER
 class KVCache(NamedTuple):
     """Keys and values of every layer.
 
-    `key[l]`, `value[l]`: [B, K, S_l, H]. With scanned layers there is one entry per place in the repeating block,
-    [R, B, K, S, H]. `position[l]`: [B, S_l] int32, NEVER where nothing was written.
+    `key[l]`, `value[l]`: [B, K, S_l, H]. With scanned layers there is one entry per place in the
+    repeating block, [R, B, K, S, H]. `position[l]`: [B, S_l] int32, NEVER where nothing was
+    written.
     """
 
     key: tuple[Array, ...]
@@ -32,7 +34,8 @@ class KVCache(NamedTuple):
 
 
 def ring_slots(window: int | None, capacity: int, rewound: int) -> int:
-    """Slots of a layer: all of `capacity`, or as many as a window needs when at most `rewound` ids are taken back.
+    """Slots of a layer: all of `capacity`, or as many as a window needs when at most `rewound` ids
+    are taken back.
 
     Under KEEP `rewound` is 0; under REWIND it is budget x (x_max + 2).
     """
@@ -47,12 +50,16 @@ def write(cache: Array, new: Array, slot: Array, one_hot: bool) -> Array:
     if one_hot:
         hit = jnp.arange(cache.shape[2])[None] == slot[:, None]
         return jnp.where(hit[:, None, :, None], new, cache)
-    return jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice(row, x, (0, at, 0)))(cache, new, slot)
+    return jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice(row, x, (0, at, 0)))(
+        cache, new, slot
+    )
 
 
 def write_position(positions: Array, position: Array, slot: Array) -> Array:
     """[B, S] with `position` [B] stored at `slot` [B]."""
-    return jnp.where(jnp.arange(positions.shape[1])[None] == slot[:, None], position[:, None], positions)
+    return jnp.where(
+        jnp.arange(positions.shape[1])[None] == slot[:, None], position[:, None], positions
+    )
 
 
 def sees(positions: Array, position: Array, window: int | None) -> Array:
@@ -72,7 +79,8 @@ def latest_writer(position: Array, length: Array, slots: int) -> tuple[Array, Ar
       slots: S.
 
     Returns:
-      index [B, S] int32 of the last id written to each slot (0 where none), and its position [B, S] (NEVER where none).
+      index [B, S] int32 of the last id written to each slot (0 where none), and its position [B, S]
+      (NEVER where none).
     """
     time = jnp.arange(position.shape[1], dtype=jnp.int32)
     slot = jnp.where(time[None] < length[:, None], position % slots, slots)

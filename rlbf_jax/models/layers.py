@@ -27,8 +27,8 @@ Angles = tuple[Array, Array] | None
 
 
 def dense(x: Array, weight: Array) -> Array:
-    """[B, T, D] @ [D, F] over flattened rows: on CPU XLA computes the weight gradient of a three-dimensional product
-    about half as fast (`experiments/benchmarks/training_step.py`)."""
+    """[B, T, D] @ [D, F] over flattened rows: on CPU XLA computes the weight gradient of a
+    three-dimensional product about half as fast (`experiments/benchmarks/training_step.py`)."""
     flat = x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)
     return flat.reshape(*x.shape[:-1], weight.shape[-1])
 
@@ -75,7 +75,8 @@ def make_norm(c: ModelConfig) -> RMSNorm | LayerNorm:
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each after a norm (and, in some families, before another) and added to the stream."""
+    """Attention and MLP, each after a norm (and, in some families, before another) and added to the
+    stream."""
 
     config: ModelConfig
     window: int | None
@@ -83,13 +84,22 @@ class Layer(nn.Module):
     def setup(self):
         c = self.config
         dtype = jnp.dtype(c.param_dtype)
-        fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2, 3))
-        # One matmul for queries, keys and values. The key head is the axis that tensor parallelism splits.
-        self.qkv = self.param("qkv", fan_in, (c.width, c.num_kv_heads, c.groups + 2, c.head_dim), dtype)
-        scaled = nn.initializers.variance_scaling(1.0 / (2 * c.num_layers), "fan_in", "normal", in_axis=(0, 1))
+        fan_in = nn.initializers.variance_scaling(
+            1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2, 3)
+        )
+        # One matmul for queries, keys and values. The key head is the axis that tensor parallelism
+        # splits.
+        self.qkv = self.param(
+            "qkv", fan_in, (c.width, c.num_kv_heads, c.groups + 2, c.head_dim), dtype
+        )
+        scaled = nn.initializers.variance_scaling(
+            1.0 / (2 * c.num_layers), "fan_in", "normal", in_axis=(0, 1)
+        )
         self.out = self.param("out", scaled, (c.num_heads, c.head_dim, c.width), dtype)
         if c.gated_mlp:
-            gate = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2))
+            gate = nn.initializers.variance_scaling(
+                1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2)
+            )
             self.gate_up = self.param("gate_up", gate, (c.width, 2, c.mlp_width), dtype)
         else:
             up = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -98,7 +108,9 @@ class Layer(nn.Module):
         self.down = self.param("down", down, (c.mlp_width, c.width), dtype)
         self._setup_biases(dtype)
         self.adapters = {
-            name: self._adapter(name, into, out) for name, (into, out) in lora.shapes(c).items() if c.lora.rank
+            name: self._adapter(name, into, out)
+            for name, (into, out) in lora.shapes(c).items()
+            if c.lora.rank
         }
         self.attention_norm = make_norm(c)
         self.mlp_norm = make_norm(c)
@@ -112,19 +124,29 @@ class Layer(nn.Module):
     def _setup_biases(self, dtype) -> None:
         c, zeros = self.config, nn.initializers.zeros
         if c.qkv_bias:
-            self.qkv_bias = self.param("qkv_bias", zeros, (c.num_kv_heads, c.groups + 2, c.head_dim), dtype)
+            self.qkv_bias = self.param(
+                "qkv_bias", zeros, (c.num_kv_heads, c.groups + 2, c.head_dim), dtype
+            )
         if c.out_bias:
             self.out_bias = self.param("out_bias", zeros, (c.width,), dtype)
         if c.mlp_bias:
             shape = (2, c.mlp_width) if c.gated_mlp else (c.mlp_width,)
-            self.up_bias = self.param("gate_up_bias" if c.gated_mlp else "up_bias", zeros, shape, dtype)
+            self.up_bias = self.param(
+                "gate_up_bias" if c.gated_mlp else "up_bias", zeros, shape, dtype
+            )
             self.down_bias = self.param("down_bias", zeros, (c.width,), dtype)
 
-    def _adapter(self, name: str, into: tuple[int, ...], out: tuple[int, ...]) -> tuple[Array, Array]:
+    def _adapter(
+        self, name: str, into: tuple[int, ...], out: tuple[int, ...]
+    ) -> tuple[Array, Array]:
         """A and B of a projection. B starts at 0, so that training starts from the model as it is."""
-        spread = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=tuple(range(len(into))))
+        spread = nn.initializers.variance_scaling(
+            1 / 3, "fan_in", "uniform", in_axis=tuple(range(len(into)))
+        )
         a = self.param(f"{name}_lora_a", spread, (*into, self.config.lora.rank), jnp.float32)
-        return a, self.param(f"{name}_lora_b", nn.initializers.zeros, (self.config.lora.rank, *out), jnp.float32)
+        return a, self.param(
+            f"{name}_lora_b", nn.initializers.zeros, (self.config.lora.rank, *out), jnp.float32
+        )
 
     def _dense(self, name: str, x: Array, weight: Array) -> Array:
         """[B, T, D] -> [B, T, F] through a projection and its adapter, where it has one."""
@@ -132,7 +154,11 @@ class Layer(nn.Module):
         if name not in self.adapters:
             return y
         a, b = self.adapters[name]
-        return y + dense(dense(x, a.reshape(x.shape[-1], -1)), b.reshape(b.shape[0], -1)) * self.config.lora.scale
+        return (
+            y
+            + dense(dense(x, a.reshape(x.shape[-1], -1)), b.reshape(b.shape[0], -1))
+            * self.config.lora.scale
+        )
 
     def _project(self, x: Array, angles: Angles) -> tuple[Array, Array, Array]:
         """[B, T, D] -> queries [B, N, T, H], keys and values [B, K, T, H]."""
@@ -140,7 +166,9 @@ class Layer(nn.Module):
         projected = self._dense("qkv", self.attention_norm(x), self.qkv.reshape(c.width, -1))
         if c.qkv_bias:
             projected = projected + self.qkv_bias.reshape(-1).astype(x.dtype)
-        projected = projected.reshape(*x.shape[:2], c.num_kv_heads, c.groups + 2, c.head_dim).transpose(0, 2, 3, 1, 4)
+        projected = projected.reshape(
+            *x.shape[:2], c.num_kv_heads, c.groups + 2, c.head_dim
+        ).transpose(0, 2, 3, 1, 4)
         query = projected[:, :, : c.groups].reshape(x.shape[0], c.num_heads, x.shape[1], c.head_dim)
         key = projected[:, :, c.groups]
         if c.qk_norm:
@@ -165,7 +193,9 @@ class Layer(nn.Module):
         act = ACTIVATIONS[c.activation]
         if not c.gated_mlp:
             hidden = self._dense("up", normed, self.up)
-            return self._down(act(hidden + self.up_bias.astype(normed.dtype) if c.mlp_bias else hidden))
+            return self._down(
+                act(hidden + self.up_bias.astype(normed.dtype) if c.mlp_bias else hidden)
+            )
         # Apart: the halves of one product would be copied.
         gate, up = dense(normed, self.gate_up[:, 0]), dense(normed, self.gate_up[:, 1])
         if "gate_up" in self.adapters:
@@ -185,13 +215,26 @@ class Layer(nn.Module):
         """Of this layer, out of those of global and of windowed layers."""
         return angles[0] if self.window is None else angles[1]
 
-    def __call__(self, x: Array, angles: tuple[Angles, Angles], visibility: Visibility) -> tuple[Array, tuple]:
+    def __call__(
+        self, x: Array, angles: tuple[Angles, Angles], visibility: Visibility
+    ) -> tuple[Array, tuple]:
         query, key, value = self._project(x, self._angles(angles))
-        attended = attend_rows(query, key, value, visibility, self.window, self.config.attention_softcap)
+        attended = attend_rows(
+            query, key, value, visibility, self.window, self.config.attention_softcap
+        )
         return self._finish(x, attended), (key, value)
 
-    def step(self, x, angles, cache: tuple[Array, Array], positions: Array, position: Array, one_hot: bool):
-        """One id a row: x [B, 1, D]; `positions` are the slots' stored positions, this id's included."""
+    def step(
+        self,
+        x,
+        angles,
+        cache: tuple[Array, Array],
+        positions: Array,
+        position: Array,
+        one_hot: bool,
+    ):
+        """One id a row: x [B, 1, D]; `positions` are the slots' stored positions, this id's
+        included."""
         query, new_key, new_value = self._project(x, self._angles(angles))
         slot = position % positions.shape[1]
         key = kv_cache.write(cache[0], new_key, slot, one_hot)
@@ -200,9 +243,20 @@ class Layer(nn.Module):
         attended = attend(query, key, value, allowed, self.config.attention_softcap)
         return self._finish(x, attended), (key, value)
 
-    def extend(self, x, angles, position: Array, prefix: tuple[Array, Array], prefix_position: Array, keep: int):
-        """Ids after a shared prefix: x [B, T, D], positions [T]. Returns the last `keep` columns of the stream."""
+    def extend(
+        self,
+        x,
+        angles,
+        position: Array,
+        prefix: tuple[Array, Array],
+        prefix_position: Array,
+        keep: int,
+    ):
+        """Ids after a shared prefix: x [B, T, D], positions [T]. Returns the last `keep` columns of
+        the stream."""
         query, key, value = self._project(x, self._angles(angles))
         allowed = sees_prefixed(prefix_position, position, self.window)[-keep:]
-        attended = attend_prefixed(query[:, :, -keep:], key, value, prefix, allowed, self.config.attention_softcap)
+        attended = attend_prefixed(
+            query[:, :, -keep:], key, value, prefix, allowed, self.config.attention_softcap
+        )
         return self._finish(x[:, -keep:], attended), (key, value)

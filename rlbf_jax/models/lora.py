@@ -1,8 +1,10 @@
-"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): W + alpha / rank * A B, W frozen, A and B trained.
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): W + alpha / rank * A B, W frozen, A and B
+trained.
 
-The adapters of a layer stand beside its projections (`qkv_lora_a`, `qkv_lora_b`, ...), in float32 whatever the model's
-dtype. Rows of the embedding that training must reach (control ids) get an additive row each (`embedding_rows`).
-Everything starts as no change at all: B and the rows are zero.
+The adapters of a layer stand beside its projections (`qkv_lora_a`, `qkv_lora_b`, ...), in float32
+whatever the model's dtype. Rows of the embedding that training must reach (control ids) get an
+additive row each (`embedding_rows`). Everything starts as no change at all: B and the rows are
+zero.
 
     trained, frozen = split(params)     what an update changes and a checkpoint keeps, and what it does not
     join(trained, frozen)               what the model reads
@@ -28,7 +30,8 @@ A, B = "_lora_a", "_lora_b"
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Parameter name -> (axes that A contracts, axes that B makes) of every targeted projection of a layer."""
+    """Parameter name -> (axes that A contracts, axes that B makes) of every targeted projection of
+    a layer."""
     c = config
     heads, mlp = (c.num_kv_heads, c.groups + 2, c.head_dim), (c.mlp_width,)
     every = {
@@ -64,8 +67,8 @@ def join(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict:
 
 
 def merge(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, dict]:
-    """The plain model that computes the same: products are added to their projections in float32, then rounded to the
-    projection's dtype."""
+    """The plain model that computes the same: products are added to their projections in float32,
+    then rounded to the projection's dtype."""
     trained, frozen = split(params)
     if not frozen:
         return config, trained
@@ -75,12 +78,16 @@ def merge(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, 
         *above, name = path
         if name.endswith(A):
             target = (*above, name.removesuffix(A))
-            flat[target] = _merged(flat[target], leaf, adapters[*above, name.removesuffix(A) + B], config.lora)
+            flat[target] = _merged(
+                flat[target], leaf, adapters[*above, name.removesuffix(A) + B], config.lora
+            )
         elif name in ROWS:
             target = (*above, ROWS[name])
             rows = slice(config.lora.first_row, config.lora.first_row + config.lora.rows)
             table = flat[target]
-            flat[target] = table.at[rows].set((table[rows].astype(jnp.float32) + leaf).astype(table.dtype))
+            flat[target] = table.at[rows].set(
+                (table[rows].astype(jnp.float32) + leaf).astype(table.dtype)
+            )
     return dataclasses.replace(config, lora=LoraConfig()), traverse_util.unflatten_dict(flat)
 
 
@@ -89,6 +96,10 @@ def _merged(weight: Array, a: Array, b: Array, config: LoraConfig) -> Array:
     scanned = weight.ndim < (a.ndim - 1) + (b.ndim - 1)
     lead = weight.shape[:1] if scanned else ()
     product = jnp.matmul(
-        a.reshape(*lead, -1, config.rank), b.reshape(*lead, config.rank, -1), precision=jax.lax.Precision.HIGHEST
+        a.reshape(*lead, -1, config.rank),
+        b.reshape(*lead, config.rank, -1),
+        precision=jax.lax.Precision.HIGHEST,
     )
-    return (weight.astype(jnp.float32) + config.scale * product.reshape(weight.shape)).astype(weight.dtype)
+    return (weight.astype(jnp.float32) + config.scale * product.reshape(weight.shape)).astype(
+        weight.dtype
+    )

@@ -1,7 +1,8 @@
-"""Attention of many rows that begin alike: keys and values of the common beginning exist once, not once a row.
+"""Attention of many rows that begin alike: keys and values of the common beginning exist once, not
+once a row.
 
-`transformer.prefix_of` reads a beginning, `transformer.extend` feeds what follows it. P ids in the prefix, T after it;
-other shape letters as in `attention.py`.
+`transformer.prefix_of` reads a beginning, `transformer.extend` feeds what follows it. P ids in the
+prefix, T after it; other shape letters as in `attention.py`.
 """
 
 from __future__ import annotations
@@ -34,14 +35,20 @@ def joined(prefix: Prefix, more: Prefix, count: int) -> Prefix:
 
 
 def sees_prefixed(prefix: Array, own: Array, window: int | None) -> Array:
-    """[T, P + T] bool: the keys that each id at positions `own` [T] sees, after ids at positions `prefix` [P]."""
+    """[T, P + T] bool: the keys that each id at positions `own` [T] sees, after ids at positions
+    `prefix` [P]."""
     key = jnp.concatenate([prefix, own])
     allowed = (key[None] <= own[:, None]) & (key[None] < NEVER)
     return allowed if window is None else allowed & (own[:, None] - key[None] < window)
 
 
 def attend_prefixed(
-    query: Array, key: Array, value: Array, prefix: tuple[Array, Array], allowed: Array, softcap: float | None
+    query: Array,
+    key: Array,
+    value: Array,
+    prefix: tuple[Array, Array],
+    allowed: Array,
+    softcap: float | None,
 ) -> Array:
     """Softmax attention to a shared prefix and to the rows' own ids.
 
@@ -69,7 +76,11 @@ def attend_prefixed(
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(batch, kv_heads, folded.shape[2], -1)
+    weights = (
+        jax.nn.softmax(scores, axis=-1)
+        .astype(value.dtype)
+        .reshape(batch, kv_heads, folded.shape[2], -1)
+    )
     attended = jnp.einsum("bkts,ksh->bkth", weights[..., :width], prefix[1])
     attended += jnp.einsum("bkts,bksh->bkth", weights[..., width:], value)
     return attended.reshape(batch, heads, time, size)

@@ -1,4 +1,5 @@
-"""Published sizes. Numbers are those of the `config.json` published on the Hugging Face hub under the name above it."""
+"""Published sizes. Numbers are those of the `config.json` published on the Hugging Face hub under
+the name above it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ _LLAMA3 = styled(
     )
 )  # fmt: skip
 _GEMMA2 = styled(
-    ModelConfig(family="gemma2", vocab_size=256_000, head_dim=256, max_positions=8192, query_pre_attn_scalar=256.0)
+    ModelConfig(
+        family="gemma2",
+        vocab_size=256_000,
+        head_dim=256,
+        max_positions=8192,
+        query_pre_attn_scalar=256.0,
+    )
 )
 
 PRESETS: dict[str, ModelConfig] = {
@@ -61,4 +68,5 @@ PRESETS: dict[str, ModelConfig] = {
         )
     ),
 }  # fmt: skip
-"""Name -> model, in float32 and unrolled; replace `dtype`, `param_dtype`, `scan_layers` and `remat` as you need."""
+"""Name -> model, in float32 and unrolled; replace `dtype`, `param_dtype`, `scan_layers` and `remat`
+as you need."""

@@ -1,8 +1,8 @@
 """A published `config.json` <-> `ModelConfig`.
 
 Both writings of a configuration are read: that of transformers 4 (`rope_theta`, `rope_scaling`,
-`sliding_window_pattern`) and that of transformers 5 (`rope_parameters`, `layer_types`). The first is written, plus
-`layer_types`, since both versions read it.
+`sliding_window_pattern`) and that of transformers 5 (`rope_parameters`, `layer_types`). The first
+is written, plus `layer_types`, since both versions read it.
 """
 
 from __future__ import annotations
@@ -35,20 +35,25 @@ _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu_pytorch_tanh", "gelu_exact": 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """The model that a `config.json` describes, in float32.
 
-    Raises UserError, naming the field, for an architecture or a value that this decoder cannot compute exactly.
+    Raises UserError, naming the field, for an architecture or a value that this decoder cannot
+    compute exactly.
     """
     name, spec = _family_of(hf)
     for field, allowed in {**spec.fixed, "quantization_config": (None,)}.items():
         if hf.get(field, allowed[0]) not in allowed:
             raise unsupported(field, hf[field], f"{allowed[0]!r}")
     seen = {**spec.defaults, **hf}
-    fields: dict[str, Any] = {ours: _dimension(seen, theirs, ours) for theirs, ours in spec.fields.items()}
+    fields: dict[str, Any] = {
+        ours: _dimension(seen, theirs, ours) for theirs, ours in spec.fields.items()
+    }
     # Structure that is always so; what config.json can say follows and wins.
     fields = {**spec.structure, **fields}
     heads = fields["num_heads"]
     fields["num_kv_heads"] = count(seen, "num_key_value_heads", heads) if name != "gpt2" else heads
     fields["head_dim"] = (
-        count(seen, "head_dim", fields["width"] // heads) if name != "gpt2" else fields["width"] // heads
+        count(seen, "head_dim", fields["width"] // heads)
+        if name != "gpt2"
+        else fields["width"] // heads
     )
     fields["tied_embeddings"] = flag(seen, "tie_word_embeddings")
     fields["activation"] = _activation(seen, spec.activation_field)
@@ -66,22 +71,32 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` of a model, without token ids: `config_from_hf` of it gives `config` again.
 
-    Raises UserError, naming the field, where the family's architecture cannot say what `config` says.
+    Raises UserError, naming the field, where the family's architecture cannot say what `config`
+    says.
     """
     spec = FAMILIES.get(config.family)
     if spec is None:
         raise UserError(
-            f"model.family: {config.family!r} has no Hugging Face architecture; expected one of {', '.join(FAMILIES)}"
+            f"model.family: {config.family!r} has no Hugging Face architecture; expected one of "
+            f"{', '.join(FAMILIES)}"
         )
     hf: dict[str, Any] = {"architectures": [spec.architecture], "model_type": spec.model_type}
-    hf |= {theirs: getattr(config, ours) for theirs, ours in spec.fields.items() if getattr(config, ours) is not None}
+    hf |= {
+        theirs: getattr(config, ours)
+        for theirs, ours in spec.fields.items()
+        if getattr(config, ours) is not None
+    }
     hf |= {"tie_word_embeddings": config.tied_embeddings, "torch_dtype": config.param_dtype}
     if config.activation not in _ACTIVATION_NAMES:
-        raise UserError(f"model.activation: {config.activation!r} is unknown to {spec.architecture}")
+        raise UserError(
+            f"model.activation: {config.activation!r} is unknown to {spec.architecture}"
+        )
     hf[spec.activation_field] = _ACTIVATION_NAMES[config.activation]
     if config.family == "gpt2":
         hf["n_inner"] = config.mlp_width
-        hf["activation_function"] = hf["activation_function"].replace("gelu_pytorch_tanh", "gelu_new")
+        hf["activation_function"] = hf["activation_function"].replace(
+            "gelu_pytorch_tanh", "gelu_new"
+        )
     else:
         hf |= {"num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim}
         hf |= _rope_to_hf(config) | _windows_to_hf(config)
@@ -90,7 +105,11 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         if "mlp_bias" in spec.defaults:
             hf["mlp_bias"] = config.mlp_bias
     if config.family in ("gemma2", "gemma3"):
-        scalar = config.head_dim if config.query_pre_attn_scalar is None else config.query_pre_attn_scalar
+        scalar = (
+            config.head_dim
+            if config.query_pre_attn_scalar is None
+            else config.query_pre_attn_scalar
+        )
         hf |= {"query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
                "attn_logit_softcapping": config.attention_softcap,
                "final_logit_softcapping": config.final_softcap}  # fmt: skip
@@ -106,7 +125,7 @@ def shortest_pattern(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
     return windows
 
 
-# Reading -------------------------------------------------------------------------------------------
+# Reading ------------------------------------------------------------------------------------------
 
 
 def _family_of(hf: Mapping[str, Any]) -> tuple[str, FamilySpec]:
@@ -116,7 +135,10 @@ def _family_of(hf: Mapping[str, Any]) -> tuple[str, FamilySpec]:
             return name, spec
     known = ", ".join(spec.architecture for spec in FAMILIES.values())
     told = named or hf.get("model_type")
-    raise UserError(f"config.json: architectures is {told!r}, expected one of {known}; other models are not supported")
+    raise UserError(
+        f"config.json: architectures is {told!r}, expected one of {known}; other models are not "
+        "supported"
+    )
 
 
 def _dimension(hf: Mapping[str, Any], field: str, ours: str) -> float | None:
@@ -168,7 +190,9 @@ def _windows(name: str, hf: Mapping[str, Any], layers: int) -> tuple[int | None,
     if hf.get("layer_types") is not None and name not in ("mistral", "llama"):
         kinds = hf["layer_types"]
     if not isinstance(kinds, list) or len(kinds) != layers:
-        raise UserError(f"config.json: layer_types has not one entry for each of the {layers} layers")
+        raise UserError(
+            f"config.json: layer_types has not one entry for each of the {layers} layers"
+        )
     for kind in kinds:
         if kind not in (SLIDING, FULL) or (kind == SLIDING and window is None):
             raise unsupported("layer_types", kind, f"{FULL}, or {SLIDING} with sliding_window")
@@ -181,9 +205,14 @@ def _rope(name: str, hf: Mapping[str, Any]) -> dict[str, Any]:
     new, old = entries(hf, "rope_parameters"), entries(hf, "rope_scaling")
     local: Mapping[str, Any] = {}
     if name == "gemma3":
-        local, new = entries(new, SLIDING, "rope_parameters."), entries(new, FULL, "rope_parameters.")
+        local, new = (
+            entries(new, SLIDING, "rope_parameters."),
+            entries(new, FULL, "rope_parameters."),
+        )
         if local.get("rope_type", "default") != "default":
-            raise unsupported(f"rope_parameters.{SLIDING}.rope_type", local["rope_type"], "'default'")
+            raise unsupported(
+                f"rope_parameters.{SLIDING}.rope_type", local["rope_type"], "'default'"
+            )
     scaling = {**new, **old}
     fields = {"rope_theta": float(positive(scaling, "rope_theta", theta))} | _scaling(scaling)
     if name == "gemma3":
@@ -211,7 +240,7 @@ def _scaling(scaling: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-# Writing -------------------------------------------------------------------------------------------
+# Writing ------------------------------------------------------------------------------------------
 
 
 def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -241,7 +270,9 @@ def _windows_to_hf(config: ModelConfig) -> dict[str, Any]:
     if config.family in ("qwen2", "qwen3"):
         hf["use_sliding_window"] = bool(sizes)
         if sizes:
-            hf["max_window_layers"] = next(i for i, window in enumerate(windows) if window is not None)
+            hf["max_window_layers"] = next(
+                i for i, window in enumerate(windows) if window is not None
+            )
     if config.family == "gemma3" and len(config.windows) > 1:
         hf["sliding_window_pattern"] = len(config.windows)
     return hf | {"layer_types": [FULL if window is None else SLIDING for window in windows]}
@@ -250,9 +281,12 @@ def _windows_to_hf(config: ModelConfig) -> dict[str, Any]:
 def _check_same(config: ModelConfig, read: ModelConfig, architecture: str) -> None:
     differing = same_model(config, read)
     if differing:
-        # Of rotary fields the one that differs as it is written may be another than the one that differs as it is read.
+        # Of rotary fields the one that differs as it is written may be another than the one that
+        # differs as it is read.
         name = next(n for n in (*differing, *ROPE) if getattr(config, n) != getattr(read, n))
         raise UserError(
-            f"model.{name}: {architecture} cannot say {getattr(config, name)!r} (a reader would take "
-            f"{getattr(read, name)!r}); choose another family, or leave the field as the family has it"
+            f"model.{name}: {architecture} cannot say {getattr(config, name)!r} (a reader would "
+            "take "
+            f"{getattr(read, name)!r}); choose another family, or leave the field as the family "
+            "has it"
         )

@@ -1,10 +1,11 @@
 """One decoder in Flax Linen: pure `init` / `apply`, the cache an explicit argument.
 
-1. `ModelConfig` (`config.py`): everything a family differs by is a field there; `layers.py` reads them.
-2. `Decoder.__call__`: whole rows -> hidden states (and, for prefill, every layer's keys and values).
-3. `Decoder.step`: one id a row over a `KVCache`.
+1. `ModelConfig` (`config.py`): everything a family differs by is a field there; `layers.py` reads
+them. 2. `Decoder.__call__`: whole rows -> hidden states (and, for prefill, every layer's keys and
+values). 3. `Decoder.step`: one id a row over a `KVCache`.
 4. `Decoder.unembed`: hidden states -> logits. Losses call it chunk by chunk.
-5. `ValueHead`: hidden states and a few features of the trace -> values. Its own parameters, so that any checkpoint of
+5. `ValueHead`: hidden states and a few features of the trace -> values. Its own parameters, so that
+any checkpoint of
    the decoder can get one.
 
 Shape letters as in `attention.py`; L layers, R repeats of the repeating block of layers.
@@ -31,7 +32,8 @@ from rlbf_jax.models.prefixed import Prefix
 
 
 class Block(nn.Module):
-    """The repeating block, or its beginning: one layer a window. Carries the stream, returns keys and values."""
+    """The repeating block, or its beginning: one layer a window. Carries the stream, returns keys
+    and values."""
 
     config: ModelConfig
     windows: tuple[int | None, ...]
@@ -63,10 +65,13 @@ class Block(nn.Module):
 
 
 def _remat(config: ModelConfig, prevent_cse: bool = True) -> type[Block]:
-    """`Block` under the policy that `config.remat` names. A scan keeps apart by itself what is computed twice."""
+    """`Block` under the policy that `config.remat` names. A scan keeps apart by itself what is
+    computed twice."""
     if config.remat == "none":
         return Block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+    policy = (
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+    )
     return nn.remat(Block, prevent_cse=prevent_cse, policy=policy)
 
 
@@ -85,11 +90,17 @@ class Decoder(nn.Module):
         if c.lora.trains_rows:
             # What training adds to rows of the tables; where the tables are one, so are these.
             shape = (c.lora.rows, c.width)
-            self.embedding_rows = self.param("embedding_rows", nn.initializers.zeros, shape, jnp.float32)
+            self.embedding_rows = self.param(
+                "embedding_rows", nn.initializers.zeros, shape, jnp.float32
+            )
             if not c.tied_embeddings:
-                self.unembedding_rows = self.param("unembedding_rows", nn.initializers.zeros, shape, jnp.float32)
+                self.unembedding_rows = self.param(
+                    "unembedding_rows", nn.initializers.zeros, shape, jnp.float32
+                )
         if c.learned_positions:
-            self.position_embedding = self.param("position_embedding", init, (c.max_positions, c.width), dtype)
+            self.position_embedding = self.param(
+                "position_embedding", init, (c.max_positions, c.width), dtype
+            )
         block = _remat(c, prevent_cse=not c.scan_layers)
         if c.scan_layers and c.repeats:
             self.stack = nn.scan(
@@ -102,7 +113,11 @@ class Decoder(nn.Module):
         # After a scan only the remainder has a block of its own, under the name it has without one.
         plain = _remat(c)
         for number in self._unrolled:
-            setattr(self, f"blocks_{number}", plain(c, c.windows[: c.num_layers - number * len(c.windows)]))
+            setattr(
+                self,
+                f"blocks_{number}",
+                plain(c, c.windows[: c.num_layers - number * len(c.windows)]),
+            )
         self.final_norm = make_norm(c)
 
     @property
@@ -115,7 +130,9 @@ class Decoder(nn.Module):
     def _blocks(self) -> list[Block]:
         return [getattr(self, f"blocks_{number}") for number in self._unrolled]
 
-    def __call__(self, tokens: Array, visibility: Visibility) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
+    def __call__(
+        self, tokens: Array, visibility: Visibility
+    ) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
         """Whole rows at once.
 
         Args:
@@ -123,14 +140,17 @@ class Decoder(nn.Module):
           visibility: who may attend to whom; its positions feed the position embedding.
 
         Returns:
-          hidden [B, T, D] after the final norm, and (key, value) [B, K, T, H] of every layer, in order.
+          hidden [B, T, D] after the final norm, and (key, value) [B, K, T, H] of every layer, in
+          order.
 
         Raises ValueError for rows longer than the table of learned positions (see `widest_row`).
         """
         c = self.config
         widest = widest_row(c)
         if widest is not None and tokens.shape[1] > widest:
-            raise ValueError(f"rows of {tokens.shape[1]} ids; this model has {c.max_positions} positions")
+            raise ValueError(
+                f"rows of {tokens.shape[1]} ids; this model has {c.max_positions} positions"
+            )
         x = self._embed(tokens, visibility.position)
         angles = self._angles(visibility.position)
         kept: tuple = ()
@@ -142,7 +162,9 @@ class Decoder(nn.Module):
             kept += pairs
         return self.final_norm(x), kept
 
-    def step(self, token: Array, position: Array, cache: KVCache, one_hot: bool = False) -> tuple[Array, KVCache]:
+    def step(
+        self, token: Array, position: Array, cache: KVCache, one_hot: bool = False
+    ) -> tuple[Array, KVCache]:
         """Feeds one id a row. Needs unrolled layers: see `unrolled`.
 
         Args:
@@ -154,21 +176,29 @@ class Decoder(nn.Module):
         """
         x = self._embed(token[:, None], position[:, None])
         angles = self._angles(position[:, None])
-        positions = tuple(kv_cache.write_position(held, position, position % held.shape[1]) for held in cache.position)
+        positions = tuple(
+            kv_cache.write_position(held, position, position % held.shape[1])
+            for held in cache.position
+        )
         pairs: tuple = ()
         for block in self._blocks:
             here = slice(len(pairs), len(pairs) + len(block.windows))
             caches = tuple(zip(cache.key[here], cache.value[here], strict=True))
-            x, kept = block.step(x, caches, angles, positions[: len(block.windows)], position, one_hot)
+            x, kept = block.step(
+                x, caches, angles, positions[: len(block.windows)], position, one_hot
+            )
             pairs += kept
         keys, values = zip(*pairs, strict=True)
         return self.final_norm(x)[:, 0], KVCache(keys, values, positions)
 
-    def extend(self, rows: Array, position: Array, prefix: Prefix, keep: int) -> tuple[Array, tuple]:
+    def extend(
+        self, rows: Array, position: Array, prefix: Prefix, keep: int
+    ) -> tuple[Array, tuple]:
         """Feeds ids after a shared prefix. Needs unrolled layers: see `unrolled`.
 
         Args:
-          rows: [B, T, D] rows of the embedding table, so that a gradient with respect to them is one of the ids.
+          rows: [B, T, D] rows of the embedding table, so that a gradient with respect to them is
+            one of the ids.
           position: [T] int32, of every row.
           keep: hidden states are wanted of this many last columns only (static).
 
@@ -182,7 +212,9 @@ class Decoder(nn.Module):
         for block in blocks:
             here = slice(len(pairs), len(pairs) + len(block.windows))
             columns = keep if block is blocks[-1] else rows.shape[1]
-            x, kept = block.extend(x, angles, position, prefix.pairs[here], prefix.position, columns)
+            x, kept = block.extend(
+                x, angles, position, prefix.pairs[here], prefix.position, columns
+            )
             pairs += kept
         return self.final_norm(x), pairs
 
@@ -210,18 +242,24 @@ class Decoder(nn.Module):
         if c.lora.trains_rows:
             # Ids without such a row take zeros.
             place = jnp.where(tokens < c.lora.first_row, c.lora.rows, tokens - c.lora.first_row)
-            rows = rows + jnp.take(self.embedding_rows, place, axis=0, mode="fill", fill_value=0).astype(rows.dtype)
+            rows = rows + jnp.take(
+                self.embedding_rows, place, axis=0, mode="fill", fill_value=0
+            ).astype(rows.dtype)
         return self._place(rows, position)
 
     def _place(self, rows: Array, position: Array) -> Array:
         """Rows of the embedding table as the first layer wants them."""
         c = self.config
         if c.scale_embeddings:
-            # Rows of a unit-norm table are scaled to unit variance an entry, as a residual stream wants them.
+            # Rows of a unit-norm table are scaled to unit variance an entry, as a residual stream
+            # wants them.
             rows = rows * jnp.asarray(c.width**0.5, rows.dtype)
         if c.learned_positions:
-            # Only padding lies beyond the table: texts are checked to be no longer, and padding must stay finite.
-            rows = rows + jnp.take(self.position_embedding, position, axis=0, mode="clip").astype(rows.dtype)
+            # Only padding lies beyond the table: texts are checked to be no longer, and padding
+            # must stay finite.
+            rows = rows + jnp.take(self.position_embedding, position, axis=0, mode="clip").astype(
+                rows.dtype
+            )
         return rows
 
     def _angles(self, position: Array) -> tuple[Angles, Angles]:
@@ -238,8 +276,8 @@ class Decoder(nn.Module):
 class ValueHead(nn.Module):
     """hidden [..., D] and features [..., F] of the trace -> values [...] float32.
 
-    Under REWIND the hidden state has forgotten what was retracted, so the features say it (directives used, ids left,
-    a pending category).
+    Under REWIND the hidden state has forgotten what was retracted, so the features say it
+    (directives used, ids left, a pending category).
     """
 
     hidden: int = 64
@@ -252,15 +290,21 @@ class ValueHead(nn.Module):
 
 
 def widest_row(c: ModelConfig) -> int | None:
-    """Most columns of whole rows, None without a limit: the learned positions, made up to whole blocks where rows are
-    attended to block by block. What lies beyond the table can only be padding: whoever pads has checked the text."""
+    """Most columns of whole rows, None without a limit: the learned positions, made up to whole
+    blocks where rows are attended to block by block. What lies beyond the table can only be
+    padding: whoever pads has checked the text."""
     if not c.learned_positions or c.max_positions is None:
         return None
-    return c.max_positions if c.max_positions <= QUERY_BLOCK else -(-c.max_positions // QUERY_BLOCK) * QUERY_BLOCK
+    return (
+        c.max_positions
+        if c.max_positions <= QUERY_BLOCK
+        else -(-c.max_positions // QUERY_BLOCK) * QUERY_BLOCK
+    )
 
 
 def bucketed(needed: int, bucket: int, least: int = 1) -> int:
-    """At least `least`, then multiples of `bucket`, so that few programs compile; whole blocks above `QUERY_BLOCK`."""
+    """At least `least`, then multiples of `bucket`, so that few programs compile; whole blocks
+    above `QUERY_BLOCK`."""
     if needed <= least:
         return least
     if needed <= QUERY_BLOCK:
@@ -308,7 +352,9 @@ def step(
     config: ModelConfig, params: dict, token: Array, position: Array, cache: KVCache, one_hot: bool
 ) -> tuple[Array, KVCache]:
     """`Decoder.step` as a function."""
-    stepped: Any = Decoder(config).apply({"params": params}, token, position, cache, one_hot, method="step")
+    stepped: Any = Decoder(config).apply(
+        {"params": params}, token, position, cache, one_hot, method="step"
+    )
     return stepped
 
 
@@ -316,14 +362,18 @@ def prefix_of(config: ModelConfig, params: dict, tokens: Array, length: Array | 
     """Keys and values of a beginning: `tokens` [P] int32, of which the first `length` are real."""
     position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
     _, pairs = forward(config, params, tokens[None], Visibility(position[None]))
-    return Prefix(tuple((k[0], v[0]) for k, v in pairs), jnp.where(position < length, position, NEVER))
+    return Prefix(
+        tuple((k[0], v[0]) for k, v in pairs), jnp.where(position < length, position, NEVER)
+    )
 
 
 def extend(
     config: ModelConfig, params: dict, rows: Array, position: Array, prefix: Prefix, keep: int
 ) -> tuple[Array, tuple]:
     """`Decoder.extend` as a function."""
-    extended: Any = Decoder(config).apply({"params": params}, rows, position, prefix, keep, method="extend")
+    extended: Any = Decoder(config).apply(
+        {"params": params}, rows, position, prefix, keep, method="extend"
+    )
     return extended
 
 
@@ -338,9 +388,13 @@ def unembedding(config: ModelConfig, params: dict) -> Array:
 
 
 def unrolled(config: ModelConfig, params: dict) -> tuple[ModelConfig, dict]:
-    """The same model with unrolled layers, as the sampler wants it: a scanned cache would be copied at every id."""
+    """The same model with unrolled layers, as the sampler wants it: a scanned cache would be copied
+    at every id."""
     if not config.scan_layers:
         return config, params
     rest = {name: value for name, value in params.items() if name != "stack"}
-    blocks = {f"blocks_{r}": jax.tree.map(lambda leaf, r=r: leaf[r], params["stack"]) for r in range(config.repeats)}
+    blocks = {
+        f"blocks_{r}": jax.tree.map(lambda leaf, r=r: leaf[r], params["stack"])
+        for r in range(config.repeats)
+    }
     return dataclasses.replace(config, scan_layers=False), rest | blocks

@@ -1,7 +1,8 @@
-"""Policy-gradient pieces: group and generalized advantages, the clipped surrogate, value and KL terms.
+"""Policy-gradient pieces: group and generalized advantages, the clipped surrogate, value and KL
+terms.
 
-Arrays are [B, T] over emitted streams; `action` [B, T] marks the ids the model drew itself, the only ones that count.
-Retracted ids are actions too: the model chose them.
+Arrays are [B, T] over emitted streams; `action` [B, T] marks the ids the model drew itself, the
+only ones that count. Retracted ids are actions too: the model chose them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from jax import Array
 from rlbf_jax.objectives.masked import Term, masked_sum, masked_term, per_row_mean
 
 Normalization = Literal["trajectory", "sequence", "token"]
-"""How a surrogate weighs ids. `trajectory`: summed over a response, mean over responses, as in the gradient of an
-expected return; `sequence`: mean over a response's ids, then over responses (GRPO as published); `token`: mean over
-all ids."""
+"""How a surrogate weighs ids. `trajectory`: summed over a response, mean over responses, as in the
+gradient of an expected return; `sequence`: mean over a response's ids, then over responses (GRPO as
+published); `token`: mean over all ids."""
 
 
 class GroupAdvantages(NamedTuple):
@@ -29,8 +30,11 @@ class GroupAdvantages(NamedTuple):
     """Share of groups whose scored members all got the same reward: they teach nothing."""
 
 
-def group_advantages(reward: Array, scored: Array, group: Array, num_groups: int, eps: float = 1e-4) -> GroupAdvantages:
-    """(r - mean of the group) / (standard deviation of the group + eps), GRPO (Shao et al. 2024, eq. 3).
+def group_advantages(
+    reward: Array, scored: Array, group: Array, num_groups: int, eps: float = 1e-4
+) -> GroupAdvantages:
+    """(r - mean of the group) / (standard deviation of the group + eps), GRPO (Shao et al. 2024,
+    eq. 3).
 
     Args:
       reward: [B] float32.
@@ -59,12 +63,16 @@ def terminal_rewards(reward: Array, action: Array) -> Array:
     return jnp.where(time[None] == last[:, None], reward[:, None], 0.0)
 
 
-def generalized_advantages(reward: Array, value: Array, action: Array, lam: float) -> tuple[Array, Array]:
-    """GAE (Schulman et al. 2016) in emission order with gamma = 1; holes between actions are skipped.
+def generalized_advantages(
+    reward: Array, value: Array, action: Array, lam: float
+) -> tuple[Array, Array]:
+    """GAE (Schulman et al. 2016) in emission order with gamma = 1; holes between actions are
+    skipped.
 
     Args:
       reward: [B, T] float32.
-      value: [B, T] float32: column t is V of the state that action t was drawn in (its query is t - 1).
+      value: [B, T] float32: column t is V of the state that action t was drawn in (its query is t -
+        1).
       action: [B, T] bool.
 
     Returns:
@@ -75,7 +83,9 @@ def generalized_advantages(reward: Array, value: Array, action: Array, lam: floa
         advantage, next_value = carry
         r, v, acts = column
         here = r + next_value - v + lam * advantage
-        return (jnp.where(acts, here, advantage), jnp.where(acts, v, next_value)), jnp.where(acts, here, 0.0)
+        return (jnp.where(acts, here, advantage), jnp.where(acts, v, next_value)), jnp.where(
+            acts, here, 0.0
+        )
 
     zero = jnp.zeros(reward.shape[0], jnp.float32)
     _, advantage = jax.lax.scan(back, (zero, zero), (reward.T, value.T, action.T), reverse=True)
@@ -90,7 +100,12 @@ def whiten(x: Array, mask: Array) -> Array:
 
 
 def clipped_surrogate(
-    logprobs: Array, behavior: Array, advantage: Array, action: Array, clip: float, normalization: Normalization
+    logprobs: Array,
+    behavior: Array,
+    advantage: Array,
+    action: Array,
+    clip: float,
+    normalization: Normalization,
 ) -> tuple[Term, Term]:
     """PPO's clipped objective as a loss, and the share of clipped ids.
 
@@ -118,6 +133,7 @@ def value_loss(value: Array, old_value: Array, returns: Array, action: Array, cl
 
 
 def kl_estimate(logprobs: Array, reference: Array) -> Array:
-    """Unbiased, non-negative estimate of KL(policy || reference) at drawn ids: r - 1 - log r, r = p_ref / p."""
+    """Unbiased, non-negative estimate of KL(policy || reference) at drawn ids: r - 1 - log r, r =
+    p_ref / p."""
     log_ratio = reference - logprobs
     return jnp.exp(log_ratio) - 1 - log_ratio

@@ -1,4 +1,5 @@
-"""Supervised loss: negative log-likelihood of the targets (RLBF 1.3 step 5 and L_SFT_guidance of 1.6)."""
+"""Supervised loss: negative log-likelihood of the targets (RLBF 1.3 step 5 and L_SFT_guidance of
+1.6)."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ def token_nll(logits: Array, targets: Array) -> Array:
 
 @jax.custom_vjp
 def linear_nll(hidden: Array, table: Array, targets: Array, counts: Array) -> Array:
-    """Summed negative log-likelihood of targets under softmax(hidden @ table.T), without a [B, T, V] array.
+    """Summed negative log-likelihood of targets under softmax(hidden @ table.T), without a [B, T,
+    V] array.
 
-    Loss and gradients are found chunk by chunk in one forward sweep, so no logits are kept or computed twice.
+    Loss and gradients are found chunk by chunk in one forward sweep, so no logits are kept or
+    computed twice.
 
     Args:
       hidden: [B, T, D].
@@ -34,7 +37,9 @@ def linear_nll(hidden: Array, table: Array, targets: Array, counts: Array) -> Ar
     return _sweep(hidden, table, targets, counts)[0]
 
 
-def _sweep(hidden: Array, table: Array, targets: Array, counts: Array) -> tuple[Array, Array, Array]:
+def _sweep(
+    hidden: Array, table: Array, targets: Array, counts: Array
+) -> tuple[Array, Array, Array]:
     """The loss, and its gradients for hidden and table."""
     batch, time, width = hidden.shape
     chunk = max(1, min(time, CHUNK // batch))
@@ -55,14 +60,22 @@ def _sweep(hidden: Array, table: Array, targets: Array, counts: Array) -> tuple[
         highest = jnp.max(logits, axis=-1, keepdims=True)
         mass = jnp.exp(logits - highest)
         norm = jnp.sum(mass, axis=-1, keepdims=True)
-        nll = jnp.log(norm[:, 0]) + highest[:, 0] - jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
+        nll = (
+            jnp.log(norm[:, 0])
+            + highest[:, 0]
+            - jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
+        )
         hit = jnp.arange(wide.shape[0])[None] == target[:, None]
         slope = jnp.where(counted[:, None], mass / norm - hit, 0.0).astype(hidden.dtype)
         table_gradient += jnp.matmul(slope.T, flat, preferred_element_type=jnp.float32)
-        return (total + jnp.sum(jnp.where(counted, nll, 0.0)), table_gradient), (slope @ wide).reshape(rows.shape)
+        return (total + jnp.sum(jnp.where(counted, nll, 0.0)), table_gradient), (
+            slope @ wide
+        ).reshape(rows.shape)
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros(table.shape, jnp.float32))
-    (total, table_gradient), pieces = jax.lax.scan(body, start, (split(hidden), split(targets), split(counts)))
+    (total, table_gradient), pieces = jax.lax.scan(
+        body, start, (split(hidden), split(targets), split(counts))
+    )
     hidden_gradient = jnp.moveaxis(pieces, 0, 1).reshape(batch, time + pad, width)[:, :time]
     return total, hidden_gradient, table_gradient.astype(table.dtype)
 
@@ -74,7 +87,12 @@ def _forward(hidden, table, targets, counts):
 
 def _backward(gradients, cotangent):
     hidden, table = gradients
-    return hidden * cotangent.astype(hidden.dtype), table * cotangent.astype(table.dtype), None, None
+    return (
+        hidden * cotangent.astype(hidden.dtype),
+        table * cotangent.astype(table.dtype),
+        None,
+        None,
+    )
 
 
 linear_nll.defvjp(_forward, _backward)

@@ -2,8 +2,8 @@
 
 log-probabilities = log_softmax((logits + control bias, illegal ids at -inf) / temperature).
 
-Truncation (top-k, top-p, min-p) only narrows what is drawn; recorded log-probabilities are those above, so that a
-scorer reproduces them from the trace alone.
+Truncation (top-k, top-p, min-p) only narrows what is drawn; recorded log-probabilities are those
+above, so that a scorer reproduces them from the trace alone.
 """
 
 from __future__ import annotations
@@ -18,25 +18,30 @@ from jax import Array
 from rlbf_jax.directives import EditRule, Legal
 
 ONE_BLOCK, BLOCK = 2048, 512
-"""Ids of the largest vocabulary that is drawn from in one step, and ids of a block of larger ones."""
+"""Ids of the largest vocabulary that is drawn from in one step, and ids of a block of larger ones.
+"""
 
 
 class Truncation(NamedTuple):
-    """Per-row arrays [B]: `top_k` int32 (0 keeps all), `top_p` and `min_p` float32 (1 and 0 keep all)."""
+    """Per-row arrays [B]: `top_k` int32 (0 keeps all), `top_p` and `min_p` float32 (1 and 0 keep
+    all)."""
 
     top_k: Array
     top_p: Array
     min_p: Array
 
 
-def legal_logits(rule: EditRule, logits: Array, legal: Legal, control_bias: Array, temperature: Array) -> Array:
+def legal_logits(
+    rule: EditRule, logits: Array, legal: Legal, control_bias: Array, temperature: Array
+) -> Array:
     """Tempered logits with illegal ids at -inf.
 
     Args:
       logits: [..., V] float32.
       legal: [...] bool each.
       control_bias: [..., C] float32, added to the logits of the rule's C control ids.
-      temperature: [...] float32. 0 is greedy, and log-probabilities are then those at temperature 1.
+      temperature: [...] float32. 0 is greedy, and log-probabilities are then those at temperature
+        1.
     """
     vocab = logits.shape[-1]
     after = vocab - rule.end_id
@@ -48,18 +53,25 @@ def legal_logits(rule: EditRule, logits: Array, legal: Legal, control_bias: Arra
 def kept_by_truncation(probabilities: Array, truncation: Truncation) -> Array:
     """[B, V] bool: ids that survive top-k, then top-p on what is left (renormalized), and min-p.
 
-    Top-p keeps the smallest set of likeliest ids whose mass reaches p; ties fall to the lower id. Nothing is sorted:
-    the smallest probability that survives is found bit by bit, for floats that are not negative compare as their bits.
+    Top-p keeps the smallest set of likeliest ids whose mass reaches p; ties fall to the lower id.
+    Nothing is sorted: the smallest probability that survives is found bit by bit, for floats that
+    are not negative compare as their bits.
     """
     everything = jnp.ones(probabilities.shape, bool)
     # Sweeps of the vocabulary are dear: each kind is made only when some row asks for it.
     kept = jax.lax.cond(
-        jnp.any(truncation.top_k > 0), lambda: _kept_by_top_k(probabilities, truncation.top_k), lambda: everything
+        jnp.any(truncation.top_k > 0),
+        lambda: _kept_by_top_k(probabilities, truncation.top_k),
+        lambda: everything,
     )
     kept = jax.lax.cond(
-        jnp.any(truncation.top_p < 1), lambda: _kept_by_top_p(probabilities, kept, truncation.top_p), lambda: kept
+        jnp.any(truncation.top_p < 1),
+        lambda: _kept_by_top_p(probabilities, kept, truncation.top_p),
+        lambda: kept,
     )
-    return kept & (probabilities >= truncation.min_p[:, None] * jnp.max(probabilities, axis=-1, keepdims=True))
+    return kept & (
+        probabilities >= truncation.min_p[:, None] * jnp.max(probabilities, axis=-1, keepdims=True)
+    )
 
 
 def _kept_by_top_k(probabilities: Array, top_k: Array) -> Array:
@@ -92,7 +104,8 @@ def _kept_by_top_p(probabilities: Array, kept: Array, top_p: Array) -> Array:
 
 
 def _largest(holds: Callable[[Array], Array], rows: int) -> Array:
-    """[B, 1] int32: the largest value of which `holds` ([B, 1] -> [B] bool) is true; it is of all smaller ones."""
+    """[B, 1] int32: the largest value of which `holds` ([B, 1] -> [B] bool) is true; it is of all
+    smaller ones."""
 
     def try_bit(step: Array, found: Array) -> Array:
         higher = found | (1 << (30 - step))
@@ -123,7 +136,8 @@ def draw(logits: Array, truncation: Truncation, temperature: Array, uniform: Arr
     """
     probabilities = jax.nn.softmax(logits, axis=-1)
     truncated = jnp.any((truncation.top_k > 0) | (truncation.top_p < 1) | (truncation.min_p > 0))
-    # Many sweeps of the vocabulary at every id are dear, so rows pay for it only when some row asks.
+    # Many sweeps of the vocabulary at every id are dear, so rows pay for it only when some row
+    # asks.
     probabilities = jax.lax.cond(
         truncated,
         lambda p: jnp.where(kept_by_truncation(p, truncation), p, 0.0),
@@ -135,9 +149,11 @@ def draw(logits: Array, truncation: Truncation, temperature: Array, uniform: Arr
 
 
 def _inverse_cdf(weights: Array, uniform: Array) -> Array:
-    """[B]: of the columns of [B, V] with some weight, the first whose cumulative weight exceeds the share `uniform`.
+    """[B]: of the columns of [B, V] with some weight, the first whose cumulative weight exceeds the
+    share `uniform`.
 
-    A cumulative sum of many columns is dear, so a block of them is chosen first, and then one of its columns.
+    A cumulative sum of many columns is dear, so a block of them is chosen first, and then one of
+    its columns.
     """
     if weights.shape[-1] <= ONE_BLOCK:
         return _first_beyond(weights, uniform)[0]
@@ -147,12 +163,15 @@ def _inverse_cdf(weights: Array, uniform: Array) -> Array:
 
 
 def _first_beyond(weights: Array, uniform: Array) -> tuple[Array, Array]:
-    """[B] column whose cumulative weight is the first to exceed the share, and how far into it the share reaches."""
+    """[B] column whose cumulative weight is the first to exceed the share, and how far into it the
+    share reaches."""
     mass = jnp.cumsum(weights, axis=-1)
     target = uniform * mass[:, -1]
     # Rounding may raise the sum where no weight is, and leave nothing beyond.
     passed = (mass <= target[:, None]) | (weights <= 0)
-    place = jnp.where(jnp.all(passed, axis=-1), jnp.argmax(weights, axis=-1), jnp.argmin(passed, axis=-1))
+    place = jnp.where(
+        jnp.all(passed, axis=-1), jnp.argmax(weights, axis=-1), jnp.argmin(passed, axis=-1)
+    )
     end, width = (jnp.take_along_axis(x, place[:, None], axis=1)[:, 0] for x in (mass, weights))
     return place, jnp.clip((target - (end - width)) / width, 0, 1)
 

@@ -1,7 +1,8 @@
-"""The decoding loop: one `lax.while_loop` over fixed-size buffers, no Python and no host callback inside.
+"""The decoding loop: one `lax.while_loop` over fixed-size buffers, no Python and no host callback
+inside.
 
-Each turn draws from the logits of the id fed last, records the draw, and feeds it at its position. After a retraction
-that position lies further down: that is all there is to rewinding.
+Each turn draws from the logits of the id fed last, records the draw, and feeds it at its position.
+After a retraction that position lies further down: that is all there is to rewinding.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def decode(
     one_hot: bool = False,
     turns: int | None = None,
 ) -> SampleState:
-    """Runs until every row is done, or for so many turns. `one_hot` chooses how cache slots are written (see
-    `kv_cache.write`)."""
+    """Runs until every row is done, or for so many turns. `one_hot` chooses how cache slots are
+    written (see `kv_cache.write`)."""
 
     def turn(state: SampleState) -> SampleState:
         edit, active = state.edit, ~state.done
@@ -40,14 +41,17 @@ def decode(
             batch.key, edit.emitted
         )
         token = draw(logits, batch.truncation, batch.temperature, uniform)
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1)[:, 0]
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1)[
+            :, 0
+        ]
 
         here = (jnp.arange(state.trace.shape[1])[None] == edit.emitted[:, None]) & active[:, None]
         position = batch.prompt_length + rule.offset(edit, token, semantics)
         after = rule.step(edit, token)
         edit = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, edit)
         stopped = jnp.any(token[:, None] == batch.stop_ids, axis=-1)
-        # Rows that are done feed on harmlessly at their last position; nothing reads their cache again.
+        # Rows that are done feed on harmlessly at their last position; nothing reads their cache
+        # again.
         hidden, cache = transformer.step(config, params, token, position, state.cache, one_hot)
         return SampleState(
             logits=transformer.unembed(config, params, hidden),
@@ -61,7 +65,9 @@ def decode(
     if turns is None:
         return jax.lax.while_loop(lambda s: ~jnp.all(s.done), turn, state)
     return jax.lax.while_loop(
-        lambda at: (at[0] < turns) & ~jnp.all(at[1].done), lambda at: (at[0] + 1, turn(at[1])), (jnp.int32(0), state)
+        lambda at: (at[0] < turns) & ~jnp.all(at[1].done),
+        lambda at: (at[0] + 1, turn(at[1])),
+        (jnp.int32(0), state),
     )[1]
 
 
@@ -92,13 +98,24 @@ def generate(
 
 @partial(jax.jit, static_argnames=("config", "rule", "semantics", "room", "rewound"))
 def begin(
-    params: dict, batch: Batch, *, config: ModelConfig, rule: EditRule, semantics: Semantics, room: int, rewound: int
+    params: dict,
+    batch: Batch,
+    *,
+    config: ModelConfig,
+    rule: EditRule,
+    semantics: Semantics,
+    room: int,
+    rewound: int,
 ) -> SampleState:
     """The state after the prefill."""
     return prefill(config, params, rule, semantics, batch, room, rewound)
 
 
-@partial(jax.jit, static_argnames=("config", "rule", "semantics", "one_hot", "turns"), donate_argnames=("state",))
+@partial(
+    jax.jit,
+    static_argnames=("config", "rule", "semantics", "one_hot", "turns"),
+    donate_argnames=("state",),
+)
 def go_on(
     params: dict,
     batch: Batch,

@@ -1,7 +1,8 @@
-"""Prompt and forced ids in one teacher-forced pass, then a cache as if they had been fed one by one.
+"""Prompt and forced ids in one teacher-forced pass, then a cache as if they had been fed one by
+one.
 
-Forced ids may contain directives: the pass runs under their lifetimes, and every cache slot takes the id that was
-written to it last.
+Forced ids may contain directives: the pass runs under their lifetimes, and every cache slot takes
+the id that was written to it last.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from rlbf_jax.sampling.state import Batch, SampleState
 
 
 def prefill(
-    config: ModelConfig, params: dict, rule: EditRule, semantics: Semantics, batch: Batch, room: int, rewound: int
+    config: ModelConfig,
+    params: dict,
+    rule: EditRule,
+    semantics: Semantics,
+    batch: Batch,
+    room: int,
+    rewound: int,
 ) -> SampleState:
     """The state before the first free draw.
 
@@ -30,14 +37,18 @@ def prefill(
     """
     (contexts, width), rows = batch.context.shape, len(batch.prompt_length)
     # A context is read once for all rows that share it.
-    prompt_length, length = (x[:: rows // contexts] for x in (batch.prompt_length, batch.context_length))
+    prompt_length, length = (
+        x[:: rows // contexts] for x in (batch.prompt_length, batch.context_length)
+    )
     time = jnp.arange(width, dtype=jnp.int32)[None]
     in_context = time < length[:, None]
     in_response = in_context & (time >= prompt_length[:, None])
     segment = in_context.astype(jnp.int32)
     where = layout(rule, batch.context, segment, in_response, semantics)
     died = where.died if semantics is Semantics.REWIND else None
-    hidden, pairs = transformer.forward(config, params, batch.context, Visibility(where.position, None, died))
+    hidden, pairs = transformer.forward(
+        config, params, batch.context, Visibility(where.position, None, died)
+    )
 
     last = length - 1
     logits = transformer.unembed(config, params, jax.vmap(lambda h, i: h[i])(hidden, last))
@@ -47,12 +58,16 @@ def prefill(
 
     before = jax.tree.map(at_last, where.before)
     edit = jax.tree.map(
-        lambda new, old: jnp.where(at_last(in_response), new, old), rule.step(before, at_last(batch.context)), before
+        lambda new, old: jnp.where(at_last(in_response), new, old),
+        rule.step(before, at_last(batch.context)),
+        before,
     )
     forced = time[:, :room] if room <= width else jnp.arange(room, dtype=jnp.int32)[None]
     source = prompt_length[:, None] + forced
     is_forced = source < length[:, None]
-    trace = jnp.where(is_forced, jnp.take_along_axis(batch.context, jnp.minimum(source, width - 1), axis=1), 0)
+    trace = jnp.where(
+        is_forced, jnp.take_along_axis(batch.context, jnp.minimum(source, width - 1), axis=1), 0
+    )
     cache = _cache(config, pairs, where.position, length, width + room, rewound)
     read = (logits, cache, edit, trace, is_forced, at_last(in_response), at_last(batch.context))
     if rows > contexts:
@@ -69,9 +84,14 @@ def prefill(
     )
 
 
-def _cache(config: ModelConfig, pairs, position: Array, length: Array, capacity: int, rewound: int) -> KVCache:
+def _cache(
+    config: ModelConfig, pairs, position: Array, length: Array, capacity: int, rewound: int
+) -> KVCache:
     """Slots from the keys and values of a whole pass."""
-    found = [latest_writer(position, length, ring_slots(window, capacity, rewound)) for window in config.windows]
+    found = [
+        latest_writer(position, length, ring_slots(window, capacity, rewound))
+        for window in config.windows
+    ]
 
     def gather(rows: Array, index: Array) -> Array:
         return jnp.take_along_axis(rows, index[:, None, :, None], axis=2)

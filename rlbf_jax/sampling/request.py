@@ -12,7 +12,8 @@ from rlbf_jax.directives import NEVER, Edit
 
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-    """Decoding parameters of one row. Every one is a traced array inside the sampler, so none recompiles it."""
+    """Decoding parameters of one row. Every one is a traced array inside the sampler, so none
+    recompiles it."""
 
     temperature: float = 1.0
     """0 is greedy."""
@@ -23,12 +24,14 @@ class Knobs:
     min_p: float = 0.0
     """Keep ids at least this share as likely as the likeliest; 0 keeps all."""
     control_bias: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Added to the logits of control ids, by name. Keys: a control token (`[BACKTRACK_BY_3]`), a category
-    (`insult`), `categories` or `retractions`; what several keys say about one id adds up."""
+    """Added to the logits of control ids, by name. Keys: a control token (`[BACKTRACK_BY_3]`), a
+    category (`insult`), `categories` or `retractions`; what several keys say about one id adds
+    up."""
     budget: int = 4
     """Most directives a response may start."""
     forbid_from: int = NEVER
-    """No directive may start while `forbid_from <= emitted < forbid_to`. (0, NEVER) forbids all of them."""
+    """No directive may start while `forbid_from <= emitted < forbid_to`. (0, NEVER) forbids all of
+    them."""
     forbid_to: int = NEVER
     grammar: bool = True
     """After a category only a retraction, and a retraction nowhere else."""
@@ -48,13 +51,14 @@ class Request:
 
     prompt: str
     forced: tuple[int, ...] = ()
-    """Response ids placed before sampling starts. They are part of the response, hence retractable."""
+    """Response ids placed before sampling starts. They are part of the response, hence retractable.
+    """
     knobs: Knobs = Knobs()
     id: int | None = None
     """The row's key is fold_in(key, id); None: the index in the list of requests."""
     prompt_ids: tuple[int, ...] | None = None
-    """What the response follows, from a builder that places template ids by id (a conversation, a bare text); None:
-    `encode_prompt(prompt)`. `prompt` then is for display only."""
+    """What the response follows, from a builder that places template ids by id (a conversation, a
+    bare text); None: `encode_prompt(prompt)`. `prompt` then is for display only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +68,13 @@ class Generation:
     text: str
     """Visible text, end of sequence left out."""
     trace: np.ndarray
-    """int32 [E]: every emitted id in order, forced ids first, end of sequence last (if it was reached)."""
+    """int32 [E]: every emitted id in order, forced ids first, end of sequence last (if it was
+    reached)."""
     edits: tuple[Edit, ...]
     """Executed retractions, in order."""
     logprobs: np.ndarray
-    """float32 [E]: log-probability of each id under mask, bias and temperature; NaN for forced ids."""
+    """float32 [E]: log-probability of each id under mask, bias and temperature; NaN for forced ids.
+    """
     visible: tuple[int, ...]
     """Visible ids, a final end of sequence left out."""
     prompt_ids: np.ndarray

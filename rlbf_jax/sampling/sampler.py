@@ -24,7 +24,8 @@ from rlbf_jax.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """Shapes and semantics of a sampler. A batch compiles once for every (context, room) bucket it needs."""
+    """Shapes and semantics of a sampler. A batch compiles once for every (context, room) bucket it
+    needs."""
 
     semantics: Semantics = Semantics.REWIND
     batch_size: int = 64
@@ -32,27 +33,35 @@ class SamplerConfig:
     min_context: int = 32
     """Narrowest context (prompt and forced ids)."""
     min_room: int = 64
-    """Least room for emitted ids. Raise both to the largest of a sweep, and the sweep compiles once."""
+    """Least room for emitted ids. Raise both to the largest of a sweep, and the sweep compiles
+    once."""
     bucket: int = 32
     """Wider requests round up to a multiple of this."""
     max_context: int = 32_768
-    """Most ids of prompt and response together; a longer request is refused before it fills the memory."""
+    """Most ids of prompt and response together; a longer request is refused before it fills the
+    memory."""
     one_hot_writes: bool | None = None
     """How cache slots are written; None: one-hot on TPU, slices elsewhere."""
     rows_per_context: int = 1
-    """So many rows of a batch share a context (prompt and forced ids), which is prefilled once for them. Raise it where
-    prompts are asked many times: several answers a prompt, a grid of decoding parameters. Rows that find no partner
-    leave their group's other rows idle."""
+    """So many rows of a batch share a context (prompt and forced ids), which is prefilled once for
+    them. Raise it where prompts are asked many times: several answers a prompt, a grid of decoding
+    parameters. Rows that find no partner leave their group's other rows idle."""
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.rows_per_context < 1 or self.batch_size % self.rows_per_context:
+        if (
+            self.batch_size < 1
+            or self.rows_per_context < 1
+            or self.batch_size % self.rows_per_context
+        ):
             raise ValueError(
-                f"batch_size = {self.batch_size} must be a multiple of rows_per_context = {self.rows_per_context}"
+                f"batch_size = {self.batch_size} must be a multiple of rows_per_context = "
+                f"{self.rows_per_context}"
             )
 
 
 STOPS = 4
-"""Stop ids of a row are padded to a multiple of this, so that lists of several lengths share a program."""
+"""Stop ids of a row are padded to a multiple of this, so that lists of several lengths share a
+program."""
 TURNS = 32
 """Ids between two questions whether a row is to end."""
 
@@ -87,14 +96,17 @@ class Sampler:
         rule: EditRule | None = None,
         sharding: jax.sharding.Sharding | None = None,
     ):
-        """`rule` is the tokenizer's backtracking rule by default; `sharding` places the rows of a batch on a mesh."""
+        """`rule` is the tokenizer's backtracking rule by default; `sharding` places the rows of a
+        batch on a mesh."""
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
         self.rule = tokenizer.rule if rule is None else rule
         self.sharding = sharding
         if model.vocab_size < tokenizer.vocab_size:
-            raise ValueError(f"the model has {model.vocab_size} ids, the tokenizer {tokenizer.vocab_size}")
+            raise ValueError(
+                f"the model has {model.vocab_size} ids, the tokenizer {tokenizer.vocab_size}"
+            )
 
     def __call__(
         self,
@@ -106,11 +118,13 @@ class Sampler:
     ) -> list[Generation]:
         """Samples one response a prompt.
 
-        Row r is drawn with fold_in(key, request id), so it does not depend on its neighbors, slot or order.
+        Row r is drawn with fold_in(key, request id), so it does not depend on its neighbors, slot
+        or order.
 
         Args:
-          ended: whether what a row has emitted so far is enough. It is asked every `TURNS` ids, so a response may be
-            some ids longer than it had to be, and never differs from the beginning of what it would be otherwise.
+          ended: whether what a row has emitted so far is enough. It is asked every `TURNS` ids, so
+            a response may be some ids longer than it had to be, and never differs from the
+            beginning of what it would be otherwise.
           progress: told after every batch how many responses it finished.
 
         Raises InputError, before anything is sampled, for a request that cannot be run.
@@ -133,16 +147,25 @@ class Sampler:
         encoded = functools.cache(lambda text: tuple(self.tokenizer.encode_prompt(text)))
         rows = []
         for place, request in enumerate(requests):
-            prompt = encoded(request.prompt) if request.prompt_ids is None else tuple(request.prompt_ids)
+            prompt = (
+                encoded(request.prompt) if request.prompt_ids is None else tuple(request.prompt_ids)
+            )
             _check(request, prompt, self.model.vocab_size, longest_text)
             rows.append(Row(request, prompt, place if request.id is None else request.id, place))
         return rows
 
     def _batch(
-        self, model: ModelConfig, params: dict, rows: Sequence[Row], key: jax.Array, ended: Ended | None
+        self,
+        model: ModelConfig,
+        params: dict,
+        rows: Sequence[Row],
+        key: jax.Array,
+        ended: Ended | None,
     ) -> dict[int, Generation]:
         """Responses by their place in the list of prompts."""
-        batch, room = make_batch(self.model, self.config, self.rule, rows, key, self.tokenizer.eos_ids)
+        batch, room = make_batch(
+            self.model, self.config, self.rule, rows, key, self.tokenizer.eos_ids
+        )
         if self.sharding is not None:
             batch = jax.device_put(batch, self.sharding)
         budget = max(row.request.knobs.budget for row in rows)
@@ -155,14 +178,23 @@ class Sampler:
 
         def read(*arrays: jax.Array) -> dict[int, Generation]:
             found = zip(rows, *jax.device_get(arrays), strict=True)
-            return {row.place: self._generation(row, t[:n], lp[:n]) for row, t, lp, n in found if row.place is not None}
+            return {
+                row.place: self._generation(row, t[:n], lp[:n])
+                for row, t, lp, n in found
+                if row.place is not None
+            }
 
         if ended is None:
-            return read(*loop.generate(params, batch, **told, room=room, rewound=rewound, one_hot=one_hot))
+            return read(
+                *loop.generate(params, batch, **told, room=room, rewound=rewound, one_hot=one_hot)
+            )
         state = loop.begin(params, batch, **told, room=room, rewound=rewound)
         while True:
             state = loop.go_on(params, batch, state, **told, one_hot=one_hot, turns=TURNS)
-            found, done = read(state.trace, state.logprobs, state.edit.emitted), np.array(state.done)
+            found, done = (
+                read(state.trace, state.logprobs, state.edit.emitted),
+                np.array(state.done),
+            )
             for slot, row in enumerate(rows):
                 if row.place is not None and not done[slot]:
                     done[slot] = ended(row.place, found[row.place])
@@ -210,7 +242,8 @@ def limits_of(knobs: Sequence[Knobs]) -> Limits:
 
 
 def control_bias_of(rule: EditRule, knobs: Sequence[Knobs]) -> np.ndarray:
-    """[B, controls] float32 from the names in `Knobs.control_bias`. Raises KeyError for an unknown name."""
+    """[B, controls] float32 from the names in `Knobs.control_bias`. Raises KeyError for an unknown
+    name."""
     names = rule.names()
     count = len(rule.categories)
     bias = np.zeros((len(knobs), len(names)), np.float32)
@@ -220,7 +253,10 @@ def control_bias_of(rule: EditRule, knobs: Sequence[Knobs]) -> np.ndarray:
     for row, knob in enumerate(knobs):
         for name, value in knob.control_bias.items():
             if name not in groups:
-                raise KeyError(f"control_bias: unknown name {name!r}; known are categories, retractions and {names}")
+                raise KeyError(
+                    f"control_bias: unknown name {name!r}; known are categories, retractions and "
+                    f"{names}"
+                )
             bias[row, groups[name]] += value
     return bias
 
@@ -228,8 +264,9 @@ def control_bias_of(rule: EditRule, knobs: Sequence[Knobs]) -> np.ndarray:
 def batches_of(rows: Sequence[Row], config: SamplerConfig) -> list[list[Row]]:
     """All rows in batches of `batch_size`, filled up with idle rows.
 
-    Every `rows_per_context` neighbors share a context. A batch sweeps the vocabulary for top-k, or for top-p, if one of
-    its rows asks for it, so rows that ask for the same come together; otherwise the order stays.
+    Every `rows_per_context` neighbors share a context. A batch sweeps the vocabulary for top-k, or
+    for top-p, if one of its rows asks for it, so rows that ask for the same come together;
+    otherwise the order stays.
     """
     groups: list[list[Row]] = []
     latest: dict[tuple, list[Row]] = {}
@@ -240,19 +277,28 @@ def batches_of(rows: Sequence[Row], config: SamplerConfig) -> list[list[Row]]:
             groups.append(latest[context])
         latest[context].append(row)
     groups.sort(key=_sweeps)
-    filled = [row for group in groups for row in [*group, *[IDLE] * (config.rows_per_context - len(group))]]
+    filled = [
+        row
+        for group in groups
+        for row in [*group, *[IDLE] * (config.rows_per_context - len(group))]
+    ]
     filled += [IDLE] * (-len(filled) % config.batch_size)
-    return [filled[start : start + config.batch_size] for start in range(0, len(filled), config.batch_size)]
+    return [
+        filled[start : start + config.batch_size]
+        for start in range(0, len(filled), config.batch_size)
+    ]
 
 
 def _sweeps(rows: Sequence[Row]) -> tuple[bool, bool]:
     """What truncation of these rows asks for, beyond what every draw needs."""
-    return any(row.request.knobs.top_p < 1 for row in rows), any(row.request.knobs.top_k > 0 for row in rows)
+    return any(row.request.knobs.top_p < 1 for row in rows), any(
+        row.request.knobs.top_k > 0 for row in rows
+    )
 
 
 def sharing(batch_size: int, rows: int) -> int:
-    """The `rows_per_context` that suits `rows` requests a context: the fewest idle rows and the fewest prefills, a
-    prefill being as dear as a row."""
+    """The `rows_per_context` that suits `rows` requests a context: the fewest idle rows and the
+    fewest prefills, a prefill being as dear as a row."""
     divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
     return min(divisors, key=lambda d: -(-rows // d) * (d + 1))
 
@@ -313,12 +359,14 @@ def _check(request: Request, prompt: Sequence[int], vocab_size: int, max_context
         raise InputError("a prompt needs at least one id; encode_prompt or prompt_ids gave none")
     if len(prompt) + knobs.max_tokens > max_context:
         raise InputError(
-            f"a prompt of {len(prompt)} ids and max_tokens = {knobs.max_tokens} exceed {max_context} ids in all; "
+            f"a prompt of {len(prompt)} ids and max_tokens = {knobs.max_tokens} exceed "
+            f"{max_context} ids in all; "
             "shorten the prompt, or lower max_tokens"
         )
     if len(request.forced) > knobs.max_tokens:
         raise InputError(
-            f"{len(request.forced)} forced ids exceed max_tokens = {knobs.max_tokens}; forced ids count, "
+            f"{len(request.forced)} forced ids exceed max_tokens = {knobs.max_tokens}; forced ids "
+            "count, "
             "so raise max_tokens or force fewer words"
         )
     for name, ids in (("prompt", prompt), ("forced", request.forced)):

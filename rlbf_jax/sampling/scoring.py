@@ -1,6 +1,8 @@
-"""The one function that reads log-probabilities of traces: ONE teacher-forced pass, exact under either semantics.
+"""The one function that reads log-probabilities of traces: ONE teacher-forced pass, exact under
+either semantics.
 
-The law of the sampler: for both semantics `score` gives, id by id, the log-probabilities that the sampler recorded.
+The law of the sampler: for both semantics `score` gives, id by id, the log-probabilities that the
+sampler recorded.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from rlbf_jax.sampling.request import Generation
 from rlbf_jax.sampling.sampler import control_bias_of, limits_of
 
 CHUNK = 1 << 21
-"""Most logits (float32) that exist at a time; longer batches are read time-chunk by time-chunk. About a CPU cache."""
+"""Most logits (float32) that exist at a time; longer batches are read time-chunk by time-chunk.
+About a CPU cache."""
 
 
 class Traces(NamedTuple):
-    """A batch of emitted streams, with all that their legality and distribution depend on. B rows, T ids."""
+    """A batch of emitted streams, with all that their legality and distribution depend on. B rows,
+    T ids."""
 
     tokens: Array
     """[B, T] int32: prompt, then the trace (forced ids first), then zeros."""
@@ -51,13 +55,15 @@ class Traces(NamedTuple):
 
     @property
     def is_action(self) -> Array:
-        """[B, T] bool: ids the model drew itself. Prompt, forced and padding ids are not actions, retracted ids are."""
+        """[B, T] bool: ids the model drew itself. Prompt, forced and padding ids are not actions,
+        retracted ids are."""
         time = jnp.arange(self.tokens.shape[1])[None]
         return self.in_response & (time >= (self.prompt_length + self.num_forced)[:, None])
 
 
 class Scores(NamedTuple):
-    """[B, T] each; column t speaks of the id in column t, seen from the query before it. Column 0 is 0."""
+    """[B, T] each; column t speaks of the id in column t, seen from the query before it. Column 0
+    is 0."""
 
     logprobs: Array
     """float32, under mask, bias and temperature."""
@@ -74,7 +80,8 @@ def pack_traces(generations: Sequence[Generation], rule: EditRule, length: int) 
         ids = np.concatenate([g.prompt_ids, g.trace])
         if len(ids) > length:
             raise InputError(
-                f"trace {row} has {len(ids)} ids with its prompt, a row holds {length} (in a run, max_prompt + "
+                f"trace {row} has {len(ids)} ids with its prompt, a row holds {length} (in a run, "
+                "max_prompt + "
                 "rollout_tokens); allow more, or shorten the prompts"
             )
         tokens[row, : len(ids)] = ids
@@ -102,7 +109,9 @@ def hidden_states(
     """Hidden states [B, T, D] of every id of the traces, and their layout."""
     where = layout_of(rule, traces, semantics)
     died = where.died if semantics is Semantics.REWIND else None
-    hidden, _ = transformer.forward(config, params, traces.tokens, Visibility(where.position, None, died))
+    hidden, _ = transformer.forward(
+        config, params, traces.tokens, Visibility(where.position, None, died)
+    )
     return hidden, where
 
 
@@ -115,10 +124,12 @@ def token_scores(
     before: EditState,
     drawn: int | None = None,
 ) -> Scores:
-    """Log-probability and entropy of every emitted id, without a [B, T, V] array when that would be large.
+    """Log-probability and entropy of every emitted id, without a [B, T, V] array when that would be
+    large.
 
-    `drawn`: read only the ids the model drew itself, of which no row has more than this (static); forced ids get 0.
-    Most columns of an attacked rollout are prompt and forced ids, and their logits are the dearest part of a pass.
+    `drawn`: read only the ids the model drew itself, of which no row has more than this (static);
+    forced ids get 0. Most columns of an attacked rollout are prompt and forced ids, and their
+    logits are the dearest part of a pass.
     """
 
     def read(hidden: Array, targets: Array, before: EditState) -> Scores:
@@ -139,21 +150,28 @@ def token_scores(
     width = traces.tokens.shape[1]
     first = 1 if drawn is None else traces.prompt_length + traces.num_forced
     count = width - 1 if drawn is None else min(drawn, width - 1)
-    column = jnp.minimum(jnp.broadcast_to(first, traces.length.shape)[:, None] + jnp.arange(count), width - 1)
+    column = jnp.minimum(
+        jnp.broadcast_to(first, traces.length.shape)[:, None] + jnp.arange(count), width - 1
+    )
 
     def at(x: Array, index: Array) -> Array:
         return jax.vmap(lambda row, i: row[i])(x, index)
 
     states = jax.tree.map(lambda x: at(x, column), before)
-    scores = in_time_chunks(read, (at(hidden, column - 1), at(traces.tokens, column), states), config.vocab_size)
+    scores = in_time_chunks(
+        read, (at(hidden, column - 1), at(traces.tokens, column), states), config.vocab_size
+    )
     counts = traces.in_response if drawn is None else traces.is_action
     rows = jnp.arange(column.shape[0])[:, None]
-    placed = jax.tree.map(lambda x: jnp.zeros(counts.shape, x.dtype).at[rows, column].set(x), scores)
+    placed = jax.tree.map(
+        lambda x: jnp.zeros(counts.shape, x.dtype).at[rows, column].set(x), scores
+    )
     return jax.tree.map(lambda x: jnp.where(counts, x, 0.0), placed)
 
 
 def in_time_chunks(read, columns, vocab_size: int):
-    """Applies `read` to [B, T, ...] columns in as few time chunks as keep B x chunk x V under `CHUNK`.
+    """Applies `read` to [B, T, ...] columns in as few time chunks as keep B x chunk x V under
+    `CHUNK`.
 
     Chunks are recomputed in the backward pass, so their logits are never kept.
     """
@@ -169,7 +187,9 @@ def in_time_chunks(read, columns, vocab_size: int):
         return jnp.moveaxis(padded.reshape(batch, count, chunk, *x.shape[2:]), 1, 0)
 
     pieces = jax.lax.map(lambda piece: jax.checkpoint(read)(*piece), jax.tree.map(split, columns))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, width, *x.shape[3:])[:, :time], pieces)
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, width, *x.shape[3:])[:, :time], pieces
+    )
 
 
 def score(
@@ -180,6 +200,7 @@ def score(
     semantics: Semantics,
     drawn: int | None = None,
 ) -> Scores:
-    """Log-probabilities of traces in one pass: equal to what the sampler recorded, under the same semantics."""
+    """Log-probabilities of traces in one pass: equal to what the sampler recorded, under the same
+    semantics."""
     hidden, where = hidden_states(config, params, rule, traces, semantics)
     return token_scores(config, params, rule, traces, hidden, where.before, drawn)

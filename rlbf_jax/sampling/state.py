@@ -1,4 +1,5 @@
-"""Arrays of the sampler: what a batch brings in (`Batch`) and what the loop carries (`SampleState`).
+"""Arrays of the sampler: what a batch brings in (`Batch`) and what the loop carries
+(`SampleState`).
 
 Of a row with P prompt ids and F forced ids, after it emitted `e` ids in all:
 
@@ -19,16 +20,16 @@ from rlbf_jax.sampling.distribution import Truncation
 
 
 class Batch(NamedTuple):
-    """One batch of requests as arrays. B rows, C context ids, E room for emitted ids, U contexts: B is a multiple of U,
-    and every B / U neighbors share one."""
+    """One batch of requests as arrays. B rows, C context ids, E room for emitted ids, U contexts: B
+    is a multiple of U, and every B / U neighbors share one."""
 
     context: Array
     """[U, C] int32: prompt ids, then forced ids, then zeros."""
     prompt_length: Array
     """[B] int32, >= 1."""
     context_length: Array
-    """[B] int32: prompt and forced ids. Of neighbors that share a context the first one's counts, and the others are
-    the same or idle."""
+    """[B] int32: prompt and forced ids. Of neighbors that share a context the first one's counts,
+    and the others are the same or idle."""
     key: Array
     """[B] typed PRNG keys, one a request."""
     limits: Limits

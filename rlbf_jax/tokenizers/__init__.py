@@ -1,9 +1,11 @@
-"""Text <-> ids: our own SentencePiece vocabularies and those of published checkpoints, behind one protocol.
+"""Text <-> ids: our own SentencePiece vocabularies and those of published checkpoints, behind one
+protocol.
 
-No text makes a control, template or special id; only chat templates and our builders place such ids. Modules:
-`protocol`, `byte_text` (offsets, streaming), `own` (trained here, lossless); for checkpoints `family` on top of
-`folder` (files), `chat` (templates), `added` (what may be spelled where), `controls` (ids and rows of control tokens),
-`huggingface` and `published_sentencepiece` (vocabularies), `checks` (against other programs, at import).
+No text makes a control, template or special id; only chat templates and our builders place such
+ids. Modules: `protocol`, `byte_text` (offsets, streaming), `own` (trained here, lossless); for
+checkpoints `family` on top of `folder` (files), `chat` (templates), `added` (what may be spelled
+where), `controls` (ids and rows of control tokens), `huggingface` and `published_sentencepiece`
+(vocabularies), `checks` (against other programs, at import).
 """
 
 from __future__ import annotations
@@ -36,20 +38,31 @@ __all__ = [
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> SentencePieceTokenizer | FamilyTokenizer:
-    """Reads what `save` of either tokenizer wrote. Raises ValueError that names the missing or broken file."""
+    """Reads what `save` of either tokenizer wrote. Raises ValueError that names the missing or
+    broken file."""
     folder = pathlib.Path(folder)
     if (folder / _folder.META_FILE).is_file():
         return FamilyTokenizer(_folder.read(folder))
     for name in (_own.MODEL_FILE, _own.META_FILE):
         if not (folder / name).is_file():
             raise ValueError(
-                f"{folder} holds no {name}; `save` of a tokenizer writes {_own.MODEL_FILE} and {_own.META_FILE}"
+                f"{folder} holds no {name}; `save` of a tokenizer writes {_own.MODEL_FILE} and "
+                f"{_own.META_FILE}"
             )
     try:
         meta = json.loads((folder / _own.META_FILE).read_text(encoding="utf-8"))
-        return SentencePieceTokenizer((folder / _own.MODEL_FILE).read_bytes(), meta["categories"], meta["x_max"])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # of JSON, of SentencePiece, or ours
-        raise ValueError(f"{folder}: not a saved tokenizer ({type(error).__name__}: {error})") from error
+        return SentencePieceTokenizer(
+            (folder / _own.MODEL_FILE).read_bytes(), meta["categories"], meta["x_max"]
+        )
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # of JSON, of SentencePiece, or ours
+        raise ValueError(
+            f"{folder}: not a saved tokenizer ({type(error).__name__}: {error})"
+        ) from error
 
 
 def import_tokenizer(
@@ -63,19 +76,23 @@ def import_tokenizer(
     """The tokenizer of a published checkpoint folder, with control tokens.
 
     Args:
-        folder: with tokenizer.json or tokenizer.model, and tokenizer_config.json, special_tokens_map.json,
-            generation_config.json, chat_template.jinja where there are such.
+        folder: with tokenizer.json or tokenizer.model, and tokenizer_config.json,
+            special_tokens_map.json, generation_config.json, chat_template.jinja where there are
+            such.
         categories: kinds of violation, in the order of their ids.
         x_max: largest X of `[BACKTRACK_BY_X]`.
-        rows: rows of the checkpoint's embedding (`vocab_size` of its config.json); those beyond the tokenizer may
-            become control ids, and the rest of them is never legal to sample. 0: as many as the tokenizer has ids.
+        rows: rows of the checkpoint's embedding (`vocab_size` of its config.json); those beyond the
+            tokenizer may become control ids, and the rest of them is never legal to sample. 0: as
+            many as the tokenizer has ids.
         template: which chat template, where the folder has several named ones.
         date: ISO date for templates that ask for today's.
 
     Raises:
         InputError: names the file and what is wrong with it.
     """
-    files = _folder.with_controls(_folder.read(folder, template), categories, x_max, rows, template, date)
+    files = _folder.with_controls(
+        _folder.read(folder, template), categories, x_max, rows, template, date
+    )
     tokenizer = FamilyTokenizer(files)
     if _folder.JSON_FILE in files.content:
         check_import(tokenizer, files.json(_folder.JSON_FILE), f"{folder}/{_folder.JSON_FILE}")

@@ -1,8 +1,10 @@
-"""Tokens that are found in text before the vocabulary sees it, and which part of a text may spell them.
+"""Tokens that are found in text before the vocabulary sees it, and which part of a text may spell
+them.
 
-A `tokenizer.json` lists *added tokens* (`<|im_start|>`, Gemma's runs of newlines); the library finds them anywhere.
-We find them ourselves, because it depends on who wrote the text: *guarded* tokens (special, turn, reserved and control
-tokens) count only where every character is trusted (written by a chat template), the others as the family has it.
+A `tokenizer.json` lists *added tokens* (`<|im_start|>`, Gemma's runs of newlines); the library
+finds them anywhere. We find them ourselves, because it depends on who wrote the text: *guarded*
+tokens (special, turn, reserved and control tokens) count only where every character is trusted
+(written by a chat template), the others as the family has it.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ class Matcher:
         self._guarded = guarded
         ordinary = [token for token in self._tokens.values() if token.id not in guarded]
         self._all = _pattern(list(self._tokens.values()))
-        # A guarded token is looked for in trusted text before normalization, whatever its flag says: templates are
-        # written in the token's own spelling.
+        # A guarded token is looked for in trusted text before normalization, whatever its flag
+        # says: templates are written in the token's own spelling.
         self._ordinary = _pattern([token for token in ordinary if not token.normalized])
         self._late = _pattern([token for token in ordinary if token.normalized])
 
-    def split(self, text: str, trusted: bytes | None = None) -> Iterator[tuple[int, str | AddedToken]]:
+    def split(
+        self, text: str, trusted: bytes | None = None
+    ) -> Iterator[tuple[int, str | AddedToken]]:
         """Yields (index of its first character, a stretch of plain text or a token) in order.
 
         Args:
@@ -57,7 +61,9 @@ class Matcher:
         while True:
             if ordinary and ordinary.start() < position:
                 ordinary = self._ordinary.search(text, position)
-            while anything and (anything.start() < position or not self._admitted(anything, trusted)):
+            while anything and (
+                anything.start() < position or not self._admitted(anything, trusted)
+            ):
                 anything = self._all.search(text, max(position, anything.start() + 1))
             found = _first(ordinary, anything)
             if found is None:
@@ -65,7 +71,9 @@ class Matcher:
             token = self._tokens[found[0]]
             start, end = found.span()
             position = end
-            if token.single_word and (_is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])):
+            if token.single_word and (
+                _is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])
+            ):
                 continue
             if token.lstrip:
                 start = done + len(text[done:start].rstrip())
@@ -79,7 +87,8 @@ class Matcher:
             yield done, text[done:]
 
     def split_normalized(self, text: str) -> Iterator[str | AddedToken]:
-        """The same for a stretch after normalization: tokens with the flag `normalized` are found only here."""
+        """The same for a stretch after normalization: tokens with the flag `normalized` are found
+        only here."""
         done = 0
         for found in self._late.finditer(text):
             if found.start() > done:
@@ -105,10 +114,15 @@ def _pattern(tokens: Sequence[AddedToken]) -> re.Pattern[str]:
 
 
 def _tree(contents: Sequence[str]) -> str:
-    """A pattern for the longest of some sorted texts, by their common beginnings: families have thousands of them."""
+    """A pattern for the longest of some sorted texts, by their common beginnings: families have
+    thousands of them."""
     begin = os.path.commonprefix(contents)
     rest = [content[len(begin) :] for content in contents]
-    groups = [_tree(list(group)) for first, group in itertools.groupby(rest, lambda text: text[:1]) if first]
+    groups = [
+        _tree(list(group))
+        for first, group in itertools.groupby(rest, lambda text: text[:1])
+        if first
+    ]
     if not groups:
         return re.escape(begin)
     return f"{re.escape(begin)}(?:{'|'.join(groups)}){'' if rest[0] else '?'}"

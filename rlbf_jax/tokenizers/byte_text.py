@@ -11,7 +11,8 @@ from rlbf_jax.tokenizers.protocol import Tokenizer
 
 
 def offsets(parts: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Character span of each part in the text of all; a part inside a multi-byte character covers it whole.
+    """Character span of each part in the text of all; a part inside a multi-byte character covers
+    it whole.
 
     The text is `b"".join(parts).decode(errors="replace")`. An empty part has an empty span.
     """
@@ -29,7 +30,8 @@ def offsets(parts: Sequence[bytes]) -> list[tuple[int, int]]:
 
 
 class BytePieces:
-    """What a tokenizer gets from knowing the bytes of each id; it adds `vocab_size`, `name` and the way in."""
+    """What a tokenizer gets from knowing the bytes of each id; it adds `vocab_size`, `name` and the
+    way in."""
 
     _bytes: list[bytes]
     _rule: BacktrackRule
@@ -59,7 +61,8 @@ class BytePieces:
         return self._bytes[self._checked(token)]
 
     def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Character spans; an id inside a multi-byte character covers it whole, a vanished id has an empty span."""
+        """Character spans; an id inside a multi-byte character covers it whole, a vanished id has
+        an empty span."""
         return offsets([self.piece_bytes(i) for i in ids])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -75,9 +78,10 @@ class BytePieces:
 class StreamDecoder:
     """The text of a response while its ids arrive, one by one.
 
-    No code point is ever split: what may still become a character waits for its last byte. For any ids,
-    `"".join(push(i) for i in ids) + flush() == tokenizer.decode(ids)`. When a directive retracts, `rewind` tells how
-    much of the text to take back; push the ids that a reader may see, not the directives.
+    No code point is ever split: what may still become a character waits for its last byte. For any
+    ids, `"".join(push(i) for i in ids) + flush() == tokenizer.decode(ids)`. When a directive
+    retracts, `rewind` tells how much of the text to take back; push the ids that a reader may see,
+    not the directives.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -90,20 +94,27 @@ class StreamDecoder:
     def push(self, token: int) -> str:
         """Characters that this id completes, often none. Raises ValueError after `flush`."""
         if self._flushed:
-            raise ValueError("this stream was flushed; make a new StreamDecoder for the next response")
+            raise ValueError(
+                "this stream was flushed; make a new StreamDecoder for the next response"
+            )
         self._before.append((self._decoder.getstate(), self._shown))
         text = self._decoder.decode(self._tokenizer.piece_bytes(token))
         self._shown += len(text)
         return text
 
     def rewind(self, count: int) -> int:
-        """Forgets the last `count` ids (all, if there are fewer); returns how many shown characters to delete.
+        """Forgets the last `count` ids (all, if there are fewer); returns how many shown characters
+        to delete.
 
-        The text that is left is always a beginning of the text that was shown, so deleting is enough. Raises
-        ValueError after `flush` and for a negative count.
+        The text that is left is always a beginning of the text that was shown, so deleting is
+        enough. Raises ValueError after `flush` and for a negative count.
         """
         if self._flushed or count < 0:
-            raise ValueError("a flushed stream cannot be rewound" if self._flushed else f"count is {count}, below 0")
+            raise ValueError(
+                "a flushed stream cannot be rewound"
+                if self._flushed
+                else f"count is {count}, below 0"
+            )
         if not count or not self._before:
             return 0
         keep = max(0, len(self._before) - count)

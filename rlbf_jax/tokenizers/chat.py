@@ -1,9 +1,11 @@
-"""A checkpoint's own chat template, rendered so that it is known which characters the template wrote.
+"""A checkpoint's own chat template, rendered so that it is known which characters the template
+wrote.
 
-A template may do anything with a message: trim it, split it, look into it. So the characters of a message are put on a
-disguise before rendering: every character that is not white space becomes a private-use character that occurs nowhere
-in the template. White space stays, lengths stay, hence trimming, splitting at white space and tests for emptiness do
-what they always do. After rendering the disguise comes off; what wore one is a user's, all else is the template's.
+A template may do anything with a message: trim it, split it, look into it. So the characters of a
+message are put on a disguise before rendering: every character that is not white space becomes a
+private-use character that occurs nowhere in the template. White space stays, lengths stay, hence
+trimming, splitting at white space and tests for emptiness do what they always do. After rendering
+the disguise comes off; what wore one is a user's, all else is the template's.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from rlbf_jax.errors import InputError
 
 ROLES = ("system", "user", "assistant", "tool")
 DATE = datetime.date(2024, 7, 26)
-"""What templates that ask for the date get (Llama 3's own default), so that a run is the same tomorrow."""
+"""What templates that ask for the date get (Llama 3's own default), so that a run is the same
+tomorrow."""
 _PRIVATE = range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)
 
 
@@ -34,7 +37,8 @@ class ChatTemplate:
 
     Args:
         source: the template.
-        variables: what the template may name besides the messages: `bos_token` and its like, as text.
+        variables: what the template may name besides the messages: `bos_token` and its like, as
+          text.
         date: answer to `strftime_now`.
         where: file, for messages.
     """
@@ -49,10 +53,13 @@ class ChatTemplate:
         try:
             return environment(self.date).from_string(self.source)
         except jinja2.TemplateError as error:
-            raise InputError(f"{self.where}: not a Jinja chat template ({_line(error)}{error})") from error
+            raise InputError(
+                f"{self.where}: not a Jinja chat template ({_line(error)}{error})"
+            ) from error
 
     def plain(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """The text that `transformers` renders. Raises InputError where the template refuses the messages."""
+        """The text that `transformers` renders. Raises InputError where the template refuses the
+        messages."""
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
@@ -62,9 +69,13 @@ class ChatTemplate:
                 **self.variables,
             )
         except jinja2.TemplateError as error:
-            raise InputError(f"{self.where}: the template refuses these messages ({error})") from error
+            raise InputError(
+                f"{self.where}: the template refuses these messages ({error})"
+            ) from error
         except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise InputError(f"{self.where}: the template fails ({type(error).__name__}: {error})") from error
+            raise InputError(
+                f"{self.where}: the template fails ({type(error).__name__}: {error})"
+            ) from error
 
     def render(
         self,
@@ -72,25 +83,32 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         is_spelled: Callable[[str], bool] = lambda _: False,
     ) -> tuple[str, bytes]:
-        """Text, and one byte a character: 0 where a message wrote it, 1 elsewhere (and for white space).
+        """Text, and one byte a character: 0 where a message wrote it, 1 elsewhere (and for white
+        space).
 
         Args:
             messages: `{"role": one of ROLES, "content": str}` each.
-            is_spelled: whether a content spells a token of the template. Such a content is opaque to the template's
-                logic; any other must give exactly what `transformers` renders.
+            is_spelled: whether a content spells a token of the template. Such a content is opaque
+                to the template's logic; any other must give exactly what `transformers` renders.
 
         Raises:
-            InputError: other keys or roles; or the template changes or inspects the text of messages (other than
-                trimming, splitting at white space or measuring it), so that user text cannot be told from its own.
+            InputError: other keys or roles; or the template changes or inspects the text of
+                messages (other than trimming, splitting at white space or measuring it), so that
+                user text cannot be told from its own.
         """
         _check(messages)
         contents = [message["content"] for message in messages]
         on, off = self._disguise(contents)
-        masked = self.plain([{**m, "content": m["content"].translate(on)} for m in messages], add_generation_prompt)
+        masked = self.plain(
+            [{**m, "content": m["content"].translate(on)} for m in messages], add_generation_prompt
+        )
         text = masked.translate(off)
-        if not any(map(is_spelled, contents)) and text != self.plain(messages, add_generation_prompt):
+        if not any(map(is_spelled, contents)) and text != self.plain(
+            messages, add_generation_prompt
+        ):
             raise InputError(
-                f"{self.where}: the template changes or inspects the text of messages, so that user text cannot be "
+                f"{self.where}: the template changes or inspects the text of messages, so that "
+                "user text cannot be "
                 "kept apart from turn tokens; use a template that only trims it"
             )
         return text, bytes(ord(character) not in off for character in masked)
@@ -101,7 +119,9 @@ class ChatTemplate:
         free = (point for points in _PRIVATE for point in points if point not in taken)
         on = dict(zip(characters, free, strict=False))
         if len(on) < len(characters):
-            raise InputError(f"a conversation has {len(characters)} different characters; at most {len(on)} fit")
+            raise InputError(
+                f"a conversation has {len(characters)} different characters; at most {len(on)} fit"
+            )
         return on, {point: character for character, point in on.items()}
 
 
@@ -112,7 +132,9 @@ def environment(date: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnviron
     )
     made.filters["tojson"] = _to_json
     made.globals["raise_exception"] = _raise
-    made.globals["strftime_now"] = lambda form: datetime.datetime.combine(date, datetime.time()).strftime(form)
+    made.globals["strftime_now"] = lambda form: datetime.datetime.combine(
+        date, datetime.time()
+    ).strftime(form)
     return made
 
 
@@ -127,8 +149,12 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.Scope(body, lineno=line)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> None:
@@ -139,10 +165,16 @@ def _check(messages: Sequence[Mapping[str, str]]) -> None:
     if not messages:
         raise InputError("a conversation needs at least one message")
     for index, message in enumerate(messages):
-        if set(message) != {"role", "content"} or not all(isinstance(value, str) for value in message.values()):
-            raise InputError(f"message {index}: expected the texts 'role' and 'content', found {sorted(message)}")
+        if set(message) != {"role", "content"} or not all(
+            isinstance(value, str) for value in message.values()
+        ):
+            raise InputError(
+                f"message {index}: expected the texts 'role' and 'content', found {sorted(message)}"
+            )
         if message["role"] not in ROLES:
-            raise InputError(f"message {index}: role {message['role']!a} is not one of {', '.join(ROLES)}")
+            raise InputError(
+                f"message {index}: role {message['role']!a} is not one of {', '.join(ROLES)}"
+            )
 
 
 def _line(error: jinja2.TemplateError) -> str:

@@ -1,9 +1,11 @@
-"""Where control ids go in a published vocabulary, what their embedding rows start as, and how files say so.
+"""Where control ids go in a published vocabulary, what their embedding rows start as, and how files
+say so.
 
-A control id must have a row and no spelling. Published files can give a token a row, but any *added* token can be
-spelled by whoever types its content. So control tokens stand in the model's own vocabulary, under a name with a space
-in it (" [BACKTRACK_BY_3]"): byte-level and SentencePiece models never see a space (it is spelled in another way before
-they look) and no merge leads there. They have a name and a row, and no text reaches them, under default loading too.
+A control id must have a row and no spelling. Published files can give a token a row, but any
+*added* token can be spelled by whoever types its content. So control tokens stand in the model's
+own vocabulary, under a name with a space in it (" [BACKTRACK_BY_3]"): byte-level and SentencePiece
+models never see a space (it is spelled in another way before they look) and no merge leads there.
+They have a name and a row, and no text reaches them, under default loading too.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Placement:
     """The first category; retractions and `[RESET]` follow."""
     count: int
     source: str
-    """`reserved` (tokens the family keeps spare), `padding` (rows beyond the tokenizer) or `appended` (new rows)."""
+    """`reserved` (tokens the family keeps spare), `padding` (rows beyond the tokenizer) or
+    `appended` (new rows)."""
     vocab_size: int
     """Rows that the embedding needs."""
 
@@ -41,10 +44,14 @@ class Placement:
         return range(self.first_id, self.first_id + self.count)
 
 
-def place(spellings: Mapping[int, str], rows: int, count: int, taken: Collection[int] = ()) -> Placement:
-    """Looks for `count` neighboring ids: among reserved tokens, then padding rows, then behind everything.
+def place(
+    spellings: Mapping[int, str], rows: int, count: int, taken: Collection[int] = ()
+) -> Placement:
+    """Looks for `count` neighboring ids: among reserved tokens, then padding rows, then behind
+    everything.
 
-    Of reserved tokens the last long enough run is taken, and its end: fine-tunes by others begin at the front.
+    Of reserved tokens the last long enough run is taken, and its end: fine-tunes by others begin at
+    the front.
 
     Args:
         spellings: every id of the tokenizer with its text.
@@ -74,12 +81,14 @@ def new_rows(
     skip: Collection[int] = (),
     chunk: int = 8192,
 ) -> np.ndarray:
-    """Rows for new ids: the mean of the old rows plus noise of `spread` old standard deviations, column by column.
+    """Rows for new ids: the mean of the old rows plus noise of `spread` old standard deviations,
+    column by column.
 
     Args:
         embedding: [V, D] old rows.
         seed: the same seed gives the same rows.
-        skip: rows that were never trained (`FamilyTokenizer.untrained_ids`), which stay out of mean and deviation.
+        skip: rows that were never trained (`FamilyTokenizer.untrained_ids`), which stay out of mean
+          and deviation.
         chunk: rows that are converted to float64 at a time.
 
     Returns:
@@ -93,7 +102,9 @@ def new_rows(
 
     def rows() -> Iterator[np.ndarray]:
         for start in range(0, size, chunk):
-            yield np.asarray(embedding[start : start + chunk]).astype(np.float64)[keep[start : start + chunk]]
+            yield np.asarray(embedding[start : start + chunk]).astype(np.float64)[
+                keep[start : start + chunk]
+            ]
 
     mean = sum((block.sum(0) for block in rows()), np.zeros(width)) / keep.sum()
     variance = sum((((block - mean) ** 2).sum(0) for block in rows()), np.zeros(width)) / keep.sum()
@@ -104,15 +115,19 @@ def new_rows(
 def with_names(document: Mapping[str, Any], names: Mapping[int, str], where: str) -> dict[str, Any]:
     """A tokenizer.json with control ids in its vocabulary, under names that no text reaches.
 
-    Added tokens are written into the vocabulary too: when the library reads the file it numbers an added token by the
-    vocabulary, or else behind it, and would give other ids after the vocabulary has grown.
+    Added tokens are written into the vocabulary too: when the library reads the file it numbers an
+    added token by the vocabulary, or else behind it, and would give other ids after the vocabulary
+    has grown.
 
     Raises:
-        InputError: no vocabulary, or a Unigram one (a list without gaps) that cannot hold these ids.
+        InputError: no vocabulary, or a Unigram one (a list without gaps) that cannot hold these
+          ids.
     """
     model = dict(document.get("model") or {})
     if "vocab" not in model:
-        raise InputError(f"{where}: model.vocab is missing; copy the file from the checkpoint again")
+        raise InputError(
+            f"{where}: model.vocab is missing; copy the file from the checkpoint again"
+        )
     added = [entry for entry in document.get("added_tokens", []) if entry["id"] not in names]
     if isinstance(model["vocab"], dict):
         vocab = {piece: i for piece, i in model["vocab"].items() if i not in names}
@@ -121,7 +136,10 @@ def with_names(document: Mapping[str, Any], names: Mapping[int, str], where: str
     else:
         pieces = list(model["vocab"])
         if any(entry["id"] >= len(pieces) for entry in added):
-            raise InputError(f"{where}: added tokens stand behind a Unigram vocabulary; control tokens cannot be added")
+            raise InputError(
+                f"{where}: added tokens stand behind a Unigram vocabulary; control tokens cannot "
+                "be added"
+            )
         pieces += [[f" [UNUSED_{i}]", 0.0] for i in range(len(pieces), max(names) + 1)]
         for i, name in names.items():
             pieces[i] = [name, pieces[i][1]]
@@ -129,12 +147,17 @@ def with_names(document: Mapping[str, Any], names: Mapping[int, str], where: str
     return {**document, "added_tokens": added, "model": model}
 
 
-def without_spellings(config: Mapping[str, Any], gone: Sequence[AddedToken], ids: Collection[int]) -> dict[str, Any]:
-    """A tokenizer_config.json (or special_tokens_map.json) that does not list the ids that became control ids."""
+def without_spellings(
+    config: Mapping[str, Any], gone: Sequence[AddedToken], ids: Collection[int]
+) -> dict[str, Any]:
+    """A tokenizer_config.json (or special_tokens_map.json) that does not list the ids that became
+    control ids."""
     made = dict(config)
     contents = {token.content for token in gone}
     if "added_tokens_decoder" in made:
-        made["added_tokens_decoder"] = {k: v for k, v in made["added_tokens_decoder"].items() if int(k) not in ids}
+        made["added_tokens_decoder"] = {
+            k: v for k, v in made["added_tokens_decoder"].items() if int(k) not in ids
+        }
     for key in ("additional_special_tokens", "extra_special_tokens"):
         if isinstance(made.get(key), list):
             made[key] = [entry for entry in made[key] if content_of(entry) not in contents]

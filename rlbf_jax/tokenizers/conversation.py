@@ -9,11 +9,14 @@ from rlbf_jax.tokenizers.family import FamilyTokenizer
 from rlbf_jax.tokenizers.protocol import Tokenizer
 
 
-def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[int]]:
+def conversation_ids(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]
+) -> tuple[list[int], list[int]]:
     """Prompt ids, and ids that the answer is forced to begin with, of a conversation.
 
-    The last message may be the assistant's: then the answer goes on from there. A checkpoint's own chat template knows
-    several turns; the template of a tokenizer that was trained here knows one, to which a system message is prefixed.
+    The last message may be the assistant's: then the answer goes on from there. A checkpoint's own
+    chat template knows several turns; the template of a tokenizer that was trained here knows one,
+    to which a system message is prefixed.
 
     Raises:
       InputError: there is no message of the user, or the template has no place for a message.
@@ -29,7 +32,8 @@ def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]
     roles = [message["role"] for message in history]
     if roles not in (["user"], ["system", "user"]):
         raise InputError(
-            f"a conversation of {', '.join(roles)}: this tokenizer has a template for one turn only; put everything "
+            f"a conversation of {', '.join(roles)}: this tokenizer has a template for one turn "
+            "only; put everything "
             "into one message of the user, or use a checkpoint with a chat template"
         )
     return tokenizer.encode_prompt("\n\n".join(message["content"] for message in history)), forced

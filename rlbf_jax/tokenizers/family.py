@@ -1,12 +1,14 @@
 """The tokenizer of a published checkpoint, with control tokens, behind our protocol.
 
-Which ids no text can make (*guarded*): special tokens, tokens with a role (beginning, end, padding), ends of sequence
-of generation_config.json, spare tokens, anything spelled `<|...|>`, every added token that the chat template writes
-(`<think>`, `<tool_call>`), and the control ids. Other added tokens are ordinary vocabulary (Gemma's runs of newlines
-and HTML tags) and are found in any text, as the family has it.
+Which ids no text can make (*guarded*): special tokens, tokens with a role (beginning, end,
+padding), ends of sequence of generation_config.json, spare tokens, anything spelled `<|...|>`,
+every added token that the chat template writes (`<think>`, `<tool_call>`), and the control ids.
+Other added tokens are ordinary vocabulary (Gemma's runs of newlines and HTML tags) and are found in
+any text, as the family has it.
 
-`encode` gives a continuation: nothing is put before it, so pieces of a text concatenate. `decode` gives back the
-family's normalization of a text (`normalize`): Qwen's NFC, SentencePiece's reading of U+2581 as a space.
+`encode` gives a continuation: nothing is put before it, so pieces of a text concatenate. `decode`
+gives back the family's normalization of a text (`normalize`): Qwen's NFC, SentencePiece's reading
+of U+2581 as a space.
 """
 
 from __future__ import annotations
@@ -38,10 +40,16 @@ class FamilyTokenizer(byte_text.BytePieces):
     def __init__(self, files: folder.Files):
         self._files = files
         self._meta = folder.meta(files)
-        source, roles, tokens = folder.template(files, self._meta.template), folder.roles(files), folder.listed(files)
+        source, roles, tokens = (
+            folder.template(files, self._meta.template),
+            folder.roles(files),
+            folder.listed(files),
+        )
         self._added = {token.id: token for token in tokens}
         by_text = {token.content: token.id for token in tokens}
-        self._bos, self._eos, self._pad = (by_text.get(roles.get(role, "")) for role in folder.ROLES[:3])
+        self._bos, self._eos, self._pad = (
+            by_text.get(roles.get(role, "")) for role in folder.ROLES[:3]
+        )
         self._controls = frozenset(self._meta.names())
         special = {t.id for t in tokens if t.special or RESERVED.fullmatch(t.content)}
         special |= self._controls | set(self._meta.stop_ids)
@@ -49,7 +57,11 @@ class FamilyTokenizer(byte_text.BytePieces):
             special | {t.id for t in tokens if _MARKER.fullmatch(t.content) or _written(t, source)}
         )
         self._vocabulary = self._read_vocabulary()
-        listed = tokens if folder.JSON_FILE in files.content else [t for t in tokens if t.id in self._guarded]
+        listed = (
+            tokens
+            if folder.JSON_FILE in files.content
+            else [t for t in tokens if t.id in self._guarded]
+        )
         self._matcher = Matcher(listed, self._guarded)
         self.template = None
         if source is not None:
@@ -59,11 +71,18 @@ class FamilyTokenizer(byte_text.BytePieces):
         self._eos_ids = self._find_eos_ids()
         self._hidden = frozenset(special | set(self._eos_ids))
         self._bytes = [self._find_bytes(i) for i in range(self.vocab_size)]
-        self._blank = {i for i in range(self.vocab_size) if i not in self._vocabulary.pieces and i not in self._added}
+        self._blank = {
+            i
+            for i in range(self.vocab_size)
+            if i not in self._vocabulary.pieces and i not in self._added
+        }
         self._rule, self._reset_rule = self._meta.rules(self._never())
 
     def __repr__(self) -> str:
-        return f"FamilyTokenizer({self._files.where}, {self.vocab_size} ids, digest {self.digest()[:12]})"
+        return (
+            f"FamilyTokenizer({self._files.where}, {self.vocab_size} ids, digest "
+            f"{self.digest()[:12]})"
+        )
 
     @property
     def bos_id(self) -> int:
@@ -104,12 +123,14 @@ class FamilyTokenizer(byte_text.BytePieces):
 
     @property
     def new_ids(self) -> range:
-        """Control ids; their embedding rows are new (`controls.new_rows`) even where the checkpoint has rows."""
+        """Control ids; their embedding rows are new (`controls.new_rows`) even where the checkpoint
+        has rows."""
         return range(self._rule.first_id, self._reset_rule.end_id)
 
     @property
     def untrained_ids(self) -> frozenset[int]:
-        """Rows of the embedding that the checkpoint never used: spare tokens, rows without a token, control ids."""
+        """Rows of the embedding that the checkpoint never used: spare tokens, rows without a token,
+        control ids."""
         spare = {t.id for t in self._added.values() if RESERVED.fullmatch(t.content)}
         return frozenset(spare | self._blank | self._controls)
 
@@ -123,14 +144,20 @@ class FamilyTokenizer(byte_text.BytePieces):
         check_text(text)
         return list(self._ids(text, None))
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
         """Ids of a conversation by the checkpoint's chat template; what messages say is untrusted.
 
-        For messages that spell no guarded token these are the ids that `transformers` gives. Raises InputError without
-        a template, or where it refuses the messages or cannot be kept apart from them.
+        For messages that spell no guarded token these are the ids that `transformers` gives. Raises
+        InputError without a template, or where it refuses the messages or cannot be kept apart from
+        them.
         """
         if self.template is None:
-            raise InputError(f"{self._files.where}: no chat template; use encode_prompt, or add {folder.TEMPLATE_FILE}")
+            raise InputError(
+                f"{self._files.where}: no chat template; use encode_prompt, or add "
+                f"{folder.TEMPLATE_FILE}"
+            )
         for message in messages:
             check_text("".join(map(str, message.values())))
         text, trusted = self.template.render(messages, add_generation_prompt, self._spells_guarded)
@@ -142,7 +169,8 @@ class FamilyTokenizer(byte_text.BytePieces):
         return tuple(self._opening)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A user's turn and the opening of the model's; without a template the family's opening, then the text."""
+        """A user's turn and the opening of the model's; without a template the family's opening,
+        then the text."""
         if self.template is not None:
             return self.encode_chat([{"role": "user", "content": text}])
         return [*self._opening, *self.encode(text)]
@@ -156,7 +184,11 @@ class FamilyTokenizer(byte_text.BytePieces):
                 shown.append(part.content)
                 continue
             for inner in self._matcher.split_normalized(self._vocabulary.normalize(part)):
-                shown.append(inner.content if isinstance(inner, AddedToken) else self._vocabulary.shown(inner))
+                shown.append(
+                    inner.content
+                    if isinstance(inner, AddedToken)
+                    else self._vocabulary.shown(inner)
+                )
         return "".join(shown)
 
     def name(self, token: int) -> str:
@@ -171,12 +203,14 @@ class FamilyTokenizer(byte_text.BytePieces):
     def digest(self) -> str:
         """SHA-256 (hex) of the files that `save` writes."""
         sums = [
-            name.encode() + hashlib.sha256(content).digest() for name, content in sorted(self._files.content.items())
+            name.encode() + hashlib.sha256(content).digest()
+            for name, content in sorted(self._files.content.items())
         ]
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes the checkpoint's tokenizer files with control tokens, readable by `transformers` and by us."""
+        """Writes the checkpoint's tokenizer files with control tokens, readable by `transformers`
+        and by us."""
         for name, content in self._files.content.items():
             write_whole(pathlib.Path(folder) / name, content)
 
@@ -192,7 +226,11 @@ class FamilyTokenizer(byte_text.BytePieces):
         """What the family puts before a text, where no chat template does."""
         if folder.JSON_FILE in self._files.content:
             return opening(self._files.json(folder.JSON_FILE))
-        return [bos] if bos is not None and self._files.json(folder.CONFIG_FILE).get("add_bos_token", True) else []
+        return (
+            [bos]
+            if bos is not None and self._files.json(folder.CONFIG_FILE).get("add_bos_token", True)
+            else []
+        )
 
     def _ids(self, text: str, trusted: bytes | None, prefix: str = "never") -> Iterator[int]:
         for start, part in self._matcher.split(text, trusted):
@@ -212,12 +250,14 @@ class FamilyTokenizer(byte_text.BytePieces):
         return any(map(self._matcher.spells_guarded, (text, unicodedata.normalize("NFKC", text))))
 
     def _find_eos_ids(self) -> tuple[int, ...]:
-        """End of turn by the chat template, then the tokenizer's end of sequence, then those of generation_config."""
+        """End of turn by the chat template, then the tokenizer's end of sequence, then those of
+        generation_config."""
         found = [self._turn_end(), self._eos, *self._meta.stop_ids]
         ids = tuple(dict.fromkeys(i for i in found if i is not None))
         if not ids:
             raise InputError(
-                f"{self._files.where}: no end of sequence; give eos_token in {folder.CONFIG_FILE} or eos_token_id in "
+                f"{self._files.where}: no end of sequence; give eos_token in {folder.CONFIG_FILE} "
+                "or eos_token_id in "
                 f"{folder.GENERATION_FILE}"
             )
         return ids
@@ -231,7 +271,12 @@ class FamilyTokenizer(byte_text.BytePieces):
         end = text.rfind(_PROBE) + len(_PROBE)
         parts = self._matcher.split(text, trusted)
         return next(
-            (p.id for start, p in parts if start >= end and not isinstance(p, str) and p.id in self._guarded), None
+            (
+                p.id
+                for start, p in parts
+                if start >= end and not isinstance(p, str) and p.id in self._guarded
+            ),
+            None,
         )
 
     def _find_bytes(self, token: int) -> bytes:
@@ -242,7 +287,8 @@ class FamilyTokenizer(byte_text.BytePieces):
         return self._vocabulary.bytes_of(token) if token in self._vocabulary.pieces else b""
 
     def _never(self) -> tuple[int, ...]:
-        """Ids that are never legal in a response: special ones that end nothing, and rows without a piece."""
+        """Ids that are never legal in a response: special ones that end nothing, and rows without a
+        piece."""
         return tuple(sorted((self._hidden | self._blank) - set(self._eos_ids) - self._controls))
 
 

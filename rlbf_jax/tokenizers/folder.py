@@ -22,11 +22,15 @@ DEFAULT = "default"
 """Name of the chat template that programs take unless they are told another."""
 META_FILE = "rlbf_controls.json"
 """Not `..._tokenizer.json`: `transformers` would take it for a vocabulary."""
-CONFIG_FILE, MAP_FILE, TEMPLATE_FILE = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
+CONFIG_FILE, MAP_FILE, TEMPLATE_FILE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 GENERATION_FILE = "generation_config.json"
 MODEL_INPUTS = ["input_ids", "attention_mask"]
-"""`model_input_names` where a configuration names none: PreTrainedTokenizerFast of transformers 4 would return
-`token_type_ids` too, which these models do not take."""
+"""`model_input_names` where a configuration names none: PreTrainedTokenizerFast of transformers 4
+would return `token_type_ids` too, which these models do not take."""
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
@@ -52,7 +56,9 @@ class Files:
                 f"{self.where}/{name}: not JSON ({error}); copy the file from the checkpoint again"
             ) from None
         if not isinstance(found, dict):
-            raise InputError(f"{self.where}/{name}: expected a JSON object, found {type(found).__name__}")
+            raise InputError(
+                f"{self.where}/{name}: expected a JSON object, found {type(found).__name__}"
+            )
         self._parsed[name] = found
         return found
 
@@ -65,7 +71,8 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What the published files cannot say about a tokenizer with control tokens; `rlbf_controls.json`."""
+    """What the published files cannot say about a tokenizer with control tokens;
+    `rlbf_controls.json`."""
 
     categories: tuple[str, ...]
     x_max: int
@@ -94,7 +101,8 @@ class Meta:
 
 
 def read(folder: str | pathlib.Path, template_name: str = DEFAULT) -> Files:
-    """The tokenizer files; where another chat template than the default is asked for, it takes the default's place.
+    """The tokenizer files; where another chat template than the default is asked for, it takes the
+    default's place.
 
     Raises InputError if the folder holds no tokenizer, or no chat template of this name.
     """
@@ -110,10 +118,13 @@ def read(folder: str | pathlib.Path, template_name: str = DEFAULT) -> Files:
 
 
 def _with_template(folder: pathlib.Path, files: Files, name: str) -> Files:
-    """The files with a named chat template as the only one, so that every program that reads them takes it."""
+    """The files with a named chat template as the only one, so that every program that reads them
+    takes it."""
     config = dict(files.json(CONFIG_FILE))
     named = _named_templates(config.pop("chat_template", None))
-    beside = {file.stem: file.read_bytes() for file in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    beside = {
+        file.stem: file.read_bytes() for file in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))
+    }
     content = {key: value for key, value in files.content.items() if key != TEMPLATE_FILE}
     if name in beside:
         content[TEMPLATE_FILE] = beside[name]
@@ -128,7 +139,9 @@ def _with_template(folder: pathlib.Path, files: Files, name: str) -> Files:
 def spellings(files: Files) -> dict[int, str]:
     """Every piece of the vocabulary by its id, without added tokens."""
     if JSON_FILE not in files.content:
-        document = published_sentencepiece.parse(files.content[MODEL_FILE], f"{files.where}/{MODEL_FILE}")
+        document = published_sentencepiece.parse(
+            files.content[MODEL_FILE], f"{files.where}/{MODEL_FILE}"
+        )
         return {i: piece.piece for i, piece in enumerate(document.pieces)}
     vocab = (files.json(JSON_FILE).get("model") or {}).get("vocab") or {}
     if isinstance(vocab, dict):
@@ -155,7 +168,10 @@ def listed(files: Files) -> list[AddedToken]:
     for i, piece in spellings(files).items():
         if piece in named and piece not in known:
             found[i] = AddedToken(i, piece, special=True)
-    return [dataclasses.replace(token, special=token.special or token.content in named) for token in found.values()]
+    return [
+        dataclasses.replace(token, special=token.special or token.content in named)
+        for token in found.values()
+    ]
 
 
 def roles(files: Files) -> dict[str, str]:
@@ -168,16 +184,24 @@ def special_texts(files: Files) -> set[str]:
     """The texts of all tokens that the configuration names as special."""
     merged = _named(files)
     more = [merged[key] for key in _LISTS if key in merged]
-    entries = [entry for group in more for entry in (group.values() if isinstance(group, dict) else group)]
-    return {*roles(files).values(), *(text for entry in entries if (text := controls.content_of(entry)))}
+    entries = [
+        entry for group in more for entry in (group.values() if isinstance(group, dict) else group)
+    ]
+    return {
+        *roles(files).values(),
+        *(text for entry in entries if (text := controls.content_of(entry))),
+    }
 
 
 def _named(files: Files) -> dict[str, Any]:
-    return files.json(MAP_FILE) | {k: v for k, v in files.json(CONFIG_FILE).items() if v is not None}
+    return files.json(MAP_FILE) | {
+        k: v for k, v in files.json(CONFIG_FILE).items() if v is not None
+    }
 
 
 def template(files: Files, name: str = DEFAULT) -> str | None:
-    """The chat template: `chat_template.jinja`, else the configuration's (a string, or a list of named ones).
+    """The chat template: `chat_template.jinja`, else the configuration's (a string, or a list of
+    named ones).
 
     Raises:
         InputError: several templates and none of this name.
@@ -194,14 +218,18 @@ def template(files: Files, name: str = DEFAULT) -> str | None:
             )
         found = named[name]
     if found is not None and not isinstance(found, str):
-        raise InputError(f"{files.where}/{CONFIG_FILE}: chat_template must be a text or a list of named texts")
+        raise InputError(
+            f"{files.where}/{CONFIG_FILE}: chat_template must be a text or a list of named texts"
+        )
     return found
 
 
 def _named_templates(found: Any) -> dict[Any, Any]:
     """The named chat templates of a configuration's `chat_template`."""
     entries = found if isinstance(found, list) else []
-    return {entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)}
+    return {
+        entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)
+    }
 
 
 def meta(files: Files) -> Meta:
@@ -210,7 +238,10 @@ def meta(files: Files) -> Meta:
     found = files.json(META_FILE)
     expected = {field.name for field in dataclasses.fields(Meta)}
     if set(found) != expected:
-        raise InputError(f"{where}: fields {sorted(set(found) ^ expected)} are missing or unknown; export it again")
+        raise InputError(
+            f"{where}: fields {sorted(set(found) ^ expected)} are missing or unknown; export it "
+            "again"
+        )
     try:
         made = Meta(**found | {key: tuple(found[key]) for key in ("categories", "stop_ids")})
         check_categories(made.categories, made.x_max)
@@ -227,7 +258,8 @@ def with_controls(
     template_name: str = DEFAULT,
     date: str = DATE.isoformat(),
 ) -> Files:
-    """The files of a published tokenizer, with control tokens that have rows and names and no spelling.
+    """The files of a published tokenizer, with control tokens that have rows and names and no
+    spelling.
 
     Args:
         files: as published.
@@ -268,7 +300,8 @@ def _rewritten(files: Files, made: Meta, gone: Sequence[AddedToken]) -> Files:
         if name in content:
             content[name] = _dump(controls.without_spellings(files.json(name), gone, names))
     if JSON_FILE in content:
-        # Classes of families build their tokenizer anew from parts of the file; this one takes it as it stands.
+        # Classes of families build their tokenizer anew from parts of the file; this one takes it
+        # as it stands.
         config = {"model_input_names": MODEL_INPUTS} | json.loads(content.get(CONFIG_FILE, b"{}"))
         content[CONFIG_FILE] = _dump(config | {"tokenizer_class": "PreTrainedTokenizerFast"})
     content[META_FILE] = _dump(dataclasses.asdict(made))
@@ -279,7 +312,10 @@ def _ids(value: Any, where: str) -> tuple[int, ...]:
     """`eos_token_id` of generation_config.json: none, one id, or several."""
     found = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and i >= 0 for i in found):
-        raise InputError(f"{where}/{GENERATION_FILE}: eos_token_id is {value!r}; one id or a list of ids is expected")
+        raise InputError(
+            f"{where}/{GENERATION_FILE}: eos_token_id is {value!r}; one id or a list of ids is "
+            "expected"
+        )
     return tuple(found)
 
 

@@ -1,9 +1,11 @@
-"""The vocabulary of a `tokenizer.json` (library `tokenizers`), for text in which nothing is special.
+"""The vocabulary of a `tokenizer.json` (library `tokenizers`), for text in which nothing is
+special.
 
-The library finds added tokens before its model sees a text, and a Unigram model also finds special tokens that stand in
-its vocabulary. So the file is loaded without its added tokens (`added.Matcher` finds them where they may be found), and
-ids that the model itself should not have made are broken up. Texts are continuations: the space that some families put
-before a text ("dummy prefix") is added only where a caller asks for it, so that pieces of a text concatenate.
+The library finds added tokens before its model sees a text, and a Unigram model also finds special
+tokens that stand in its vocabulary. So the file is loaded without its added tokens (`added.Matcher`
+finds them where they may be found), and ids that the model itself should not have made are broken
+up. Texts are continuations: the space that some families put before a text ("dummy prefix") is
+added only where a caller asks for it, so that pieces of a text concatenate.
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ SPACE = "\u2581"
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte (arXiv gives none; `bytes_to_unicode` of its release), inverted."""
+    """GPT-2's printable character for each byte (arXiv gives none; `bytes_to_unicode` of its
+    release), inverted."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + i): byte for i, byte in enumerate(others)
+    }
 
 
 _BYTES = byte_alphabet()
@@ -37,9 +42,11 @@ class Parts:
     """What a tokenizer.json says, apart from its model's pieces."""
 
     kind: str
-    """`bytes` (byte-level pieces) or `spaces` (a space is spelled U+2581, unknown characters go by `<0xNN>`)."""
+    """`bytes` (byte-level pieces) or `spaces` (a space is spelled U+2581, unknown characters go by
+    `<0xNN>`)."""
     prefix: str
-    """Where the family puts a space before plain text: `never`, `first` (at the beginning) or `always`."""
+    """Where the family puts a space before plain text: `never`, `first` (at the beginning) or
+    `always`."""
     forced_prefix: bool
     """Whether that space is added even before text that begins with one."""
 
@@ -53,14 +60,17 @@ class HuggingFaceVocabulary:
         where: file, for messages.
 
     Raises:
-        InputError: a kind of model, pre-tokenizer or decoder that loses text, or no pieces for all 256 bytes.
+        InputError: a kind of model, pre-tokenizer or decoder that loses text, or no pieces for all
+          256 bytes.
     """
 
     def __init__(self, document: Mapping[str, Any], guarded: frozenset[int], where: str):
         self._guarded, self._where = guarded, where
         model = document.get("model") or {}
         if model.get("type") not in ("BPE", "Unigram"):
-            raise InputError(f"{where}: model.type is {model.get('type')!r}; BPE and Unigram are supported")
+            raise InputError(
+                f"{where}: model.type is {model.get('type')!r}; BPE and Unigram are supported"
+            )
         self.parts = _parts(document, where)
         bare = dict(document, added_tokens=[], post_processor=None, truncation=None, padding=None)
         bare["model"] = dict(model, dropout=None) if model["type"] == "BPE" else model
@@ -68,12 +78,17 @@ class HuggingFaceVocabulary:
         bare["pre_tokenizer"] = _without_prefix(document.get("pre_tokenizer"))
         try:
             empty = {"type": "BPE", "vocab": {}, "merges": []}
-            self._normalizer = tokenizers.Tokenizer.from_str(json.dumps(bare | {"model": empty})).normalizer
+            self._normalizer = tokenizers.Tokenizer.from_str(
+                json.dumps(bare | {"model": empty})
+            ).normalizer
             self._model = tokenizers.Tokenizer.from_str(json.dumps(bare | {"normalizer": None}))
         except Exception as error:  # the library raises bare Exceptions
             raise InputError(f"{where}: the tokenizers library cannot read it ({error})") from error
         vocab = model["vocab"]
-        self.pieces = {i: piece for piece, i in (vocab.items() if isinstance(vocab, dict) else _numbered(vocab))}
+        self.pieces = {
+            i: piece
+            for piece, i in (vocab.items() if isinstance(vocab, dict) else _numbered(vocab))
+        }
         self._check_lossless(set(self.pieces.values()))
 
     def normalize(self, text: str) -> str:
@@ -95,7 +110,9 @@ class HuggingFaceVocabulary:
             text = todo.pop()
             encoding = self._model.encode(text, add_special_tokens=False)
             spans = zip(encoding.ids, encoding.offsets, strict=True)
-            cuts = [self._cut(start, end) for i, (start, end) in spans if self._bad(i, text[start:end])]
+            cuts = [
+                self._cut(start, end) for i, (start, end) in spans if self._bad(i, text[start:end])
+            ]
             if cuts:
                 bounds = [0, *cuts, len(text)]
                 todo += reversed([text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)])
@@ -114,12 +131,18 @@ class HuggingFaceVocabulary:
         return piece.replace(SPACE, " ").encode()
 
     def _bad(self, token: int, spelling: str) -> bool:
-        """Whether an id was spelled out by the text: a guarded one, or "<0x41>", which Unigram models find in text."""
-        return token in self._guarded or (spelling[:3] == "<0x" and spelling == self.pieces.get(token))
+        """Whether an id was spelled out by the text: a guarded one, or "<0x41>", which Unigram
+        models find in text."""
+        return token in self._guarded or (
+            spelling[:3] == "<0x" and spelling == self.pieces.get(token)
+        )
 
     def _cut(self, start: int, end: int) -> int:
         if end - start < 2:
-            raise InputError(f"{self._where}: a single character of the text is a special token; it cannot be encoded")
+            raise InputError(
+                f"{self._where}: a single character of the text is a special token; it cannot be "
+                "encoded"
+            )
         return (start + end) // 2
 
     def _check_lossless(self, pieces: set[str]) -> None:
@@ -129,8 +152,10 @@ class HuggingFaceVocabulary:
             missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in pieces]
         if missing:
             raise InputError(
-                f"{self._where}: the vocabulary has no piece for {len(missing)} of the 256 bytes (first "
-                f"0x{missing[0]:02X}), so some text would be lost; tokenizers with byte-level or byte-fallback "
+                f"{self._where}: the vocabulary has no piece for {len(missing)} of the 256 bytes "
+                "(first "
+                f"0x{missing[0]:02X}), so some text would be lost; tokenizers with byte-level or "
+                "byte-fallback "
                 "vocabularies are supported"
             )
 
@@ -138,7 +163,10 @@ class HuggingFaceVocabulary:
 def added_tokens(document: Mapping[str, Any]) -> list[AddedToken]:
     """The entries of `added_tokens`, in order."""
     names = {field.name for field in dataclasses.fields(AddedToken)}
-    return [AddedToken(**{k: v for k, v in entry.items() if k in names}) for entry in document.get("added_tokens", [])]
+    return [
+        AddedToken(**{k: v for k, v in entry.items() if k in names})
+        for entry in document.get("added_tokens", [])
+    ]
 
 
 def opening(document: Mapping[str, Any]) -> list[int]:
@@ -167,7 +195,9 @@ def _flat(component: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 def _scheme(metaspace: Mapping[str, Any]) -> str:
     """`prepend_scheme`, or what files from before it said."""
-    return metaspace.get("prepend_scheme") or ("always" if metaspace.get("add_prefix_space", True) else "never")
+    return metaspace.get("prepend_scheme") or (
+        "always" if metaspace.get("add_prefix_space", True) else "never"
+    )
 
 
 def _parts(document: Mapping[str, Any], where: str) -> Parts:
@@ -176,7 +206,10 @@ def _parts(document: Mapping[str, Any], where: str) -> Parts:
         if member["type"] == "Prepend":
             prefix, forced = "always", True
         elif member["type"] in ("Strip", "StripAccents", "Lowercase", "BertNormalizer"):
-            raise InputError(f"{where}: normalizer {member['type']} loses text; such tokenizers are not supported")
+            raise InputError(
+                f"{where}: normalizer {member['type']} loses text; such tokenizers are not "
+                "supported"
+            )
     for member in _flat(document.get("pre_tokenizer")):
         kind = member["type"]
         if kind == "Metaspace":
@@ -197,7 +230,8 @@ def _parts(document: Mapping[str, Any], where: str) -> Parts:
     }:
         return Parts("spaces", prefix, forced)
     raise InputError(
-        f"{where}: decoder {sorted(decoders)}: expected ByteLevel, or Metaspace or Replace with ByteFallback"
+        f"{where}: decoder {sorted(decoders)}: expected ByteLevel, or Metaspace or Replace with "
+        "ByteFallback"
     )
 
 
@@ -212,7 +246,9 @@ def _without_prefix(component: Mapping[str, Any] | None) -> dict[str, Any] | Non
     if made["type"] == "Prepend":
         return None
     if made["type"] == "Metaspace":
-        made = {k: v for k, v in made.items() if k != "add_prefix_space"} | {"prepend_scheme": "never"}
+        made = {k: v for k, v in made.items() if k != "add_prefix_space"} | {
+            "prepend_scheme": "never"
+        }
     elif made["type"] == "ByteLevel":
         made["add_prefix_space"] = False
     return made

@@ -1,11 +1,12 @@
 """Text <-> ids: a lossless SentencePiece vocabulary with template and control ids laid beyond it.
 
-Order of ids: pad 0, bos 1, eos 2, unk 3, the 256 byte pieces and the sub-words of SentencePiece; then `[USER]` and
-`[MODEL]`; then the control ids of the `BacktrackRule` (categories, backtracks); then `[RESET]`. Everything after the
-SentencePiece pieces has no spelling, hence no text can produce it: "[BACKTRACK_BY_3]" in a prompt is plain characters.
+Order of ids: pad 0, bos 1, eos 2, unk 3, the 256 byte pieces and the sub-words of SentencePiece;
+then `[USER]` and `[MODEL]`; then the control ids of the `BacktrackRule` (categories, backtracks);
+then `[RESET]`. Everything after the SentencePiece pieces has no spelling, hence no text can produce
+it: "[BACKTRACK_BY_3]" in a prompt is plain characters.
 
-Sub-words never cross a space (a word's first piece begins with it) and merges are BPE, so for texts a and b of which b
-begins with a space, encode(a) + encode(b) == encode(a + b).
+Sub-words never cross a space (a word's first piece begins with it) and merges are BPE, so for texts
+a and b of which b begins with a space, encode(a) + encode(b) == encode(a + b).
 """
 
 from __future__ import annotations
@@ -28,16 +29,20 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
 _SPACE = "\u2581"
 _RESERVED = re.compile("[\x00\t\n\r\u2581\u2585]")
-"""Never in training text: line ends, SentencePiece's own space, unknown and boundary marks. They encode as bytes."""
+"""Never in training text: line ends, SentencePiece's own space, unknown and boundary marks. They
+encode as bytes."""
 _CHUNK = 1000
-"""Characters a training sentence may have; the BPE trainer's positions within a word are 16 bits wide."""
+"""Characters a training sentence may have; the BPE trainer's positions within a word are 16 bits
+wide."""
 
 
 class SentencePieceTokenizer(byte_text.BytePieces):
-    """A SentencePiece model (serialized proto) with the control ids of this project behind its pieces.
+    """A SentencePiece model (serialized proto) with the control ids of this project behind its
+    pieces.
 
     Args:
-        model: serialized SentencePiece model with pad 0, bos 1, eos 2, unk 3, byte fallback and identity normalization.
+        model: serialized SentencePiece model with pad 0, bos 1, eos 2, unk 3, byte fallback and
+          identity normalization.
         categories: kinds of violation, in the order of their ids.
         x_max: largest X of `[BACKTRACK_BY_X]`.
     """
@@ -48,13 +53,19 @@ class SentencePieceTokenizer(byte_text.BytePieces):
         p = self._processor
         found = (p.pad_id(), p.bos_id(), p.eos_id(), p.unk_id())
         if found != (PAD, BOS, EOS, UNK):
-            raise ValueError(f"a model with (pad, bos, eos, unk) = (0, 1, 2, 3) is expected, this one has {found}")
+            raise ValueError(
+                "a model with (pad, bos, eos, unk) = (0, 1, 2, 3) is expected, this one has "
+                f"{found}"
+            )
         check_categories(categories, x_max)
         self._num_pieces = p.get_piece_size()
         self._bytes = [piece_bytes_of(p, i) for i in range(self._num_pieces)]
         self._mark = [p.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         if UNK in self._mark:
-            raise ValueError("this model has no byte pieces; train it with byte_fallback, as train_tokenizer does")
+            raise ValueError(
+                "this model has no byte pieces; train it with byte_fallback, as train_tokenizer "
+                "does"
+            )
         self.user_id, self.model_id = self._num_pieces, self._num_pieces + 1
         first = self._num_pieces + 2
         reset = first + len(categories) + x_max
@@ -65,7 +76,10 @@ class SentencePieceTokenizer(byte_text.BytePieces):
         self._reset_rule = ResetRule(reset, (), (*common, *range(first, reset)))
 
     def __repr__(self) -> str:
-        return f"SentencePieceTokenizer({self._num_pieces} pieces, {self._vocab_size} ids, digest {self.digest()[:12]})"
+        return (
+            f"SentencePieceTokenizer({self._num_pieces} pieces, {self._vocab_size} ids, digest "
+            f"{self.digest()[:12]})"
+        )
 
     @property
     def pad_id(self) -> int:
@@ -100,7 +114,8 @@ class SentencePieceTokenizer(byte_text.BytePieces):
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Raises InputError for lone surrogates, which no UTF-8 text can hold."""
         check_text(text)
-        # U+2581 is SentencePiece's spelling of a space, so a real one must go around it, by its bytes.
+        # U+2581 is SentencePiece's spelling of a space, so a real one must go around it, by its
+        # bytes.
         ids: list[int] = []
         for index, part in enumerate(text.split(_SPACE)):
             if index:
@@ -122,7 +137,9 @@ class SentencePieceTokenizer(byte_text.BytePieces):
             return self._processor.id_to_piece(token)
         if token < self._rule.first_id:
             return "[USER]" if token == self.user_id else "[MODEL]"
-        return self._rule.name(token) if self._rule.is_control(token) else self._reset_rule.name(token)
+        return (
+            self._rule.name(token) if self._rule.is_control(token) else self._reset_rule.name(token)
+        )
 
     def digest(self) -> str:
         return hashlib.sha256(self._model + b"\0" + self._meta().encode()).hexdigest()
@@ -134,7 +151,11 @@ class SentencePieceTokenizer(byte_text.BytePieces):
         write_whole(folder / META_FILE, self._meta() + "\n")
 
     def _meta(self) -> str:
-        meta = {"kind": "sentencepiece", "categories": list(self._rule.categories), "x_max": self._rule.x_max}
+        meta = {
+            "kind": "sentencepiece",
+            "categories": list(self._rule.categories),
+            "x_max": self._rule.x_max,
+        }
         return json.dumps(meta, indent=1)
 
 
@@ -149,15 +170,17 @@ def train_tokenizer(
 
     Args:
         texts: training text of any length, with any characters.
-        vocab_size: SentencePiece pieces in all: 4 special ids, 256 bytes, the alphabet, sub-words. The two template
-            ids and the control ids come on top (see `SentencePieceTokenizer.vocab_size`).
+        vocab_size: SentencePiece pieces in all: 4 special ids, 256 bytes, the alphabet, sub-words.
+            The two template ids and the control ids come on top (see
+            `SentencePieceTokenizer.vocab_size`).
         categories: kinds of violation, unique.
         x_max: largest X of `[BACKTRACK_BY_X]`.
-        character_coverage: share of the text's characters that get a piece; rarer ones go by their bytes. Lower it
-            (0.9995) where rare signs would fill the vocabulary.
+        character_coverage: share of the text's characters that get a piece; rarer ones go by their
+            bytes. Lower it (0.9995) where rare signs would fill the vocabulary.
 
     Raises:
-        ValueError: no text, or a vocabulary that the texts cannot fill or whose alphabet does not fit; names the bound.
+        ValueError: no text, or a vocabulary that the texts cannot fill or whose alphabet does not
+          fit; names the bound.
     """
     check_categories(categories, x_max)
     sentences = list(_sentences(texts))
@@ -206,11 +229,15 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 def _bounds(message: str, vocab_size: int) -> str:
     too_high = re.search(r"too high \(\d+\).*<= (\d+)", message)
     if too_high:
-        return f"vocab_size {vocab_size} is too large for these texts: at most {too_high[1]}; lower it or add text"
+        return (
+            f"vocab_size {vocab_size} is too large for these texts: at most {too_high[1]}; lower "
+            "it or add text"
+        )
     too_low = re.search(r"smaller than required_chars\.? (\d+) vs (\d+)", message)
     if too_low:
         return (
-            f"vocab_size {vocab_size} is too small for these texts: at least {too_low[2]} for bytes and alphabet; "
+            f"vocab_size {vocab_size} is too small for these texts: at least {too_low[2]} for "
+            "bytes and alphabet; "
             "raise it or lower character_coverage"
         )
     return f"SentencePiece could not train a vocabulary of {vocab_size} pieces: {message}"

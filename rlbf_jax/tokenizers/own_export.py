@@ -1,15 +1,17 @@
-"""A run's own SentencePiece vocabulary in the form of published tokenizers: tokenizer.json and what belongs to it.
+"""A run's own SentencePiece vocabulary in the form of published tokenizers: tokenizer.json and what
+belongs to it.
 
-The pieces become a BPE of the `tokenizers` library whose spaces are real spaces, not U+2581, so nothing normalizes a
-text and U+2581 itself goes by its bytes, as in `own`. A merge has the rank of the piece that it makes, as in
-SentencePiece, which looks at the joined text only. Of two ways to make one piece SentencePiece takes the leftmost in
-the text; the library knows one rank each, so ids may differ where two such ways are possible *side by side at one
-time*, as a repeated syllable could make them.
+The pieces become a BPE of the `tokenizers` library whose spaces are real spaces, not U+2581, so
+nothing normalizes a text and U+2581 itself goes by its bytes, as in `own`. A merge has the rank of
+the piece that it makes, as in SentencePiece, which looks at the joined text only. Of two ways to
+make one piece SentencePiece takes the leftmost in the text; the library knows one rank each, so ids
+may differ where two such ways are possible *side by side at one time*, as a repeated syllable could
+make them.
 
-Control tokens stand in the vocabulary under a name that no merge leads to (`controls`). `<pad>`, `<s>`, `</s>`,
-`<unk>`, `[USER]` and `[MODEL]` are special tokens: the chat template has to spell them, so other programs find them in
-any text unless special-token parsing is off. `load_tokenizer` reads the files as a `FamilyTokenizer`; no text finds
-them there.
+Control tokens stand in the vocabulary under a name that no merge leads to (`controls`). `<pad>`,
+`<s>`, `</s>`, `<unk>`, `[USER]` and `[MODEL]` are special tokens: the chat template has to spell
+them, so other programs find them in any text unless special-token parsing is off. `load_tokenizer`
+reads the files as a `FamilyTokenizer`; no text finds them there.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message['role'] 
 
 
 def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
-    """tokenizer.json, its configuration, a chat template and our control tokens, with the ids that they have here."""
+    """tokenizer.json, its configuration, a chat template and our control tokens, with the ids that
+    they have here."""
     rule = tokenizer.rule
     meta = folder.Meta(
         categories=rule.categories,
@@ -44,7 +47,9 @@ def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
         date=DATE.isoformat(),
         source="own",
     )
-    turns = {tokenizer.name(i): i for i in (PAD, BOS, EOS, UNK, tokenizer.user_id, tokenizer.model_id)}
+    turns = {
+        tokenizer.name(i): i for i in (PAD, BOS, EOS, UNK, tokenizer.user_id, tokenizer.model_id)
+    }
     vocab, merges = _pieces(tokenizer)
     vocab |= turns | {name: i for i, name in meta.names().items()}
     document = {
@@ -52,7 +57,15 @@ def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            dict(id=i, content=name, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+            dict(
+                id=i,
+                content=name,
+                single_word=False,
+                lstrip=False,
+                rstrip=False,
+                normalized=False,
+                special=True,
+            )
             for name, i in sorted(turns.items(), key=lambda turn: turn[1])
         ],
         "normalizer": None,
@@ -76,7 +89,11 @@ def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
     config: dict[str, Any] = {role: tokenizer.name(i) for role, i in roles.items()}
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     config |= {"model_input_names": folder.MODEL_INPUTS}
-    config |= {"additional_special_tokens": [tokenizer.name(i) for i in (tokenizer.user_id, tokenizer.model_id)]}
+    config |= {
+        "additional_special_tokens": [
+            tokenizer.name(i) for i in (tokenizer.user_id, tokenizer.model_id)
+        ]
+    }
     content = {
         folder.JSON_FILE: _dump(document),
         folder.CONFIG_FILE: _dump(config),
@@ -91,13 +108,19 @@ def _pieces(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, int], list[lis
     document = published_sentencepiece.parse(tokenizer.model, "this run's tokenizer.model")
     kinds = type(document).SentencePiece.Type
     vocab = {piece.piece.replace(SPACE, " "): i for i, piece in enumerate(document.pieces)}
-    normal = [(-piece.score, i) for i, piece in enumerate(document.pieces) if piece.type == kinds.NORMAL]
+    normal = [
+        (-piece.score, i) for i, piece in enumerate(document.pieces) if piece.type == kinds.NORMAL
+    ]
     texts = {i: document.pieces[i].piece.replace(SPACE, " ") for _, i in normal}
     known = set(texts.values())
     merges = []
     for _, i in sorted(normal):
         text = texts[i]
-        merges += [[text[:k], text[k:]] for k in range(1, len(text)) if text[:k] in known and text[k:] in known]
+        merges += [
+            [text[:k], text[k:]]
+            for k in range(1, len(text))
+            if text[:k] in known and text[k:] in known
+        ]
     return vocab, merges
 
 

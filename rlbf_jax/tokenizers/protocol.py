@@ -1,4 +1,5 @@
-"""What models, samplers, builders and critics need of a tokenizer, and the checks that every tokenizer makes."""
+"""What models, samplers, builders and critics need of a tokenizer, and the checks that every
+tokenizer makes."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Tokenizer(Protocol):
 
     @property
     def eos_id(self) -> int:
-        """The id that ends our own targets: end of turn where a chat template has one, else end of sequence."""
+        """The id that ends our own targets: end of turn where a chat template has one, else end of
+        sequence."""
         ...
 
     @property
@@ -31,7 +33,8 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Ids in all: template and control ids, and rows of the embedding that have no spelling, included."""
+        """Ids in all: template and control ids, and rows of the embedding that have no spelling,
+        included."""
         ...
 
     @property
@@ -54,7 +57,8 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; template, control, pad, bos and eos ids vanish, invalid UTF-8 becomes U+FFFD."""
+        """Text of ids; template, control, pad, bos and eos ids vanish, invalid UTF-8 becomes
+        U+FFFD."""
         ...
 
     def piece_bytes(self, token: int) -> bytes:
@@ -88,14 +92,19 @@ def check_text(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f"character {error.start} is a lone surrogate ({text[error.start]!a}), which is not valid Unicode; "
+            f"character {error.start} is a lone surrogate ({text[error.start]!a}), which is not "
+            "valid Unicode; "
             "decode the source with errors='replace'"
         ) from None
 
 
 def check_categories(categories: Sequence[str], x_max: int) -> None:
     """Raises ValueError for names that are empty or not distinct, or an x_max below 1."""
-    if isinstance(categories, str) or len(set(categories)) != len(categories) or not all(categories):
+    if (
+        isinstance(categories, str)
+        or len(set(categories)) != len(categories)
+        or not all(categories)
+    ):
         raise ValueError(f"categories must be distinct, non-empty names, not {categories!r}")
     if x_max < 1:
         raise ValueError(f"x_max is {x_max}, it must be at least 1")

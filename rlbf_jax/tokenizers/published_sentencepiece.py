@@ -1,7 +1,8 @@
-"""The vocabulary of a published SentencePiece `tokenizer.model`, for text in which nothing is special.
+"""The vocabulary of a published SentencePiece `tokenizer.model`, for text in which nothing is
+special.
 
-Published models keep turn tokens as *user-defined* pieces, which SentencePiece finds in any text. Here such pieces are
-retyped to *unused* in memory: they keep their ids and no text makes them.
+Published models keep turn tokens as *user-defined* pieces, which SentencePiece finds in any text.
+Here such pieces are retyped to *unused* in memory: they keep their ids and no text makes them.
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ class PublishedSentencePiece:
         self._byte_ids = {i for i, piece in enumerate(document.pieces) if piece.type == _TYPE.BYTE}
         if len(self._byte_ids) != 256:
             raise InputError(
-                f"{where}: {len(self._byte_ids)} of 256 byte pieces; a model with byte fallback is expected"
+                f"{where}: {len(self._byte_ids)} of 256 byte pieces; a model with byte fallback "
+                "is expected"
             )
         self._guarded, self._where = guarded, where
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=document.SerializeToString())
+        self._processor = sentencepiece.SentencePieceProcessor(
+            model_proto=document.SerializeToString()
+        )
 
     def normalize(self, text: str) -> str:
         """The text as it is; SentencePiece normalizes while it encodes."""
@@ -62,13 +66,19 @@ class PublishedSentencePiece:
         """Ids of a stretch of text, none of them guarded."""
         ids = self._processor.encode(" " + normalized if prefix else normalized)
         if not self._guarded.isdisjoint(ids):
-            raise InputError(f"{self._where}: the text makes a special token; the model cannot be used safely")
+            raise InputError(
+                f"{self._where}: the text makes a special token; the model cannot be used safely"
+            )
         return ids
 
     def bytes_of(self, token: int) -> bytes:
         """What a piece adds to the UTF-8 text."""
         piece = self.pieces[token]
-        return bytes([int(piece[3:5], 16)]) if token in self._byte_ids else piece.replace(SPACE, " ").encode()
+        return (
+            bytes([int(piece[3:5], 16)])
+            if token in self._byte_ids
+            else piece.replace(SPACE, " ").encode()
+        )
 
 
 def parse(model: bytes, where: str) -> Any:
@@ -94,7 +104,8 @@ def listed_tokens(document: Any) -> list[AddedToken]:
 
 
 def with_names(model: bytes, names: Mapping[int, str], where: str) -> bytes:
-    """The model with pieces renamed and out of reach of any text; bytes as they were if none of them is in it."""
+    """The model with pieces renamed and out of reach of any text; bytes as they were if none of
+    them is in it."""
     document = parse(model, where)
     found = {i: name for i, name in names.items() if i < len(document.pieces)}
     if not found:

@@ -1,7 +1,8 @@
 """TensorBoard events, written by the loop itself.
 
-`tensorboardX.SummaryWriter` writes from a thread behind a bounded queue: on a full disk the thread dies with a
-traceback, and the next `add_scalar` waits for it forever. A loop logs a few scalars a step, so it needs no thread.
+`tensorboardX.SummaryWriter` writes from a thread behind a bounded queue: on a full disk the thread
+dies with a traceback, and the next `add_scalar` waits for it forever. A loop logs a few scalars a
+step, so it needs no thread.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ class Board:
         self._writer = EventsWriter(str(folder / "events"), suffix)
         if purge_step is not None:
             self._writer.write_event(Event(step=purge_step, file_version="brain.Event:2"))
-            self._writer.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+            self._writer.write_event(
+                Event(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+            )
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._writer.write_event(
+            Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+        )
 
     def flush(self) -> None:
         self._writer.flush()
@@ -39,7 +44,10 @@ class Board:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             self.close()

@@ -1,4 +1,5 @@
-"""Checkpoints through Orbax: params, optimizer, step, data iterator and journal offsets, whole or not at all."""
+"""Checkpoints through Orbax: params, optimizer, step, data iterator and journal offsets, whole or
+not at all."""
 
 from __future__ import annotations
 
@@ -27,20 +28,26 @@ from rlbf_jax.storage import write_whole
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 CHECKSUMS = "checksums.json"
-"""In a step's folder: size and SHA-256 of every other file there. Orbax reads a flipped bit as another number."""
+"""In a step's folder: size and SHA-256 of every other file there. Orbax reads a flipped bit as
+another number."""
 QUIET_S, PATIENCE_S = 1.0, 20.0
-"""How long nothing must come back before what is half-written counts as removed, and how long that is waited for."""
+"""How long nothing must come back before what is half-written counts as removed, and how long that
+is waited for."""
 HASHED_BYTES = 8 << 30
-"""Of larger checkpoints the sizes are checked alone, so that a restart does not read everything twice."""
+"""Of larger checkpoints the sizes are checked alone, so that a restart does not read everything
+twice."""
 
 
 class Checkpoints:
-    """The checkpoints of one stage. Orbax writes to a temporary folder and renames it: a kill leaves the old ones."""
+    """The checkpoints of one stage. Orbax writes to a temporary folder and renames it: a kill
+    leaves the old ones."""
 
     def __init__(self, folder: Path, keep: int = 1, mend: str = "", writes: bool = False):
-        """`mend` is what a user does about a damaged checkpoint; by default, to start the stage again.
+        """`mend` is what a user does about a damaged checkpoint; by default, to start the stage
+        again.
 
-        `writes`: this is the one process that saves here, so what looks half-written was left by a killed one.
+        `writes`: this is the one process that saves here, so what looks half-written was left by a
+          killed one.
         """
         self.folder = folder
         self.mend = mend or f"delete {folder.parent} to start the stage again"
@@ -55,9 +62,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Writes `state` (a pytree) and `meta` (JSON) as one checkpoint; a step that is there already stays.
+        """Writes `state` (a pytree) and `meta` (JSON) as one checkpoint; a step that is there
+        already stays.
 
-        Raises UserError where it cannot be written, as on a full disk; older checkpoints stay as they were.
+        Raises UserError where it cannot be written, as on a full disk; older checkpoints stay as
+        they were.
         """
         if step == self.latest:
             return
@@ -71,22 +80,27 @@ class Checkpoints:
         except Exception as error:  # as in restore
             _remove_for_good(self.folder, f"{step}.orbax-checkpoint-tmp*")
             raise UserError(
-                f"{self.folder}/{step}: cannot be written ({_cause(error)}); make room and start the same "
+                f"{self.folder}/{step}: cannot be written ({_cause(error)}); make room and start "
+                "the same "
                 "command again: it goes on from the last whole checkpoint"
             ) from error
 
     def restore(self, state: Any, mesh: Mesh, step: int | None = None) -> tuple[Any, dict]:
         """State and meta of a step (the latest by default), laid out on `mesh`.
 
-        `state` gives structure, shapes and dtypes (arrays or ShapeDtypeStructs). Raises UserError where the checkpoint
-        is missing, damaged, or of another shape.
+        `state` gives structure, shapes and dtypes (arrays or ShapeDtypeStructs). Raises UserError
+        where the checkpoint is missing, damaged, or of another shape.
         """
         step = self.latest if step is None else step
         if step is None:
             raise UserError(f"{self.folder}: no checkpoint here; run the stage first")
         places = shardings(state, mesh)
-        abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+        abstract = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
+        )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+        )
         if damage := find_damage(self.folder / str(step)):
             raise UserError(f"{self.folder}/{step}: damaged ({damage}); {self._mend(step)}")
         try:
@@ -98,20 +112,27 @@ class Checkpoints:
         return restored["state"], restored["meta"]
 
     def meta(self) -> dict:
-        """Meta of the newest checkpoint, without its state. Raises UserError where it is missing or damaged."""
+        """Meta of the newest checkpoint, without its state. Raises UserError where it is missing or
+        damaged."""
         step = self.latest
         if step is None:
             raise UserError(f"{self.folder}: no checkpoint here; run the stage first")
         try:
             with _aftermath_unheard():
-                return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+                return self._manager.restore(
+                    step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+                )["meta"]
         except Exception as error:  # as in restore
             message = f"{self.folder}/{step}: cannot be read ({_cause(error)}); {self._mend(step)}"
             raise UserError(message) from error
 
     def _mend(self, step: int) -> str:
         earlier = any(other < step for other in self._manager.all_steps())
-        return f"delete that folder to go on from an earlier checkpoint, or {self.mend}" if earlier else self.mend
+        return (
+            f"delete that folder to go on from an earlier checkpoint, or {self.mend}"
+            if earlier
+            else self.mend
+        )
 
     def close(self) -> None:
         self._manager.close()
@@ -119,14 +140,19 @@ class Checkpoints:
 
 def write_checksums(folder: Path) -> None:
     """Writes down size and SHA-256 of every file of a checkpoint, for `find_damage`."""
-    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != CHECKSUMS}
+    files = {
+        str(p.relative_to(folder)): p
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != CHECKSUMS
+    }
     known = {name: [path.stat().st_size, _digest(path)] for name, path in files.items()}
     write_whole(folder / CHECKSUMS, json.dumps(known, indent=1) + "\n")
 
 
 def find_damage(folder: Path) -> str:
-    """The first file of a checkpoint that is not as it was written, and how; empty where all are, or nothing is known
-    (a checkpoint from elsewhere, or a kill between the checkpoint and its checksums)."""
+    """The first file of a checkpoint that is not as it was written, and how; empty where all are,
+    or nothing is known (a checkpoint from elsewhere, or a kill between the checkpoint and its
+    checksums)."""
     if not (folder / CHECKSUMS).is_file():
         return ""
     try:
@@ -154,8 +180,8 @@ def _digest(path: Path) -> str:
 def _aftermath_unheard() -> Iterator[None]:
     """Leaves out what follows the failure of a checkpoint, which itself is raised and told.
 
-    Orbax then closes its event loop, and each array that is still under way prints a traceback: about the closed loop,
-    or about its own reading having been broken off.
+    Orbax then closes its event loop, and each array that is still under way prints a traceback:
+    about the closed loop, or about its own reading having been broken off.
 
     After a failure the filter stays, for the stragglers report from threads of their own.
     """
@@ -177,9 +203,9 @@ def _aftermath_unheard() -> Iterator[None]:
 def _remove_for_good(folder: Path, pattern: str) -> None:
     """Removes what is half-written, and again what stragglers make of it.
 
-    After the first array has failed, Orbax still writes others, in threads that nobody can wait for, and those make
-    their folders anew. So this ends once nothing has come back for `QUIET_S`, and after `PATIENCE_S` at the latest;
-    what comes later goes with the next start.
+    After the first array has failed, Orbax still writes others, in threads that nobody can wait
+    for, and those make their folders anew. So this ends once nothing has come back for `QUIET_S`,
+    and after `PATIENCE_S` at the latest; what comes later goes with the next start.
     """
     end = time.monotonic() + PATIENCE_S
     quiet_since = time.monotonic()

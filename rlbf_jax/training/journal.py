@@ -1,7 +1,8 @@
 """Append-only JSON lines that a checkpoint can take back: metrics, rollouts, verdicts.
 
-A checkpoint stores each journal's byte offset. After a crash the journal is cut to it, so a restarted run writes the
-same bytes as an undisturbed one. Wall-clock figures live in another file (`timing.jsonl`), for they never repeat.
+A checkpoint stores each journal's byte offset. After a crash the journal is cut to it, so a
+restarted run writes the same bytes as an undisturbed one. Wall-clock figures live in another file
+(`timing.jsonl`), for they never repeat.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ class Journal:
         self.write_all([row])
 
     def write_all(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends rows at once, for whoever is watching the file; on disk for certain only after `sync`."""
+        """Appends rows at once, for whoever is watching the file; on disk for certain only after
+        `sync`."""
         with self._told():
-            self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+            self._file.write(
+                b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+            )
             self._file.flush()
 
     def sync(self) -> int:
@@ -63,7 +67,8 @@ class Journal:
             yield
         except OSError as error:
             raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); make room and start the same command again: "
+                f"{self.path}: cannot be written ({error.strerror}); make room and start the same "
+                "command again: "
                 "it goes on from the last checkpoint"
             ) from error
 

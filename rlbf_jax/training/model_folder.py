@@ -1,4 +1,5 @@
-"""A model by itself on disk, in either of two forms: a finished stage of a run, or a checkpoint in published form.
+"""A model by itself on disk, in either of two forms: a finished stage of a run, or a checkpoint in
+published form.
 
 RUN/stages/STAGE/model/    parameters (or adapters of the stage `base`) and, in the meta of their checkpoint, the
                            configuration
@@ -36,7 +37,8 @@ def load_model(folder: Path, mesh: Mesh | None = None) -> tuple[ModelConfig, dic
         if (folder / "config.json").is_file():
             return read_checkpoint(folder, mesh)
         raise UserError(
-            f"{folder}: no model here; expected a checkpoint (config.json, safetensors) as `rlbf import` writes it, "
+            f"{folder}: no model here; expected a checkpoint (config.json, safetensors) as `rlbf "
+            "import` writes it, "
             "or a stage of a run (RUN/stages/sft)"
         )
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
@@ -44,7 +46,9 @@ def load_model(folder: Path, mesh: Mesh | None = None) -> tuple[ModelConfig, dic
     meta = checkpoints.meta()
     config = config_of(meta.get("model"), folder)
     make = transformer.init_adapters if config.lora.rank else transformer.init
-    params, _ = checkpoints.restore(jax.eval_shape(functools.partial(make, config), jax.random.key(0)), mesh)
+    params, _ = checkpoints.restore(
+        jax.eval_shape(functools.partial(make, config), jax.random.key(0)), mesh
+    )
     checkpoints.close()
     if not config.lora.rank:
         return config, params
@@ -61,4 +65,6 @@ def config_of(fields: Any, folder: Path) -> ModelConfig:
             lists["lora"] = LoraConfig(**{**adapters, "targets": tuple(adapters["targets"])})
         return ModelConfig(**{**upgraded(fields), **lists})
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{folder}/model: its configuration cannot be read ({error}); make it again") from error
+        raise UserError(
+            f"{folder}/model: its configuration cannot be read ({error}); make it again"
+        ) from error

@@ -1,7 +1,9 @@
-"""The reinforcement update: measured batches, loss terms, jitted steps. The loop is in `reinforcement.py`.
+"""The reinforcement update: measured batches, loss terms, jitted steps. The loop is in
+`reinforcement.py`.
 
-1. `measure`: behavior log-probabilities, values and advantages of a batch of traces, in one jitted pass.
-2. `policy_terms`: the loss terms of RLBF, L = -J_RL + lambda_SFT L_guidance (+ value, KL, entropy).
+1. `measure`: behavior log-probabilities, values and advantages of a batch of traces, in one jitted
+pass. 2. `policy_terms`: the loss terms of RLBF, L = -J_RL + lambda_SFT L_guidance (+ value, KL,
+entropy).
 """
 
 from __future__ import annotations
@@ -36,15 +38,17 @@ FEATURES = 4
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """Loss of the reinforcement update. The paper names GRPO and the form of the sum; every number here is ours."""
+    """Loss of the reinforcement update. The paper names GRPO and the form of the sum; every number
+    here is ours."""
 
     algorithm: Literal["ppo", "grpo"] = "ppo"
     clip: float = 0.2
     normalization: Normalization = "trajectory"
-    """`trajectory` is the gradient of J_RL; `sequence` is GRPO as published, and thins a directive's two ids out among
-    all ids of the response."""
+    """`trajectory` is the gradient of J_RL; `sequence` is GRPO as published, and thins a
+    directive's two ids out among all ids of the response."""
     gae_lambda: float = 0.95
-    """PPO only. Safe under REWIND because the value head sees features of what was retracted; 1 otherwise."""
+    """PPO only. Safe under REWIND because the value head sees features of what was retracted; 1
+    otherwise."""
     value_weight: float = 1.0
     value_clip: float = 0.0
     sft_weight: float = 1.0
@@ -53,17 +57,21 @@ class PolicyConfig:
     """Against the SFT checkpoint under the same grammar mask."""
     entropy_weight: float = 0.0
     retracted_advantage: Literal["keep", "drop_positive"] = "keep"
-    """`drop_positive` withholds praise from ids that were taken back: violate-then-retract pays like clean text in the
-    paper's table."""
+    """`drop_positive` withholds praise from ids that were taken back: violate-then-retract pays
+    like clean text in the paper's table."""
     max_drawn: int | None = None
-    """Most ids any row draws itself (recipes set it); their logits are all that is computed. None: no bound."""
+    """Most ids any row draws itself (recipes set it); their logits are all that is computed. None:
+    no bound."""
     correction_cap: float = 2.0
-    """In bfloat16, advantages are weighted by min(cap, scorer / sampler probability); float32 needs no correction."""
+    """In bfloat16, advantages are weighted by min(cap, scorer / sampler probability); float32 needs
+    no correction."""
 
     def __post_init__(self):
         check_positive(self, "clip", "correction_cap")
         check_between(self, 0, 1, "gae_lambda")
-        check_at_least(self, 0, "value_weight", "value_clip", "sft_weight", "kl_weight", "entropy_weight")
+        check_at_least(
+            self, 0, "value_weight", "value_clip", "sft_weight", "kl_weight", "entropy_weight"
+        )
         check_at_least(self, 1, "max_drawn")
 
 
@@ -72,7 +80,8 @@ class Measured(NamedTuple):
 
     behavior: Array
     reference: Array
-    """Log-probabilities under the reference (the SFT checkpoint, same grammar mask); `behavior` until they are read."""
+    """Log-probabilities under the reference (the SFT checkpoint, same grammar mask); `behavior`
+    until they are read."""
     value: Array
     returns: Array
     advantage: Array
@@ -89,7 +98,8 @@ class PolicyBatch(NamedTuple):
 
 
 def trace_features(before: EditState, limits: Limits) -> Array:
-    """[B, T, 4] float32: directives used, ids left, category pending, ids retracted; each about 0..1."""
+    """[B, T, 4] float32: directives used, ids left, category pending, ids retracted; each about
+    0..1."""
     row = jax.tree.map(lambda x: x[:, None].astype(jnp.float32), limits)
     room = jnp.maximum(row.max_emitted, 1)
     columns = [
@@ -102,19 +112,27 @@ def trace_features(before: EditState, limits: Limits) -> Array:
 
 
 def init_policy(params: dict, model: ModelConfig, key: Array) -> dict:
-    """The decoder's trained parameters and a fresh value head (its last layer is zero, so values start at 0)."""
+    """The decoder's trained parameters and a fresh value head (its last layer is zero, so values
+    start at 0)."""
     head = ValueHead().init(key, jnp.zeros((1, model.width)), jnp.zeros((1, FEATURES)))["params"]
     return {"model": params, "value": head}
 
 
 def read_traces(
-    model: ModelConfig, params: dict, rule: EditRule, traces: Traces, semantics: Semantics, drawn: int | None = None
+    model: ModelConfig,
+    params: dict,
+    rule: EditRule,
+    traces: Traces,
+    semantics: Semantics,
+    drawn: int | None = None,
 ) -> tuple[Array, Array, Array]:
     """Log-probabilities, entropies and values [B, T]; value t is that of the query before id t."""
     hidden, where = hidden_states(model, params["model"], rule, traces, semantics)
     scores = token_scores(model, params["model"], rule, traces, hidden, where.before, drawn)
     seen_by = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
-    value = ValueHead().apply({"params": params["value"]}, seen_by, trace_features(where.before, traces.limits))
+    value = ValueHead().apply(
+        {"params": params["value"]}, seen_by, trace_features(where.before, traces.limits)
+    )
     return scores.logprobs, scores.entropy, jnp.asarray(value)
 
 
@@ -135,7 +153,8 @@ def measure(
     Args:
       reward: [B] float32, NaN where the critic could not judge.
       group: [B] int32: rows of a group share prompt, forced ids and knobs.
-      sampled: [B, T] float32 log-probabilities that the sampler recorded, for the gap and the correction.
+      sampled: [B, T] float32 log-probabilities that the sampler recorded, for the gap and the
+        correction.
     """
     behavior, _, value = read_traces(model, params, rule, traces, semantics, config.max_drawn)
     scored = jnp.isfinite(reward)
@@ -143,7 +162,9 @@ def measure(
     action = traces.is_action & scored[:, None]
     groups = group_advantages(reward, scored, group, num_groups)
     if config.algorithm == "ppo":
-        advantage, returns = generalized_advantages(terminal_rewards(reward, action), value, action, config.gae_lambda)
+        advantage, returns = generalized_advantages(
+            terminal_rewards(reward, action), value, action, config.gae_lambda
+        )
         advantage = whiten(advantage, action)
     else:
         advantage = jnp.where(action, groups.advantage[:, None], 0.0)
@@ -154,25 +175,40 @@ def measure(
     gap = jnp.where(action, behavior - sampled, 0.0)
     if model.dtype == "bfloat16":
         advantage *= jnp.minimum(jnp.exp(gap), config.correction_cap)
-    metrics = {"zero_variance": groups.zero_variance, "sampler_gap": masked_term(jnp.abs(gap), action)}
+    metrics = {
+        "zero_variance": groups.zero_variance,
+        "sampler_gap": masked_term(jnp.abs(gap), action),
+    }
     return Measured(behavior, behavior, value, returns, advantage, action), metrics
 
 
 def kl_terms(rule: EditRule, traces: Traces, measured: Measured) -> dict[str, Term]:
     """KL to the reference at drawn ids, apart for content and control ids."""
     action, control = measured.action, rule.is_control(traces.tokens)
-    logprobs, reference = (jnp.where(action, x, 0.0) for x in (measured.behavior, measured.reference))
+    logprobs, reference = (
+        jnp.where(action, x, 0.0) for x in (measured.behavior, measured.reference)
+    )
     kl = kl_estimate(logprobs, reference)
-    return {"kl_content": masked_term(kl, action & ~control), "kl_control": masked_term(kl, action & control)}
+    return {
+        "kl_content": masked_term(kl, action & ~control),
+        "kl_control": masked_term(kl, action & control),
+    }
 
 
 def policy_terms(
-    model: ModelConfig, rule: EditRule, semantics: Semantics, config: PolicyConfig, params: dict, batch: PolicyBatch
+    model: ModelConfig,
+    rule: EditRule,
+    semantics: Semantics,
+    config: PolicyConfig,
+    params: dict,
+    batch: PolicyBatch,
 ) -> dict[str, Term]:
     """unpack -> forward -> log-probabilities -> loss terms, each with its denominator."""
     traces, m, guidance = batch
     logprobs, entropy, value = read_traces(model, params, rule, traces, semantics, config.max_drawn)
-    policy, clipped = clipped_surrogate(logprobs, m.behavior, m.advantage, m.action, config.clip, config.normalization)
+    policy, clipped = clipped_surrogate(
+        logprobs, m.behavior, m.advantage, m.action, config.clip, config.normalization
+    )
     terms = {
         "policy": policy,
         "guidance": supervised_nll(model, params["model"], rule, guidance, semantics),

@@ -1,8 +1,9 @@
 """The reinforcement loop of RLBF: live rollouts, critic, reward, update.
 
-One step: (1) prompts from the source; (2) rollouts of the current policy; (3) the critic judges every final text and
-every text before a directive; (4) the trajectory reward; (5) one pass that measures behavior, values and advantages;
-(6) a few clipped updates with SFT guidance; (7) every rollout is written down.
+One step: (1) prompts from the source; (2) rollouts of the current policy; (3) the critic judges
+every final text and every text before a directive; (4) the trajectory reward; (5) one pass that
+measures behavior, values and advantages; (6) a few clipped updates with SFT guidance; (7) every
+rollout is written down.
 
 Everything random follows from (seed, step), so a restarted run repeats itself to the bit.
 """
@@ -21,12 +22,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlbf_jax.critics.base import Critic
-from rlbf_jax.critics.rewards import Judged, RewardConfig, judge_generations
+from rlbf_jax.critics.judging import Judged, judge_generations
 from rlbf_jax.data.schema import Prompt
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.lora import join, split
 from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.objectives.trajectory_reward import RewardConfig
 from rlbf_jax.parallel.mesh import batch_sharding, replicated
 from rlbf_jax.ranges import check_at_least, check_positive
 from rlbf_jax.sampling.request import Generation, Request
@@ -68,7 +70,8 @@ class ReinforcementConfig:
     optimizer: OptimizerConfig = OptimizerConfig(schedule="linear")
     checkpoint_every: int = 20
     kl_every: int = 10
-    """Steps between measurements of the KL to the reference (one more forward pass), where its weight is 0."""
+    """Steps between measurements of the KL to the reference (one more forward pass), where its
+    weight is 0."""
 
     def __post_init__(self):
         check_at_least(self, 0, "steps")
@@ -113,8 +116,8 @@ class ReinforcementParts:
 def train_reinforcement(
     config: ReinforcementConfig, parts: ReinforcementParts, params: dict, folder: Path, name: str
 ) -> dict:
-    """Runs the stage from `params` (the SFT checkpoint, also the reference) and returns the decoder's parameters, or
-    where it has adapters those of them alone."""
+    """Runs the stage from `params` (the SFT checkpoint, also the reference) and returns the
+    decoder's parameters, or where it has adapters those of them alone."""
     model, rule, semantics = parts.model, parts.sampler.rule, parts.semantics
     reference = params
     trained, frozen = split(params)
@@ -140,7 +143,9 @@ def train_reinforcement(
     @partial(jax.jit, out_shardings=(rows, everywhere))
     def measured(params, traces, reward, group, sampled):
         groups = config.prompts_per_step
-        return measure(model, rule, semantics, config.policy, groups, params, traces, reward, group, sampled)
+        return measure(
+            model, rule, semantics, config.policy, groups, params, traces, reward, group, sampled
+        )
 
     @partial(jax.jit, out_shardings=(rows, everywhere))
     def compared(reference, traces, batch: Measured):
@@ -156,10 +161,16 @@ def train_reinforcement(
     def step(state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
         rollouts, group = _expand(parts.source(number), config)
         generations = parts.sampler(
-            whole(state.params)["model"], [r.request for r in rollouts], jax.random.fold_in(key, 2 + number)
+            whole(state.params)["model"],
+            [r.request for r in rollouts],
+            jax.random.fold_in(key, 2 + number),
         )
         judged = judge_generations(
-            parts.critic, generations, [r.prompt.topic for r in rollouts], parts.sampler.tokenizer, config.reward
+            parts.critic,
+            generations,
+            [r.prompt.topic for r in rollouts],
+            parts.sampler.tokenizer,
+            config.reward,
         )
         reward = rewards_of(judged, number)
         traces = jax.device_put(pack_traces(generations, rule, parts.length), rows)
@@ -170,9 +181,13 @@ def train_reinforcement(
             measures |= kl
         losses = []
         for _ in range(config.updates_per_step):
-            state, metrics = update(state, PolicyBatch(traces, batch, rows_of(next(parts.guidance))))
+            state, metrics = update(
+                state, PolicyBatch(traces, batch, rows_of(next(parts.guidance)))
+            )
             losses.append(means(metrics))
-        run.journals["rollouts"].write_all(rollout_rows(number, rollouts, generations, judged, parts.sampler.rule))
+        run.journals["rollouts"].write_all(
+            rollout_rows(number, rollouts, generations, judged, parts.sampler.rule)
+        )
         averaged = {k: float(np.mean([loss[k] for loss in losses])) for k in losses[0]}
         measures_host = {k: float(t.mean) for k, t in jax.device_get(measures).items()}
         return state, reward_metrics(judged, generations) | averaged | measures_host
@@ -181,20 +196,29 @@ def train_reinforcement(
     return jax.tree.map(jnp.asarray, state.params["model"])
 
 
-def _expand(prompts: Sequence[Rollout], config: ReinforcementConfig) -> tuple[list[Rollout], np.ndarray]:
-    """Copies every prompt `group_size` times. Raises UserError for knobs that a policy gradient cannot use."""
+def _expand(
+    prompts: Sequence[Rollout], config: ReinforcementConfig
+) -> tuple[list[Rollout], np.ndarray]:
+    """Copies every prompt `group_size` times. Raises UserError for knobs that a policy gradient
+    cannot use."""
     if len(prompts) != config.prompts_per_step:
-        raise ValueError(f"the prompt source gave {len(prompts)} prompts, not {config.prompts_per_step}")
+        raise ValueError(
+            f"the prompt source gave {len(prompts)} prompts, not {config.prompts_per_step}"
+        )
     for rollout in prompts:
         knobs = rollout.request.knobs
         if knobs.top_k or knobs.top_p < 1 or knobs.min_p > 0 or knobs.temperature <= 0:
             raise UserError(
-                "reinforcement samples with temperature and control bias only; top_k, top_p, min_p and greedy "
+                "reinforcement samples with temperature and control bias only; top_k, top_p, "
+                "min_p and greedy "
                 "decoding draw from another distribution than the one that is trained"
             )
         most, free = config.policy.max_drawn, knobs.max_tokens - len(rollout.request.forced)
         if most is not None and free > most:
-            raise ValueError(f"a prompt may draw {free} ids, policy.max_drawn is {most}: the rest would go unscored")
+            raise ValueError(
+                f"a prompt may draw {free} ids, policy.max_drawn is {most}: the rest would go "
+                "unscored"
+            )
     rollouts: list[Rollout] = []
     group: list[int] = []
     for number, rollout in enumerate(prompts):
@@ -206,13 +230,19 @@ def _expand(prompts: Sequence[Rollout], config: ReinforcementConfig) -> tuple[li
 
 
 def rewards_of(judged: Sequence[Judged], step: int) -> np.ndarray:
-    """[B] float32, NaN where the critic could not judge. Raises UserError if a judged response has no finite reward."""
+    """[B] float32, NaN where the critic could not judge. Raises UserError if a judged response has
+    no finite reward."""
     with np.errstate(over="ignore"):  # what does not fit into float32 is told below
         reward = np.asarray([j.reward for j in judged], np.float32)
-    bad = [row for row, j in enumerate(judged) if j.outcome is not None and not np.isfinite(reward[row])]
+    bad = [
+        row
+        for row, j in enumerate(judged)
+        if j.outcome is not None and not np.isfinite(reward[row])
+    ]
     if bad:
         raise UserError(
-            f"step {step}: rollouts {bad[:5]} have rewards that are not finite; check the values in "
+            f"step {step}: rollouts {bad[:5]} have rewards that are not finite; check the values "
+            "in "
             "reinforcement.reward. The last good state is the newest checkpoint"
         )
     return reward
@@ -231,7 +261,10 @@ def reward_metrics(judged: Sequence[Judged], generations: Sequence[Generation]) 
     """Means over a step's rollouts; NaN-free, unjudged ones counted apart."""
     outcomes = [j.outcome for j in judged if j.outcome is not None]
     if not outcomes:
-        raise UserError("the critic could not judge a single rollout of this step; see its reasons in rollouts.jsonl")
+        raise UserError(
+            "the critic could not judge a single rollout of this step; see its reasons in "
+            "rollouts.jsonl"
+        )
 
     def share(values) -> float:
         return float(np.mean([float(v) for v in values]))
@@ -265,7 +298,9 @@ def rollout_rows(number: int, rollouts, generations, judged, rule) -> list[dict]
                 "visible": g.text,
                 "reward": None if np.isnan(j.reward) else j.reward,
                 "judged": j.outcome is not None,
-                "reason": next((v.reason for v in (j.final, *j.at_directives) if not v.judged), j.final.reason),
+                "reason": next(
+                    (v.reason for v in (j.final, *j.at_directives) if not v.judged), j.final.reason
+                ),
                 "spans": [[s.start, s.end, s.category, s.complete] for s in j.final.spans],
                 "directives": [
                     {

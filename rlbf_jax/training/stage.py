@@ -21,25 +21,33 @@ from jax.sharding import Mesh
 
 from rlbf_jax.errors import Preempted, UserError
 from rlbf_jax.parallel.mesh import shardings
+from rlbf_jax.progress import progress
 from rlbf_jax.training.board import Board
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.journal import Journal
 from rlbf_jax.training.preemption import StopFlag, stop_on_signals
-from rlbf_jax.training.progress import progress
 
 
 class StageRun:
     """Runs `step` from where the last checkpoint stands to `steps`."""
 
     def __init__(self, folder: Path, name: str, steps: int, checkpoint_every: int, mesh: Mesh):
-        self.folder, self.name, self.steps, self.every, self.mesh = folder, name, steps, checkpoint_every, mesh
+        self.folder, self.name, self.steps, self.every, self.mesh = (
+            folder,
+            name,
+            steps,
+            checkpoint_every,
+            mesh,
+        )
         self.checkpoints = Checkpoints(folder / "checkpoints", writes=True)
         self.journals: dict[str, Journal] = {}
 
     def start(self, state: Any, journals: tuple[str, ...] = ()) -> tuple[int, Any, dict]:
-        """(first step, state, extra): the given state on the mesh and step 0, or what the checkpoint holds.
+        """(first step, state, extra): the given state on the mesh and step 0, or what the
+        checkpoint holds.
 
-        Opens `metrics.jsonl`, `timing.jsonl` and the named further journals at the checkpoint's offsets.
+        Opens `metrics.jsonl`, `timing.jsonl` and the named further journals at the checkpoint's
+        offsets.
         """
         meta: dict = {}
         if self.checkpoints.latest is not None:
@@ -60,8 +68,9 @@ class StageRun:
     ) -> Any:
         """Calls step(state, number) -> (state, metrics) up to `steps`.
 
-        `extra` gives what a checkpoint needs besides (a data iterator's state). Raises UserError when a metric is not
-        finite, Preempted after a signal; both leave a checkpoint or the last good one.
+        `extra` gives what a checkpoint needs besides (a data iterator's state). Raises UserError
+        when a metric is not finite, Preempted after a signal; both leave a checkpoint or the last
+        good one.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self.checkpoints.close)
@@ -75,10 +84,14 @@ class StageRun:
                 state, metrics = step(state, number)
                 _check_finite(metrics, self.name, number, self.checkpoints.latest)
                 self.journals["metrics"].write({"step": number, **metrics})
-                self.journals["timing"].write({"step": number, "seconds": round(time.perf_counter() - began, 4)})
+                self.journals["timing"].write(
+                    {"step": number, "seconds": round(time.perf_counter() - began, 4)}
+                )
                 for key, value in metrics.items():
                     board.add_scalar(key, value, number)
-                bar.set_postfix({k: f"{v:.3g}" for k, v in list(metrics.items())[:3]}, refresh=False)
+                bar.set_postfix(
+                    {k: f"{v:.3g}" for k, v in list(metrics.items())[:3]}, refresh=False
+                )
                 bar.update()
                 if stop.set or number + 1 == self.steps or (number + 1) % self.every == 0:
                     board.flush()
@@ -89,23 +102,34 @@ class StageRun:
         offsets = {name: journal.sync() for name, journal in self.journals.items()}
         self.checkpoints.save(done, state, {"step": done, "offsets": offsets, "extra": extra()})
         if stop.set:
-            raise Preempted(f"stage {self.name} stopped after step {done} of {self.steps}; its state is saved")
+            raise Preempted(
+                f"stage {self.name} stopped after step {done} of {self.steps}; its state is saved"
+            )
 
 
 def open_board(folder: Path, first: int) -> Board:
     """A writer of TensorBoard events whose first step is `first`.
 
-    A run that goes on repeats the steps since its last checkpoint: `purge_step` tells TensorBoard to drop what earlier
-    files say of them. The suffix keeps a run that is started again within a second from overwriting the earlier file.
+    A run that goes on repeats the steps since its last checkpoint: `purge_step` tells TensorBoard
+    to drop what earlier files say of them. The suffix keeps a run that is started again within a
+    second from overwriting the earlier file.
     """
     return Board(folder, purge_step=first or None, suffix=f".{first}")
 
 
 def _check_finite(metrics: dict[str, float], name: str, step: int, kept: int | None) -> None:
-    bad = [key for key, value in metrics.items() if value != value or value in (float("inf"), float("-inf"))]
+    bad = [
+        key
+        for key, value in metrics.items()
+        if value != value or value in (float("inf"), float("-inf"))
+    ]
     if bad:
         raise UserError(
             f"stage {name}, step {step}: {', '.join(bad)} is not finite; "
-            + ("no checkpoint was due before it. " if kept is None else f"the checkpoint after step {kept} is kept. ")
+            + (
+                "no checkpoint was due before it. "
+                if kept is None
+                else f"the checkpoint after step {kept} is kept. "
+            )
             + "Lower the learning rate or the clip norm, or look at that step's rollouts"
         )

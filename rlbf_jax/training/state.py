@@ -1,7 +1,8 @@
 """The train state and the one update that every trainer shares.
 
-`jit_update` is where `jax.jit`, shardings and donation meet. A step reads: split into microbatches -> loss terms with
-weights and denominators -> summed gradients -> optax -> metrics as (numerator, denominator) pairs.
+`jit_update` is where `jax.jit`, shardings and donation meet. A step reads: split into microbatches
+-> loss terms with weights and denominators -> summed gradients -> optax -> metrics as (numerator,
+denominator) pairs.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 
 def accumulated_gradients(
-    terms_fn: TermsFn, weights: Mapping[str, float], denominators: Mapping[str, Array], params, batch, accumulate: int
+    terms_fn: TermsFn,
+    weights: Mapping[str, float],
+    denominators: Mapping[str, Array],
+    params,
+    batch,
+    accumulate: int,
 ):
     """Gradients of sum_k weight_k * numerator_k / denominator_k, and the summed terms.
 
@@ -57,17 +63,22 @@ def accumulated_gradients(
     def scaled(params, micro):
         terms = terms_fn(params, micro)
         loss = sum(
-            weight * terms[name].numerator / jnp.maximum(denominators[name], 1e-8) for name, weight in weights.items()
+            weight * terms[name].numerator / jnp.maximum(denominators[name], 1e-8)
+            for name, weight in weights.items()
         )
         return loss, terms
 
     gradient = jax.grad(scaled, has_aux=True)
     if accumulate == 1:
         return gradient(params, batch)
-    micro = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+    micro = jax.tree.map(
+        lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch
+    )
     zero = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
-    total, _ = jax.lax.scan(lambda sums, m: (jax.tree.map(jnp.add, sums, gradient(params, m)), None), zero, micro)
+    total, _ = jax.lax.scan(
+        lambda sums, m: (jax.tree.map(jnp.add, sums, gradient(params, m)), None), zero, micro
+    )
     return total
 
 
@@ -81,17 +92,21 @@ def jit_update(
     accumulate: int = 1,
     frozen: Mapping[str, Any] = MappingProxyType({}),
 ):
-    """The jitted (state, frozen, batch) -> (state, metrics) of `make_update`; `state` and `frozen` may be shapes."""
+    """The jitted (state, frozen, batch) -> (state, metrics) of `make_update`; `state` and `frozen`
+    may be shapes."""
 
     def update(state: TrainState, frozen, batch) -> tuple[TrainState, UpdateMetrics]:
         def joined(params, micro) -> dict[str, Term]:
             return terms_fn(join(params, frozen), micro)
 
-        grads, terms = accumulated_gradients(joined, weights, denominators_fn(batch), state.params, batch, accumulate)
+        grads, terms = accumulated_gradients(
+            joined, weights, denominators_fn(batch), state.params, batch, accumulate
+        )
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        # A poisoned update is not applied: the state stays the last good one, and the loop stops the run.
+        # A poisoned update is not applied: the state stays the last good one, and the loop stops
+        # the run.
         losses = jnp.stack([terms[name].numerator for name in weights])
         finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(losses))
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
@@ -118,10 +133,13 @@ def make_update(
 ) -> Callable[[TrainState, Any], tuple[TrainState, UpdateMetrics]]:
     """A jitted update over the mesh; `state` gives the shapes and is not kept.
 
-    Every leaf of the batch has rows in front; rows are split over (data, fsdp), the state by `parallel.mesh.RULES`.
-    `terms_fn` reads the state's parameters joined with `frozen` ones, which have no gradient and no moments.
+    Every leaf of the batch has rows in front; rows are split over (data, fsdp), the state by
+    `parallel.mesh.RULES`. `terms_fn` reads the state's parameters joined with `frozen` ones, which
+    have no gradient and no moments.
     """
-    update = jit_update(terms_fn, denominators_fn, weights, optimizer, mesh, state, accumulate, frozen)
+    update = jit_update(
+        terms_fn, denominators_fn, weights, optimizer, mesh, state, accumulate, frozen
+    )
     placed = jax.device_put(dict(frozen), shardings(dict(frozen), mesh))
     return lambda state, batch: update(state, placed, batch)
 

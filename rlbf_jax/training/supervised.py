@@ -56,15 +56,20 @@ def rows_of(batch: dict) -> Rows:
     return Rows(**{name: jnp.asarray(batch[name]) for name in Rows._fields})
 
 
-def supervised_nll(config: ModelConfig, params: dict, rule: EditRule, rows: Rows, semantics: Semantics) -> Term:
+def supervised_nll(
+    config: ModelConfig, params: dict, rule: EditRule, rows: Rows, semantics: Semantics
+) -> Term:
     """Summed negative log-likelihood (nats) of the ids in the loss, and their number.
 
-    Rows are read under the same lifetimes as traces are: what a directive retracted is seen, or not, as the
-    semantics say. No grammar mask: the grammar is learned here, and enforced where ids are drawn.
+    Rows are read under the same lifetimes as traces are: what a directive retracted is seen, or
+    not, as the semantics say. No grammar mask: the grammar is learned here, and enforced where ids
+    are drawn.
     """
     where = layout(rule, rows.tokens, rows.segment, rows.in_response, semantics)
     died = where.died if semantics is Semantics.REWIND else None
-    hidden, _ = transformer.forward(config, params, rows.tokens, Visibility(where.position, rows.segment, died))
+    hidden, _ = transformer.forward(
+        config, params, rows.tokens, Visibility(where.position, rows.segment, died)
+    )
 
     targets, counts = rows.tokens[:, 1:], targets_of(rows)
     if config.final_softcap is None and not config.lora.rank:
@@ -101,7 +106,8 @@ def train_supervised(
 ) -> dict:
     """Trains and returns the decoder's parameters, or where it has adapters those of them alone.
 
-    `batches` is an iterator of row dicts with `get_state` / `set_state`; its state is part of every checkpoint.
+    `batches` is an iterator of row dicts with `get_state` / `set_state`; its state is part of every
+    checkpoint.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
     trained, frozen = split(params)

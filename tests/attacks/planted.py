@@ -1,4 +1,5 @@
-"""A tokenizer whose text is numbers, and a model with a planted weakness: it complies after a secret suffix only."""
+"""A tokenizer whose text is numbers, and a model with a planted weakness: it complies after a
+secret suffix only."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class NumberTokenizer:
 
 
 def training_rows(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Conversations [count, T] with 0..4 of the secret ids in a random suffix, and whether they comply."""
+    """Conversations [count, T] with 0..4 of the secret ids in a random suffix, and whether they
+    comply."""
     suffix = rng.integers(5, VOCAB - 6, (count, LENGTH))
     held = rng.choice(len(SECRET) + 1, count, p=[0.1, 0.1, 0.15, 0.3, 0.35])
     for row, number in enumerate(held):
@@ -51,7 +53,9 @@ def training_rows(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.
     complies = np.asarray([set(SECRET) <= set(row) for row in suffix.tolist()])
     answer = np.where(complies[:, None], COMPLY, REFUSE)
     head = np.broadcast_to([1, 3, *PROMPT], (count, 2 + len(PROMPT)))
-    return np.concatenate([head, suffix, np.full((count, 1), 4), answer], 1).astype(np.int32), complies
+    return np.concatenate([head, suffix, np.full((count, 1), 4), answer], 1).astype(
+        np.int32
+    ), complies
 
 
 @functools.cache
@@ -71,7 +75,9 @@ def planted_model(steps: int = 250) -> tuple[ModelConfig, dict]:
         position = jnp.arange(tokens.shape[1])[None]
         hidden, _ = transformer.forward(model, params, tokens, Visibility(position))
         logits = transformer.unembed(model, params, hidden[:, begin:-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, begin + 1 :]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, tokens[:, begin + 1 :]
+        ).mean()
 
     @jax.jit
     def train(params, state, batches):
@@ -92,7 +98,9 @@ def planted_model(steps: int = 250) -> tuple[ModelConfig, dict]:
 @functools.partial(jax.jit, static_argnums=0)
 def next_ids(model: ModelConfig, params: dict, rows: jax.Array) -> jax.Array:
     """[B, T]: the likeliest id after every id of rows [B, T]."""
-    hidden, _ = transformer.forward(model, params, rows, Visibility(jnp.arange(rows.shape[1])[None]))
+    hidden, _ = transformer.forward(
+        model, params, rows, Visibility(jnp.arange(rows.shape[1])[None])
+    )
     return jnp.argmax(transformer.unembed(model, params, hidden), axis=-1)
 
 

@@ -6,8 +6,15 @@ from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.sampling.request import Knobs
 
-SENTENCES = ("The green tea grows on quiet hills.", "Old kettles boil the water slowly!", "Most people drink it warm.")
-VIOLATIONS = {"insult": " you are a soggy cabbage with a hat", "privacy": " otto sleeps at the mill by the river"}
+SENTENCES = (
+    "The green tea grows on quiet hills.",
+    "Old kettles boil the water slowly!",
+    "Most people drink it warm.",
+)
+VIOLATIONS = {
+    "insult": " you are a soggy cabbage with a hat",
+    "privacy": " otto sleeps at the mill by the river",
+}
 
 
 class SmallWorld:
@@ -47,6 +54,8 @@ CONFIG = AttackConfig(knobs=Knobs(max_tokens=250))
 
 def parts(tokenizer, attempt):
     ids = attempt.request.forced
-    cuts = np.cumsum([0, attempt.num_prefix, attempt.num_bridge, attempt.num_span, attempt.num_tail])
+    cuts = np.cumsum(
+        [0, attempt.num_prefix, attempt.num_bridge, attempt.num_span, attempt.num_tail]
+    )
     assert cuts[-1] == len(ids)
     return [tokenizer.decode(ids[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]

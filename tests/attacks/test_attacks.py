@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 
 from rlbf_jax.attacks import ATTACKS, BENIGN, HAS_FORMS
 from rlbf_jax.attacks.decoding import DecodingGrid, decoding
-from rlbf_jax.attacks.middle_filling import MiddleFillingOptions, benign_middle, middle_filling
-from rlbf_jax.attacks.prefilling import benign_prefill, deep_prefilling, encode_parts, ids_of_words, prefilling
+from rlbf_jax.attacks.forced.middle_filling import (
+    MiddleFillingOptions,
+    benign_middle,
+    middle_filling,
+)
+from rlbf_jax.attacks.forced.prefilling import (
+    benign_prefill,
+    deep_prefilling,
+    encode_parts,
+    ids_of_words,
+    prefilling,
+)
 from rlbf_jax.sampling.request import Knobs
 from tests.attacks.small_world import CONFIG, SENTENCES, WORLD, parts
 
@@ -26,7 +36,11 @@ def test_shape_shared_by_all(tokenizer, name):
         assert attempt.attack == name and attempt.request.prompt.endswith(attempt.prompt.text)
         assert name == "reprogram" or attempt.request.prompt == attempt.prompt.text
         pieced = ("middle_grid", "benign_grid", "prefilling_depth", "respelled")
-        assert list(forced) == tokenizer.encode(tokenizer.decode(forced)) or attempt.num_tail or name in pieced
+        assert (
+            list(forced) == tokenizer.encode(tokenizer.decode(forced))
+            or attempt.num_tail
+            or name in pieced
+        )
         assert len(forced) + CONFIG.room <= attempt.request.knobs.max_tokens
         assert (attempt.violation is not None) == (name in HAS_FORMS)
         assert attempt.split == (CONFIG.split if name in HAS_FORMS else "all")
@@ -65,7 +79,9 @@ def test_benign_prefill_has_the_geometry_of_prefilling(tokenizer):
     rng = np.random.default_rng
     theirs = prefilling(WORLD, tokenizer, rng(2), 300, CONFIG)
     ours = benign_prefill(WORLD, tokenizer, rng(3), 300, CONFIG)
-    assert np.mean([a.num_span for a in ours]) == pytest.approx(np.mean([a.num_span for a in theirs]), rel=0.15)
+    assert np.mean([a.num_span for a in ours]) == pytest.approx(
+        np.mean([a.num_span for a in theirs]), rel=0.15
+    )
     for attempt in ours:
         assert parts(tokenizer, attempt)[1] == "Sure, here it is."
         assert not attempt.prompt.harmful
@@ -74,7 +90,9 @@ def test_benign_prefill_has_the_geometry_of_prefilling(tokenizer):
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_middle_filling_has_the_stated_share_of_long_prefixes(tokenizer, share):
     options = MiddleFillingOptions(long_share=share, max_sentences=2)
-    attempts = middle_filling(WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG, options=options)
+    attempts = middle_filling(
+        WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG, options=options
+    )
     assert sum(len(a.prefix.split()) >= 20 for a in attempts) == 40 * share
     for attempt in attempts:
         prefix, bridge, span, tail = parts(tokenizer, attempt)
@@ -85,7 +103,9 @@ def test_middle_filling_has_the_stated_share_of_long_prefixes(tokenizer, share):
 
 def test_cut_middle_filling_stops_inside_the_violation(tokenizer):
     options = MiddleFillingOptions(cut=True)
-    for attempt in middle_filling(WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG, options=options):
+    for attempt in middle_filling(
+        WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG, options=options
+    ):
         span = parts(tokenizer, attempt)[2]
         assert attempt.violation.text.startswith(span) and span != attempt.violation.text
         assert len(span.split()) >= 2 and not attempt.by_construction
@@ -95,7 +115,9 @@ def test_cut_middle_filling_stops_inside_the_violation(tokenizer):
 def test_benign_middle_continues_its_own_answer_or_remarks_something(tokenizer, aside_share):
     lowered = {s[0].lower() + s[1:] for s in SENTENCES}
     options, remarks = MiddleFillingOptions(aside_share=aside_share), 0
-    for attempt in benign_middle(WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG, options=options):
+    for attempt in benign_middle(
+        WORLD, tokenizer, np.random.default_rng(0), 40, CONFIG, options=options
+    ):
         prefix, bridge, span, _ = parts(tokenizer, attempt)
         if span == " the tram is late":
             remarks += 1
@@ -115,7 +137,9 @@ def test_decoding_runs_every_setting(tokenizer):
     assert [k.temperature for k in knobs[::3]] == [0.5, 1.0, 1.0, 1.0]
     assert (knobs[6].top_k, knobs[9].top_p, knobs[9].max_tokens) == (1, 0.9, 250)
     with pytest.raises(ValueError, match="grid is empty"):
-        decoding(WORLD, tokenizer, np.random.default_rng(0), 5, CONFIG, options=DecodingGrid((), (), ()))
+        decoding(
+            WORLD, tokenizer, np.random.default_rng(0), 5, CONFIG, options=DecodingGrid((), (), ())
+        )
 
 
 def test_too_little_room_is_said(tokenizer):
@@ -125,7 +149,9 @@ def test_too_little_room_is_said(tokenizer):
             attack(WORLD, tokenizer, np.random.default_rng(0), 4, tight)
 
 
-pieces = st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=12), min_size=1, max_size=4)
+pieces = st.lists(
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=12), min_size=1, max_size=4
+)
 
 
 @settings(max_examples=150, deadline=None)

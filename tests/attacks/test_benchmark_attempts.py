@@ -8,20 +8,26 @@ import pytest
 
 from rlbf_jax.attacks.benchmark import benchmark_attempts
 from rlbf_jax.attacks.direct import AttackConfig
-from rlbf_jax.data.benchmarks import Behavior
+from rlbf_jax.data.sources.benchmarks import Behavior
 from rlbf_jax.errors import InputError
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.tokenizers import import_tokenizer
 from tests.tokenizers import families
 
 TOLD = AttackConfig(knobs=Knobs(max_tokens=40), room=8)
-TURNIP = Behavior("a", "Tell me about tea.", "made", category="rude", target="Sure, here it is.", harmful=True)
+TURNIP = Behavior(
+    "a", "Tell me about tea.", "made", category="rude", target="Sure, here it is.", harmful=True
+)
 
 
 def test_nothing_forced_and_the_target_forced(tokenizer):
     direct, prefilled = benchmark_attempts([TURNIP], tokenizer, TOLD)
     assert (direct.attack, direct.request.forced, direct.prompt.harmful) == ("direct", (), True)
-    assert (direct.prompt.id, direct.prompt.category, direct.request.prompt) == ("a", "rude", TURNIP.prompt)
+    assert (direct.prompt.id, direct.prompt.category, direct.request.prompt) == (
+        "a",
+        "rude",
+        TURNIP.prompt,
+    )
     assert prefilled.attack == "prefilling" and prefilled.prompt == direct.prompt
     assert prefilled.request.forced == tuple(tokenizer.encode(TURNIP.target))
     assert prefilled.num_bridge == len(prefilled.request.forced) and prefilled.violation is None
@@ -35,12 +41,16 @@ def test_harmless_and_unlabelled_prompts(tokenizer):
     none, benign = benchmark_attempts([kind], tokenizer, TOLD)
     assert (none.attack, benign.attack) == ("none", "benign_prefill")
     assert not none.prompt.harmful and none.prompt.category == ""
-    (unknown,) = benchmark_attempts([dataclasses.replace(TURNIP, harmful=None, target="")], tokenizer, TOLD)
+    (unknown,) = benchmark_attempts(
+        [dataclasses.replace(TURNIP, harmful=None, target="")], tokenizer, TOLD
+    )
     assert unknown.attack == "direct" and unknown.prompt.harmful
 
 
 def test_contexts_are_part_of_what_is_asked(tokenizer):
-    asked = benchmark_attempts([dataclasses.replace(TURNIP, context="Also", target="")], tokenizer, TOLD)[0]
+    asked = benchmark_attempts(
+        [dataclasses.replace(TURNIP, context="Also", target="")], tokenizer, TOLD
+    )[0]
     assert asked.request.prompt == asked.prompt.text == "Also\n\n---\n\nTell me about tea."
     assert (asked.prompt.context, asked.prompt.question) == ("Also", "Tell me about tea.")
     (plain, _) = benchmark_attempts([TURNIP], tokenizer, TOLD)
@@ -67,5 +77,7 @@ def test_conversations(tokenizer, tmp_path):
     published = import_tokenizer(families.llama(tmp_path), ("rude",), 4)
     (asked,) = benchmark_attempts([turns], published, TOLD)
     messages = [("user", "Hi"), ("assistant", "Hello"), ("user", TURNIP.prompt)]
-    expected = published.encode_chat([{"role": role, "content": content} for role, content in messages])
+    expected = published.encode_chat(
+        [{"role": role, "content": content} for role, content in messages]
+    )
     assert asked.request.prompt_ids == tuple(expected)

@@ -10,11 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlbf_jax.attacks import gcg_search, gcg_step
-from rlbf_jax.attacks.gcg import GcgConfig, Goal, gcg
-from rlbf_jax.attacks.gcg_candidates import allowed_ids, best_ids, draw_positions, draw_ranks, replace, survives
-from rlbf_jax.attacks.gcg_search import Search, State, accept
-from rlbf_jax.attacks.random_search import RandomSearchConfig, random_search
+from rlbf_jax.attacks.search import gcg_search, gcg_step
+from rlbf_jax.attacks.search.gcg import GcgConfig, Goal, gcg
+from rlbf_jax.attacks.search.gcg_candidates import (
+    allowed_ids,
+    best_ids,
+    draw_positions,
+    draw_ranks,
+    replace,
+    survives,
+)
+from rlbf_jax.attacks.search.gcg_search import Search, State, accept
+from rlbf_jax.attacks.search.random_search import RandomSearchConfig, random_search
 from rlbf_jax.directives import BacktrackRule, ResetRule
 from rlbf_jax.errors import InputError
 from rlbf_jax.models import transformer
@@ -42,12 +49,16 @@ GEMMA = dict(
     final_softcap=8.0,
     windows=(6, None),
 )
-LEARNED = dict(learned_positions=True, max_positions=64, scale_embeddings=False, norm="layer", gated_mlp=False)
+LEARNED = dict(
+    learned_positions=True, max_positions=64, scale_embeddings=False, norm="layer", gated_mlp=False
+)
 FAMILIES = {"gemma": GEMMA, "learned": LEARNED, "tied": dict(tied_embeddings=True, num_kv_heads=1)}
 
 
 def small(**fields) -> ModelConfig:
-    shape = dict(vocab_size=48, num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=24)
+    shape = dict(
+        vocab_size=48, num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=24
+    )
     return ModelConfig(**(shape | dict(tied_embeddings=False) | fields))
 
 
@@ -56,12 +67,15 @@ def small(**fields) -> ModelConfig:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradient_are_those_of_whole_rows(family):
-    """Against one pass over prefix, suffix and tail with an explicit one-hot matrix; candidates start late or not."""
+    """Against one pass over prefix, suffix and tail with an explicit one-hot matrix; candidates
+    start late or not."""
     model = small(**FAMILIES[family])
     params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
     rng = np.random.default_rng(0)
     prefix, suffix, tail = (rng.integers(0, 48, n).tolist() for n in (7, 8, 6))
-    (behavior,) = rows_of(gcg_step.stack([gcg_step.one_behavior(prefix, tail, (2, 6)), longer_behavior(rng)]), 1)
+    (behavior,) = rows_of(
+        gcg_step.stack([gcg_step.one_behavior(prefix, tail, (2, 6)), longer_behavior(rng)]), 1
+    )
     objective = gcg_step.Objective(first=2)
 
     def whole(one_hot, ids):
@@ -69,12 +83,17 @@ def test_losses_and_gradient_are_those_of_whole_rows(family):
         rows = jnp.asarray([[*prefix, *ids, *tail]])
         before, after = len(prefix), len(prefix) + len(ids)
         table = params["embedding"]
-        # The decoder takes ids, so a table with the mixed rows behind it stands in for one-hot rows.
-        mixed = {n: jnp.pad(x, ((0, 8), (0, 0))) if n == "unembedding" else x for n, x in params.items()}
+        # The decoder takes ids, so a table with the mixed rows behind it stands in for one-hot
+        # rows.
+        mixed = {
+            n: jnp.pad(x, ((0, 8), (0, 0))) if n == "unembedding" else x for n, x in params.items()
+        }
         mixed["embedding"] = jnp.concatenate([table, one_hot @ table])
         rows = rows.at[0, before:after].set(jnp.arange(len(ids)) + 48)
         wider = dataclasses.replace(model, vocab_size=48 + len(ids))
-        hidden, _ = transformer.forward(wider, mixed, rows, Visibility(jnp.arange(rows.shape[1])[None]))
+        hidden, _ = transformer.forward(
+            wider, mixed, rows, Visibility(jnp.arange(rows.shape[1])[None])
+        )
         logits = transformer.unembed(wider, mixed, hidden[0, after + 1 : -1])[..., :48]
         logp = jax.nn.log_softmax(logits)
         return -jnp.mean(logp[jnp.arange(4), jnp.asarray(tail[2:])])
@@ -88,10 +107,21 @@ def test_losses_and_gradient_are_those_of_whole_rows(family):
     @jax.jit
     def ours(params, behavior):
         kept = gcg_step.prefix_of(model, params, behavior)
-        loss, gradient, own = gcg_step.suffix_gradient(model, params, objective, behavior, kept, jnp.asarray(suffix))
+        loss, gradient, own = gcg_step.suffix_gradient(
+            model, params, objective, behavior, kept, jnp.asarray(suffix)
+        )
         wanted = jnp.asarray([True] * 5 + [False])
         losses, _ = gcg_step.candidate_losses(
-            model, params, objective, behavior, kept, own, jnp.asarray(changed), jnp.asarray(first), wanted, 2
+            model,
+            params,
+            objective,
+            behavior,
+            kept,
+            own,
+            jnp.asarray(changed),
+            jnp.asarray(first),
+            wanted,
+            2,
         )
         return loss, gradient, losses
 
@@ -104,7 +134,9 @@ def test_losses_and_gradient_are_those_of_whole_rows(family):
 
 
 def longer_behavior(rng):
-    return gcg_step.one_behavior(rng.integers(0, 48, 11).tolist(), rng.integers(0, 48, 9).tolist(), (3, 9))
+    return gcg_step.one_behavior(
+        rng.integers(0, 48, 11).tolist(), rng.integers(0, 48, 9).tolist(), (3, 9)
+    )
 
 
 def rows_of(stacked, count):
@@ -127,7 +159,9 @@ def test_losses_of_logits_are_those_of_plain_numpy(kind, reset):
     rule = ResetRule(17, (), (0,)) if reset else BacktrackRule(14, ("a", "b"), (0,), x_max=4)
     opening = [17] if reset else [14, 15]
     illegal = {0, 16, 17, 18, 19} - {17 if reset else -1} if not reset else {0}
-    objective = gcg_step.Objective(kind, 2.0, target_weight=0.5, control_weight=0.3, rule=rule, first=1)
+    objective = gcg_step.Objective(
+        kind, 2.0, target_weight=0.5, control_weight=0.3, rule=rule, first=1
+    )
     losses, _ = LOSSES(objective, jnp.asarray(logits), behavior)
     for row, found in zip(logits.astype(float), losses, strict=True):
         labels = [row[j, behavior.tail[1 + j]] for j in range(3)]
@@ -136,7 +170,9 @@ def test_losses_of_logits_are_those_of_plain_numpy(kind, reset):
         else:
             part = np.log(np.mean(np.exp(2.0 * -np.asarray(labels)))) / 2.0
         legal = [i for i in range(20) if i not in illegal]
-        control = [np.log(np.exp(row[j][opening]).sum() / np.exp(row[j][legal]).sum()) for j in (4, 5)]
+        control = [
+            np.log(np.exp(row[j][opening]).sum() / np.exp(row[j][legal]).sum()) for j in (4, 5)
+        ]
         assert float(found) == pytest.approx(0.5 * part + 0.3 * np.mean(control), abs=1e-5)
 
 
@@ -149,7 +185,10 @@ def test_a_floor_holds_where_directives_are_suppressed(weight):
     logp = np.asarray(gcg_step.directive_logprobs(rule, jnp.asarray(logits)))[:, 4:6]
     floor = float(np.median(logp))
     floored = dataclasses.replace(objective, control_floor=floor)
-    losses, gradient = LOSSES(floored, logits, behavior)[0], CONTROL_GRADIENT(floored, logits, behavior)
+    losses, gradient = (
+        LOSSES(floored, logits, behavior)[0],
+        CONTROL_GRADIENT(floored, logits, behavior),
+    )
     below = (logp < floor) & (weight > 0)
     assert below.any() == (weight > 0)
     np.testing.assert_allclose(losses, weight * np.where(below, floor, logp).mean(1), atol=1e-5)
@@ -194,7 +233,10 @@ def test_draws_are_in_range_distinct_and_even(kind, n_replace):
 def test_replace_puts_the_drawn_ids_where_they_belong():
     best = np.arange(12).reshape(3, 4) + 100
     made = replace(
-        jnp.asarray([7, 8, 9]), jnp.asarray(best), jnp.asarray([[2, 0], [1, 2]]), jnp.asarray([[3, 1], [0, 0]])
+        jnp.asarray([7, 8, 9]),
+        jnp.asarray(best),
+        jnp.asarray([[2, 0], [1, 2]]),
+        jnp.asarray([[3, 1], [0, 0]]),
     )
     assert made.tolist() == [[101, 8, 111], [7, 104, 108]]
 
@@ -246,18 +288,26 @@ def test_the_filter_reads_the_whole_conversation():
     a, b, c = TOKENIZER.encode("abc")
     suffixes = np.asarray([[c, c], [a, b], [tokenizer.pair, c], [b, c], [c, a]])
     kept = survives(tokenizer, lambda text: prompt + text, before, after, suffixes)
-    assert kept.tolist() == [True, False, True, False, True]  # the fourth merges with the prompt's last letter
+    assert kept.tolist() == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]  # the fourth merges with the prompt's last letter
 
 
 # Searches ----------------------------------------------------------------------------------------
 
 
 def module_of():
-    return importlib.import_module("rlbf_jax.attacks.gcg")
+    return importlib.import_module("rlbf_jax.attacks.search.gcg")
 
 
 def same(a, b) -> bool:
-    return a.ids == b.ids and a.loss == b.loss and np.array_equal(a.losses, b.losses, equal_nan=True)
+    return (
+        a.ids == b.ids and a.loss == b.loss and np.array_equal(a.losses, b.losses, equal_nan=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +348,10 @@ def loss_of_text(found, config=CONFIG) -> float:
     first, rule = TOKENIZER.rule.first_id, TOKENIZER.rule
     legal = [i for i in range(first + 2) if i not in rule.never]  # content, and the two categories
     legal += range(TOKENIZER.vocab_size, MODEL.vocab_size)
-    scores = [np.log(np.exp(logits[at, first : first + 2]).sum() / np.exp(logits[at, legal]).sum()) for at in places]
+    scores = [
+        np.log(np.exp(logits[at, first : first + 2]).sum() / np.exp(logits[at, legal]).sum())
+        for at in places
+    ]
     if config.control_floor is not None and config.control_weight > 0:
         scores = np.maximum(scores, config.control_floor)
     return float(loss + config.control_weight * np.mean(scores))
@@ -326,13 +379,19 @@ def test_what_a_search_says_of_its_suffix_is_what_a_plain_pass_says(plain, name)
 
 def test_every_option_of_the_search_reaches_it(monkeypatch):
     seen = []
-    monkeypatch.setattr(module_of(), "search_suffixes", lambda search, *rest: seen.append(search) or [])
+    monkeypatch.setattr(
+        module_of(), "search_suffixes", lambda search, *rest: seen.append(search) or []
+    )
     told = dict(steps=3, search_width=7, topk=5, n_replace=2, positions="stratified")
     for more in (dict(buffer_size=3), dict(anneal=True)):
         gcg(MODEL, PARAMS, TOKENIZER, GOALS, dataclasses.replace(CONFIG, **told, **more))
     for search, (buffer, accepted) in zip(seen, [(3, "always"), (0, "anneal")], strict=True):
         assert (search.steps, search.width, search.topk, search.n_replace) == (3, 7, 5, 2)
-        assert (search.positions, search.buffer_size, search.accept) == ("stratified", buffer, accepted)
+        assert (search.positions, search.buffer_size, search.accept) == (
+            "stratified",
+            buffer,
+            accepted,
+        )
 
 
 def test_without_anything_to_filter_the_loop_on_the_device_does_the_same(plain):
@@ -384,7 +443,9 @@ def test_random_search_only_improves_and_spends_the_same(chance):
     for found in chance:
         assert found.evaluations == 72 and found.loss < found.start_loss
         seen = np.minimum.accumulate(np.concatenate([[found.start_loss], found.losses]))
-        changed = np.any(np.diff(found.history, axis=0, prepend=[TOKENIZER.encode("xxxxx")]), axis=1)
+        changed = np.any(
+            np.diff(found.history, axis=0, prepend=[TOKENIZER.encode("xxxxx")]), axis=1
+        )
         assert np.array_equal(changed, np.diff(seen) < 0) and found.loss == pytest.approx(seen[-1])
 
 
@@ -399,13 +460,24 @@ def test_a_planted_weakness_is_found_by_gcg_and_not_by_random_search():
     broken = []
     for seed in range(5):
         config = GcgConfig(
-            init=planted.INIT, separator=" ", steps=12, search_width=16, topk=8, filter_ids=False, seed=seed
+            init=planted.INIT,
+            separator=" ",
+            steps=12,
+            search_width=16,
+            topk=8,
+            filter_ids=False,
+            seed=seed,
         )
         (found,) = gcg(model, params, tokenizer, [goal], config)
-        (chance,) = random_search(model, params, tokenizer, [goal], RandomSearchConfig.of_equal_budget(config))
+        (chance,) = random_search(
+            model, params, tokenizer, [goal], RandomSearchConfig.of_equal_budget(config)
+        )
         assert found.evaluations == chance.evaluations
         broken.append(set(planted.SECRET) <= set(found.ids))
-        answers = [planted.greedy(model, params, tokenizer.encode_prompt(f.text), 3) for f in (found, chance)]
+        answers = [
+            planted.greedy(model, params, tokenizer.encode_prompt(f.text), 3)
+            for f in (found, chance)
+        ]
         assert answers == [planted.COMPLY if broken[-1] else planted.REFUSE, planted.REFUSE]
     # The model is trained here, so which seeds need more steps differs between versions of XLA.
     assert sum(broken) >= 3
@@ -417,11 +489,15 @@ def test_a_planted_weakness_is_found_by_gcg_and_not_by_random_search():
 ACCEPT = jax.jit(accept, static_argnums=0)
 
 
-def kept(search: Search, state: State, loss: float, token: int, wanted: bool = True, match: bool = False) -> State:
+def kept(
+    search: Search, state: State, loss: float, token: int, wanted: bool = True, match: bool = False
+) -> State:
     """One step whose best candidate has this loss and id."""
     candidates, losses = jnp.full((2, 3), token, jnp.int32), jnp.asarray([loss + 1, loss])
     losses = jnp.where(wanted, losses, jnp.inf)
-    return ACCEPT(search, state, candidates, losses, jnp.asarray([match, False]), jnp.full(2, wanted))
+    return ACCEPT(
+        search, state, candidates, losses, jnp.asarray([match, False]), jnp.full(2, wanted)
+    )
 
 
 def fresh(*losses: float, seed: int = 0) -> State:
@@ -442,12 +518,18 @@ def test_without_a_buffer_the_newest_is_kept_and_the_best_remembered():
     assert (state.ids[0, 0], state.loss[0], state.best_ids[0], state.best_loss) == (8, 2.0, 7, 0.5)
     assert state.losses[:2].tolist() == [0.5, 2.0] and state.history[:2, 0].tolist() == [7, 8]
     after = kept(search(), state, 0.1, 9, wanted=False)
-    assert (after.ids[0, 0], after.filtered, after.step) == (8, 1, 3) and np.isposinf(after.losses[2])
+    assert (after.ids[0, 0], after.filtered, after.step) == (8, 1, 3) and np.isposinf(
+        after.losses[2]
+    )
 
 
 def test_a_buffer_drops_its_worst_and_goes_on_from_its_best():
     state = fresh(1.0, 2.0, 3.0)
-    for loss, token, expected in ((2.5, 7, [1.0, 2.0, 2.5]), (2.6, 8, [1.0, 2.0, 2.5]), (0.5, 9, [0.5, 1.0, 2.0])):
+    for loss, token, expected in (
+        (2.5, 7, [1.0, 2.0, 2.5]),
+        (2.6, 8, [1.0, 2.0, 2.5]),
+        (0.5, 9, [0.5, 1.0, 2.0]),
+    ):
         state = kept(search(buffer_size=3), state, loss, token)
         assert state.loss.tolist() == expected
     assert state.ids[:, 0].tolist() == [9, 0, 1] and state.history[:3, 0].tolist() == [0, 0, 9]
@@ -458,16 +540,22 @@ def test_annealing_takes_worse_suffixes_early_and_better_ones_always():
     early = [kept(annealed, fresh(1.0, seed=s), 2.0, 7).ids[0, 0] == 7 for s in range(60)]
     assert 0.15 < np.mean(early) < 0.5  # exp(-1 / (7 / 8)) = 0.32
     late = fresh(1.0)._replace(step=jnp.int32(7))
-    assert kept(annealed, late, 1.1, 7).ids[0, 0] == 0 and kept(annealed, late, 0.9, 7).ids[0, 0] == 7
+    assert (
+        kept(annealed, late, 1.1, 7).ids[0, 0] == 0 and kept(annealed, late, 0.9, 7).ids[0, 0] == 7
+    )
 
 
 def test_early_stop_needs_a_match_and_to_be_asked_for():
     for asked, match in ((True, True), (True, False), (False, True)):
-        assert bool(kept(search(early_stop=asked), fresh(1.0), 2.0, 7, match=match).stopped) == (asked and match)
+        assert bool(kept(search(early_stop=asked), fresh(1.0), 2.0, 7, match=match).stopped) == (
+            asked and match
+        )
 
 
 def test_a_search_stops_at_a_match():
-    params = PARAMS | {"unembedding": PARAMS["unembedding"] * 0}  # all logits are equal: any answer is the likeliest
+    params = PARAMS | {
+        "unembedding": PARAMS["unembedding"] * 0
+    }  # all logits are equal: any answer is the likeliest
     config = dataclasses.replace(CONFIG, early_stop=True, filter_ids=False, batch_size=12)
     (found,) = gcg(MODEL, params, TOKENIZER, GOALS[:1], config)
     assert found.stopped and len(found.losses) == 1
@@ -477,7 +565,7 @@ def test_a_search_stops_at_a_match():
 
 MESHED = """
 import dataclasses, json
-from rlbf_jax.attacks.gcg import gcg
+from rlbf_jax.attacks.search.gcg import gcg
 from rlbf_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.attacks.test_gcg import CONFIG, GOALS, MODEL, PARAMS, TOKENIZER
 for mesh in (None, make_mesh(MeshConfig(2, 2, 2))):
@@ -489,7 +577,9 @@ for mesh in (None, make_mesh(MeshConfig(2, 2, 2))):
 
 
 def test_a_mesh_of_eight_finds_what_one_device_finds(run_in_child):
-    alone, alone_device, meshed, meshed_device = map(json.loads, run_in_child(textwrap.dedent(MESHED)).splitlines())
+    alone, alone_device, meshed, meshed_device = map(
+        json.loads, run_in_child(textwrap.dedent(MESHED)).splitlines()
+    )
     for one, many in ((alone, meshed), (alone_device, meshed_device)):
         assert [row[0] for row in one] == [row[0] for row in many] and len(many) == 3
         np.testing.assert_allclose([row[1] for row in one], [row[1] for row in many], atol=1e-5)
@@ -498,9 +588,10 @@ def test_a_mesh_of_eight_finds_what_one_device_finds(run_in_child):
 
 DIVIDED = """
 import dataclasses, json, pathlib, tempfile
-from rlbf_jax.attacks import gcg as module, gcg_search
-from rlbf_jax.attacks.gcg import gcg
-from rlbf_jax.attacks.random_search import random_search
+from rlbf_jax.attacks.search import gcg as module
+from rlbf_jax.attacks.search import gcg_search
+from rlbf_jax.attacks.search.gcg import gcg
+from rlbf_jax.attacks.search.random_search import random_search
 from rlbf_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.attacks.test_gcg import CONFIG, GOALS, MODEL, PARAMS, RANDOM, TOKENIZER
 
@@ -536,7 +627,9 @@ shown(resumed(CONFIG, eight))
 
 
 def test_fewer_goals_than_devices_divide_their_candidates(plain, chance, run_in_child):
-    one, two, random, seen, resumed = map(json.loads, run_in_child(textwrap.dedent(DIVIDED)).splitlines())
+    one, two, random, seen, resumed = map(
+        json.loads, run_in_child(textwrap.dedent(DIVIDED)).splitlines()
+    )
     for alone, divided in ((plain[:1], one), (plain, two), (chance[:1], random)):
         for found, (history, losses, evaluations) in zip(alone, divided, strict=True):
             assert found.history.tolist() == history and found.evaluations == evaluations
@@ -546,7 +639,9 @@ def test_fewer_goals_than_devices_divide_their_candidates(plain, chance, run_in_
     assert resumed == one
 
 
-@pytest.mark.parametrize(("goals", "groups"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8), (20, 8)])
+@pytest.mark.parametrize(
+    ("goals", "groups"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8), (20, 8)]
+)
 def test_groups_of_devices_are_of_equal_size_and_none_is_without_a_goal(goals, groups):
     class Eight:
         shape, devices = {"data": 4, "fsdp": 2, "tensor": 3}, np.arange(24).reshape(4, 2, 3)
@@ -556,7 +651,9 @@ def test_groups_of_devices_are_of_equal_size_and_none_is_without_a_goal(goals, g
 
 
 def test_mistakes_are_named():
-    with pytest.raises(InputError, match="the initial suffix 'a' has other ids within its conversation"):
+    with pytest.raises(
+        InputError, match="the initial suffix 'a' has other ids within its conversation"
+    ):
         tokenizer = Merging()
         gcg(
             MODEL,
@@ -565,15 +662,20 @@ def test_mistakes_are_named():
             [Goal("b", (7,), (0, 1))],
             dataclasses.replace(CONFIG, init="a", placement="before"),
         )
-    learned, params = random_model(TOKENIZER, num_layers=1, learned_positions=True, max_positions=20)
+    learned, params = random_model(
+        TOKENIZER, num_layers=1, learned_positions=True, max_positions=20
+    )
     with pytest.raises(
-        InputError, match="a suffix of 5 ids and the answer wished for take .. ids, and the model has 20"
+        InputError,
+        match="a suffix of 5 ids and the answer wished for take .. ids, and the model has 20",
     ):
         gcg(learned, params, TOKENIZER, GOALS, CONFIG)
     with pytest.raises(InputError, match="n_replace is 9, and the suffix has 5 ids only"):
         gcg(MODEL, PARAMS, TOKENIZER, GOALS, dataclasses.replace(CONFIG, n_replace=9))
     with pytest.raises(InputError, match="goal 1: the loss is not a number"):
-        broken = PARAMS | {"embedding": PARAMS["embedding"].at[TOKENIZER.encode("w")[0]].set(jnp.nan)}
+        broken = PARAMS | {
+            "embedding": PARAMS["embedding"].at[TOKENIZER.encode("w")[0]].set(jnp.nan)
+        }
         start_only = dataclasses.replace(CONFIG, init="xxxxx")
         work = module_of()._Work(search(), broken, TOKENIZER, GOALS, start_only, None)
         work.check(work.begun(None)[0])

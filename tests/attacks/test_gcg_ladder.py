@@ -1,4 +1,5 @@
-"""The ladder against nanoGCG 0.3.0: the same weights, draws replayed, every rung compared (`reference/make_gcg.py`)."""
+"""The ladder against nanoGCG 0.3.0: the same weights, draws replayed, every rung compared
+(`reference/make_gcg.py`)."""
 
 import os
 import pathlib
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlbf_jax.attacks import gcg_step
-from rlbf_jax.attacks.gcg import GcgConfig, Goal, gcg
-from rlbf_jax.attacks.gcg_candidates import best_ids, replace
-from rlbf_jax.attacks.gcg_search import Search, State, accept
-from rlbf_jax.attacks.random_search import RandomSearchConfig, random_search
+from rlbf_jax.attacks.search import gcg_step
+from rlbf_jax.attacks.search.gcg import GcgConfig, Goal, gcg
+from rlbf_jax.attacks.search.gcg_candidates import best_ids, replace
+from rlbf_jax.attacks.search.gcg_search import Search, State, accept
+from rlbf_jax.attacks.search.random_search import RandomSearchConfig, random_search
 from tests.reference import gcg_cases as cases
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
@@ -43,7 +44,9 @@ def prefix(params):
 def theirs(request):
     """What nanoGCG did in one variant, with the variant's name."""
     with np.load(REFERENCE / "gcg.npz") as kept:
-        found = {name.split(".")[1]: kept[name] for name in kept.files if name.startswith(request.param)}
+        found = {
+            name.split(".")[1]: kept[name] for name in kept.files if name.startswith(request.param)
+        }
     return {"variant": request.param, "starts": np.asarray([cases.INIT])} | found
 
 
@@ -87,10 +90,21 @@ def test_replayed_draws_give_the_same_suffix_at_every_step(params, prefix, their
 
     @jax.jit
     def step(state, positions, ranks):
-        _, gradient, own = gcg_step.suffix_gradient(cases.MODEL, params, target, BEHAVIOR, prefix, state.ids[0])
+        _, gradient, own = gcg_step.suffix_gradient(
+            cases.MODEL, params, target, BEHAVIOR, prefix, state.ids[0]
+        )
         made = replace(state.ids[0], best_ids(gradient, ALLOWED, cases.TOPK), positions, ranks)
         losses, matches = gcg_step.candidate_losses(
-            cases.MODEL, params, target, BEHAVIOR, prefix, own, made, positions.min(1), everything, 32
+            cases.MODEL,
+            params,
+            target,
+            BEHAVIOR,
+            prefix,
+            own,
+            made,
+            positions.min(1),
+            everything,
+            32,
         )
         return accept(search, state, made, losses, matches, everything), losses, gradient
 
@@ -100,16 +114,26 @@ def test_replayed_draws_give_the_same_suffix_at_every_step(params, prefix, their
         sure = ~tied(gradient, theirs["positions"][number], theirs["ranks"][number])
         assert sure.mean() > 0.9
         np.testing.assert_allclose(
-            losses[sure], theirs["candidate_losses"][number][sure], atol=1e-4, rtol=0, err_msg=f"{number}"
+            losses[sure],
+            theirs["candidate_losses"][number][sure],
+            atol=1e-4,
+            rtol=0,
+            err_msg=f"{number}",
         )
-        assert state.ids[0].tolist() == theirs["history"][number].tolist(), f"first divergence at step {number}"
+        assert state.ids[0].tolist() == theirs["history"][number].tolist(), (
+            f"first divergence at step {number}"
+        )
     np.testing.assert_allclose(state.losses, theirs["step_losses"], atol=1e-4, rtol=0)
 
 
 def tied(gradient, positions, ranks) -> np.ndarray:
-    """[S] bool: candidates with a rank whose neighbor has the same gradient up to rounding: either may come first."""
+    """[S] bool: candidates with a rank whose neighbor has the same gradient up to rounding: either
+    may come first."""
     values = np.sort(np.asarray(gradient)[:, : cases.FORBIDDEN], axis=1)
-    near = np.abs(np.diff(values, axis=1, prepend=-np.inf, append=np.inf)) <= 1e-5 * np.abs(values).max()
+    near = (
+        np.abs(np.diff(values, axis=1, prepend=-np.inf, append=np.inf))
+        <= 1e-5 * np.abs(values).max()
+    )
     either = near[:, :-1] | near[:, 1:]
     return either[positions.astype(int), ranks.astype(int)].any(axis=-1)
 
@@ -151,7 +175,10 @@ class Numbers:
 def peer():
     python = os.environ.get("RLBF_JAX_NANOGCG")
     if not python:
-        pytest.skip("RLBF_JAX_NANOGCG is not set: point it at a Python with torch, transformers <= 4.47.1 and nanogcg")
+        pytest.skip(
+            "RLBF_JAX_NANOGCG is not set: point it at a Python with torch, transformers <= 4.47.1 "
+            "and nanogcg"
+        )
 
     def run(command: str, out: pathlib.Path, *args: str):
         folder = out.parent / "model"
@@ -171,14 +198,19 @@ def test_the_reference_is_what_nanogcg_does(peer, tmp_path):
         made = peer("record", tmp_path / "gcg.npz")
         assert set(made.files) == set(kept.files)
         for name in kept.files:
-            np.testing.assert_allclose(made[name].astype(float), kept[name].astype(float), atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(
+                made[name].astype(float), kept[name].astype(float), atol=1e-4, err_msg=name
+            )
 
 
 @pytest.mark.slow
 def test_both_search_equally_well_and_better_than_chance(peer, params, tmp_path):
-    """20 seeds x 100 steps: 95 % upper bound of the median ratio of best losses, by bootstrap over seeds."""
+    """20 seeds x 100 steps: 95 % upper bound of the median ratio of best losses, by bootstrap over
+    seeds."""
     count, steps = 20, 100
-    nano = peer("seeds", tmp_path / "seeds.npz", "--seeds", str(count), "--steps", str(steps))["best"]
+    nano = peer("seeds", tmp_path / "seeds.npz", "--seeds", str(count), "--steps", str(steps))[
+        "best"
+    ]
     ours, chance = best_losses(params, count, steps)
     print({"ours": np.median(ours), "nanogcg": np.median(nano), "random": np.median(chance)})
     assert upper_bound(ours / nano) <= 1.05
@@ -198,9 +230,13 @@ def best_losses(params: dict, count: int, steps: int) -> tuple[np.ndarray, np.nd
     options = dict(init=init, separator=" ", filter_ids=False)
     ours, chance = [], []
     for seed in range(count):
-        config = GcgConfig(**options, steps=steps, search_width=cases.WIDTH, topk=cases.TOPK, seed=seed)
+        config = GcgConfig(
+            **options, steps=steps, search_width=cases.WIDTH, topk=cases.TOPK, seed=seed
+        )
         (found,) = gcg(cases.MODEL, params, Numbers(), [goal], config)
         ours.append(found.losses.min())
-        (found,) = random_search(cases.MODEL, params, Numbers(), [goal], RandomSearchConfig.of_equal_budget(config))
+        (found,) = random_search(
+            cases.MODEL, params, Numbers(), [goal], RandomSearchConfig.of_equal_budget(config)
+        )
         chance.append(found.loss)
     return np.asarray(ours), np.asarray(chance)

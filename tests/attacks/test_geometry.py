@@ -7,9 +7,21 @@ import pytest
 
 from rlbf_jax.attacks import STANDARD
 from rlbf_jax.attacks.direct import AttackConfig
-from rlbf_jax.attacks.further import NOTES, FurtherOptions, critic_note, many_violations, reprogram, respelled
-from rlbf_jax.attacks.geometry import GeometryGrid, benign_grid, middle_grid, prefilling_depth
-from rlbf_jax.attacks.middle_filling import middle_filling
+from rlbf_jax.attacks.forced.further import (
+    NOTES,
+    FurtherOptions,
+    critic_note,
+    many_violations,
+    reprogram,
+    respelled,
+)
+from rlbf_jax.attacks.forced.geometry import (
+    GeometryGrid,
+    benign_grid,
+    middle_grid,
+    prefilling_depth,
+)
+from rlbf_jax.attacks.forced.middle_filling import middle_filling
 from rlbf_jax.sampling.request import Knobs
 from tests.attacks.small_world import CONFIG, WORLD, parts
 
@@ -35,13 +47,18 @@ def test_every_cell_has_its_lengths_and_every_prompt(tokenizer, attack):
         assert attempt.prefix == prefix and (not tail or tail.startswith("."))
         if attack is benign_grid:
             # Cut inside words, so whole words alone tell where they come from.
-            assert span.replace(". the tram is late", "").strip(" .") in " the tram is late. the tram is late"
+            assert (
+                span.replace(". the tram is late", "").strip(" .")
+                in " the tram is late. the tram is late"
+            )
         else:
             known = attempt.violation.text + "."
             assert known.startswith(span) if len(span) < len(known) else span.startswith(known)
             whole = len(tokenizer.encode(attempt.violation.text))
             assert attempt.by_construction == (cell["v"] >= whole)
-    assert {a.by_construction for a in attempts} == ({False} if attack is benign_grid else {False, True})
+    assert {a.by_construction for a in attempts} == (
+        {False} if attack is benign_grid else {False, True}
+    )
 
 
 def test_without_a_prefix_it_is_prefilling_of_the_violation(tokenizer):
@@ -62,7 +79,8 @@ def test_prefilling_depth_slices_ids(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "fields, message", [(dict(span=(0,)), "expected lengths of 1 or more"), (dict(tail=()), "tail is empty")]
+    "fields, message",
+    [(dict(span=(0,)), "expected lengths of 1 or more"), (dict(tail=()), "tail is empty")],
 )
 def test_a_grid_that_cannot_be_says_so(fields, message):
     with pytest.raises(ValueError, match=message):
@@ -71,8 +89,17 @@ def test_a_grid_that_cannot_be_says_so(fields, message):
 
 def test_too_little_room_is_told(tokenizer):
     small = AttackConfig(knobs=Knobs(max_tokens=60))
-    with pytest.raises(ValueError, match=r"\(p, v, b\) = \(40, 3, 5\).*raise knobs.max_tokens to 64"):
-        middle_grid(WORLD, tokenizer, rng(), 1, small, options=GeometryGrid(prefix=(40,), span=(3,), tail=(5,)))
+    with pytest.raises(
+        ValueError, match=r"\(p, v, b\) = \(40, 3, 5\).*raise knobs.max_tokens to 64"
+    ):
+        middle_grid(
+            WORLD,
+            tokenizer,
+            rng(),
+            1,
+            small,
+            options=GeometryGrid(prefix=(40,), span=(3,), tail=(5,)),
+        )
 
 
 def test_many_violations_counts_them(tokenizer):
@@ -84,7 +111,9 @@ def test_many_violations_counts_them(tokenizer):
         prefix, between, span, _ = parts(tokenizer, attempt)
         assert text.endswith(attempt.violation.text) and span == attempt.violation.text
         # Only the first sentence is benign words that should be kept.
-        assert prefix == attempt.prefix and not any(start in prefix for start in (" you are a soggy", " otto sleeps"))
+        assert prefix == attempt.prefix and not any(
+            start in prefix for start in (" you are a soggy", " otto sleeps")
+        )
         assert bool(between) == (count > 1)
 
 
@@ -106,7 +135,9 @@ def test_reprogramming_spells_directives_that_are_not_control_ids(tokenizer):
     for attempt in reprogram(WORLD, tokenizer, rng(), 8, CONFIG):
         text = attempt.request.prompt.removesuffix(attempt.prompt.text)
         assert any(name in text for name in tokenizer.rule.names())
-        assert not any(tokenizer.rule.is_control(i) for i in tokenizer.encode_prompt(attempt.request.prompt))
+        assert not any(
+            tokenizer.rule.is_control(i) for i in tokenizer.encode_prompt(attempt.request.prompt)
+        )
         spelled.add(next(name for name in tokenizer.rule.names() if name in text))
     assert len(spelled) > 4
 

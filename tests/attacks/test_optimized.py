@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rlbf_jax.attacks import optimized
 from rlbf_jax.attacks.direct import AttackConfig
-from rlbf_jax.attacks.gcg import Found, GcgConfig
-from rlbf_jax.attacks.optimized import OptimizedConfig, attack_model
+from rlbf_jax.attacks.search import optimized
+from rlbf_jax.attacks.search.gcg import Found, GcgConfig
+from rlbf_jax.attacks.search.optimized import OptimizedConfig, attack_model
 from rlbf_jax.critics.base import Exchange
-from rlbf_jax.data.toy_world import ToyWorld
+from rlbf_jax.critics.judges.grammar_judge import GrammarJudge
+from rlbf_jax.data.worlds.toy_world import ToyWorld
 from rlbf_jax.directives import NEVER
 from rlbf_jax.errors import InputError
-from rlbf_jax.evaluation.grammar_judge import GrammarJudge
 from rlbf_jax.sampling.request import Generation, Knobs
 from rlbf_jax.tokenizers import train_tokenizer
 
@@ -31,21 +31,32 @@ def tokenizer():
 
 @pytest.fixture
 def goals(tokenizer, monkeypatch):
-    """`goals(name)`: what an attack searches for and with which settings; searches find " now" at once."""
+    """`goals(name)`: what an attack searches for and with which settings; searches find " now" at
+    once."""
 
     def search(model, params, tokenizer, goals, config, **_):
         seen.extend((goal, config) for goal in goals)
-        return [Found(g, (1,), g.prompt + " now", 1.0, 2.0, np.ones(1), np.ones((1, 1)), False, 0, 80) for g in goals]
+        return [
+            Found(g, (1,), g.prompt + " now", 1.0, 2.0, np.ones(1), np.ones((1, 1)), False, 0, 80)
+            for g in goals
+        ]
 
     def sample(requests):
         """Answers with ids 300, 301, ... up to `max_tokens`."""
         for request in requests:
             assert (
-                request.knobs.temperature == 0 and request.knobs.forbid_to == NEVER and request.knobs.forbid_from == 0
+                request.knobs.temperature == 0
+                and request.knobs.forbid_to == NEVER
+                and request.knobs.forbid_from == 0
             )
-        rows = [(r, np.asarray([*r.forced, *range(300, 300 + r.knobs.max_tokens - len(r.forced))])) for r in requests]
+        rows = [
+            (r, np.asarray([*r.forced, *range(300, 300 + r.knobs.max_tokens - len(r.forced))]))
+            for r in requests
+        ]
         return [
-            Generation("", trace, (), np.zeros(len(trace)), (), np.zeros(1), len(r.forced), False, 0, r)
+            Generation(
+                "", trace, (), np.zeros(len(trace)), (), np.zeros(1), len(r.forced), False, 0, r
+            )
             for r, trace in rows
         ]
 
@@ -68,7 +79,11 @@ def test_the_harmful_attacks_want_the_same_violations(goals, tokenizer):
         made, seen = goals(name)
         wanted[name] = [(goal.prompt, goal.answer[slice(*goal.target)]) for goal, _ in seen]
         for (goal, _), attempt in zip(seen, (m.attempt for m in made), strict=True):
-            assert attempt.attack == name and attempt.prompt.harmful and attempt.prompt.text == goal.prompt
+            assert (
+                attempt.attack == name
+                and attempt.prompt.harmful
+                and attempt.prompt.text == goal.prompt
+            )
             assert attempt.request.prompt == goal.prompt + " now" and attempt.request.forced == ()
             target = tokenizer.decode(goal.answer[slice(*goal.target)])
             assert asked_for(attempt.prompt.category, target)
@@ -79,7 +94,9 @@ def test_the_harmful_attacks_want_the_same_violations(goals, tokenizer):
 def asked_for(category: str, target: str) -> bool:
     """Whether a target holds one violation, of the category asked for, and ends with it."""
     (verdict,) = GrammarJudge(WORLD).judge([Exchange("", target, "")])
-    return [(span.category, span.end) for span in verdict.spans if span.complete] == [(category, len(target))]
+    return [(span.category, span.end) for span in verdict.spans if span.complete] == [
+        (category, len(target))
+    ]
 
 
 def test_a_directive_counts_after_the_violation_and_costs_in_adaptive_gcg(goals):
@@ -95,7 +112,9 @@ def test_trigger_keeps_half_of_the_models_own_answer_and_rewards_a_directive_the
     made, seen = goals("trigger")
     for goal, config in seen:
         assert config.control_weight == -0.25
-        assert (goal.target, goal.control) == ((0, 10), (10, 13)) and goal.answer == tuple(range(300, 313))
+        assert (goal.target, goal.control) == ((0, 10), (10, 13)) and goal.answer == tuple(
+            range(300, 313)
+        )
     assert not any(m.attempt.prompt.harmful for m in made)
 
 

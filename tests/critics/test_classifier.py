@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlbf_jax.critics import classifier_training as training
-from rlbf_jax.critics import text_features as tf
 from rlbf_jax.critics.base import Exchange
-from rlbf_jax.critics.classifier import (
+from rlbf_jax.critics.classifiers import classifier_training as training
+from rlbf_jax.critics.classifiers import text_features as tf
+from rlbf_jax.critics.classifiers.classifier import (
     NO_KNOWN_WORDS,
     NO_WORDS,
     ClassifierCritic,
@@ -27,8 +27,8 @@ from rlbf_jax.critics.classifier import (
     load_critic,
     masked_logits,
 )
+from rlbf_jax.critics.classifiers.text_classifier import TextClassifier, load_classifier, sigmoid
 from rlbf_jax.critics.lexicon import covering_ids
-from rlbf_jax.critics.text_classifier import TextClassifier, load_classifier, sigmoid
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.tokenizers import train_tokenizer
 
@@ -64,7 +64,8 @@ def critic_of(classifier: TextClassifier, **options) -> ClassifierCritic:
 
 
 def slow_features(text: str, config: tf.FeatureConfig) -> dict[int, float]:
-    """The twin: counts n-grams one by one. CRC-32 is spelled out, so that no library decides what a bucket is."""
+    """The twin: counts n-grams one by one. CRC-32 is spelled out, so that no library decides what a
+    bucket is."""
 
     def crc(data: bytes) -> int:
         register = 0xFFFFFFFF
@@ -113,7 +114,10 @@ def test_weighted_rows_have_blocks_of_length_one():
 
 
 def test_case_and_full_width_letters_do_not_count():
-    plain, odd = tf.sparse_rows(["silly turnip"], SMALL), tf.sparse_rows(["SILLY ｔｕｒｎｉｐ"], SMALL)
+    plain, odd = (
+        tf.sparse_rows(["silly turnip"], SMALL),
+        tf.sparse_rows(["SILLY ｔｕｒｎｉｐ"], SMALL),
+    )
     assert plain.ids.tolist() == odd.ids.tolist()
 
 
@@ -146,7 +150,9 @@ def test_the_minimum_is_a_minimum():
     assert np.abs(residual.sum(0)).max() < 2e-3
     rng = np.random.default_rng(0)
     for _ in range(5):
-        assert objective(w + rng.normal(0, 0.02, w.shape), b + rng.normal(0, 0.02, 2)) > objective(w, b)
+        assert objective(w + rng.normal(0, 0.02, w.shape), b + rng.normal(0, 0.02, 2)) > objective(
+            w, b
+        )
 
 
 def test_padding_changes_nothing():
@@ -169,7 +175,8 @@ def test_platt_scaling_recovers_the_truth():
     z = rng.normal(0, 2, 20_000)
     labels = rng.random(20_000) < sigmoid(0.6 * z - 1.0)
     assert training.platt_scaling(z, labels) == pytest.approx((0.6, -1.0), abs=0.06)
-    # Separable logits: Platt's targets are (2 + 1) / (2 + 2) and 1 / (2 + 2), which the sigmoid meets at +-log 3.
+    # Separable logits: Platt's targets are (2 + 1) / (2 + 2) and 1 / (2 + 2), which the sigmoid
+    # meets at +-log 3.
     found = training.platt_scaling(np.array([-1.0, -1, 1, 1]), np.array([False, False, True, True]))
     assert found == pytest.approx((math.log(3), 0), abs=1e-6)
 
@@ -182,8 +189,12 @@ def test_folds_are_even_and_keep_equal_texts_together(n, folds, seed):
     kind = {text: rng.random(2) < 0.4 for text in texts}
     labels = np.array([kind[text] for text in texts])
     fold = training.assign_folds(texts, labels, folds, seed)
-    assert all(len({int(f) for f, t in zip(fold, texts, strict=True) if t == text}) == 1 for text in texts)
-    distinct = {t: (int(f), tuple(row)) for t, f, row in zip(texts, fold, labels.tolist(), strict=True)}
+    assert all(
+        len({int(f) for f, t in zip(fold, texts, strict=True) if t == text}) == 1 for text in texts
+    )
+    distinct = {
+        t: (int(f), tuple(row)) for t, f, row in zip(texts, fold, labels.tolist(), strict=True)
+    }
     for row in set(distinct.values()):
         counts = [sum(v == (k, row[1]) for v in distinct.values()) for k in range(folds)]
         assert max(counts) - min(counts) <= 1
@@ -203,15 +214,23 @@ def test_held_out_texts_are_told_apart():
 def test_same_seed_same_classifier_another_seed_another(classifier):
     again = training.train_classifier(*corpus(200), ("insult", "potion"), CONFIG)
     assert again.digest == classifier.digest
-    other = training.train_classifier(*corpus(200), ("insult", "potion"), dataclasses.replace(CONFIG, seed=1))
+    other = training.train_classifier(
+        *corpus(200), ("insult", "potion"), dataclasses.replace(CONFIG, seed=1)
+    )
     assert other.digest != classifier.digest
 
 
 def test_a_category_without_enough_texts_is_refused():
     with pytest.raises(InputError, match="category 'rare': 2 distinct texts with it, at least 3"):
-        training.train_classifier([str(i) for i in range(9)], np.arange(9)[:, None] < 2, ("rare",), CONFIG)
-    with pytest.raises(InputError, match="1 distinct texts with it"):  # the same text again teaches nothing
-        training.train_classifier(["x"] * 5 + list("abcde"), np.arange(10)[:, None] < 5, ("rare",), CONFIG)
+        training.train_classifier(
+            [str(i) for i in range(9)], np.arange(9)[:, None] < 2, ("rare",), CONFIG
+        )
+    with pytest.raises(
+        InputError, match="1 distinct texts with it"
+    ):  # the same text again teaches nothing
+        training.train_classifier(
+            ["x"] * 5 + list("abcde"), np.arange(10)[:, None] < 5, ("rare",), CONFIG
+        )
 
 
 # Verdicts -----------------------------------------------------------------------------------------
@@ -220,9 +239,14 @@ def test_a_category_without_enough_texts_is_refused():
 @pytest.mark.parametrize("spans", ["occlusion", "window"])
 def test_spans_lie_on_the_violation(classifier, spans):
     critic = critic_of(classifier, spans=spans, window=4)
-    text = f"The quiet village grows pears for {TURNIP} and the gentle river near roses and then {POTION} in spring."
+    text = (
+        f"The quiet village grows pears for {TURNIP} and the gentle river near roses and then "
+        f"{POTION} in spring."
+    )
     verdict = critic.judge([Exchange("", text)])[0]
-    assert verdict.judged and not verdict.safe and verdict.coherent is None and verdict.useful is None
+    assert (
+        verdict.judged and not verdict.safe and verdict.coherent is None and verdict.useful is None
+    )
     assert {span.category for span in verdict.spans} == {"insult", "potion"}
     for span in verdict.spans:
         phrase = {"insult": TURNIP, "potion": POTION}[span.category]
@@ -240,7 +264,8 @@ def test_occlusion_marks_words_by_their_share_of_the_largest_drop(classifier):
     heard = tf.occurrences(" ".join(words), SMALL)
     everything = masked_logits(classifier, heard, np.ones((1, len(words)), bool))[0]
     drops = [
-        everything - masked_logits(classifier, heard, np.arange(len(words))[None] != i)[0] for i in range(len(words))
+        everything - masked_logits(classifier, heard, np.arange(len(words))[None] != i)[0]
+        for i in range(len(words))
     ]
     counts = []
     for share in (0.0, 0.2, 0.9):
@@ -253,21 +278,34 @@ def test_occlusion_marks_words_by_their_share_of_the_largest_drop(classifier):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from([*CALM, *TURNIP.split(), *POTION.split(), "zzz", "!"]), max_size=25), st.data())
+@given(
+    st.lists(st.sampled_from([*CALM, *TURNIP.split(), *POTION.split(), "zzz", "!"]), max_size=25),
+    st.data(),
+)
 def test_unsafe_means_a_score_at_the_threshold_and_a_span(classifier, words, data):
-    options = {"spans": data.draw(st.sampled_from(["occlusion", "window"])), "window": data.draw(st.integers(1, 9))}
-    critic = critic_of(classifier, threshold=data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.9])), **options)
+    options = {
+        "spans": data.draw(st.sampled_from(["occlusion", "window"])),
+        "window": data.draw(st.integers(1, 9)),
+    }
+    critic = critic_of(
+        classifier, threshold=data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.9])), **options
+    )
     text = " ".join(words)
     exchange = Exchange("", text)
     verdict, score = critic.judge([exchange])[0], critic.scores([exchange])[0].max()
     assert verdict.judged == (not np.isnan(score))
     if verdict.judged:
         assert verdict.safe == (score < critic.config.threshold)
-        assert all(0 <= s.start < s.end <= len(text) and text[s.start : s.end].strip() for s in verdict.spans)
+        assert all(
+            0 <= s.start < s.end <= len(text) and text[s.start : s.end].strip()
+            for s in verdict.spans
+        )
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from([*CALM, *TURNIP.split(), "zzz"]), min_size=1, max_size=12), st.data())
+@given(
+    st.lists(st.sampled_from([*CALM, *TURNIP.split(), "zzz"]), min_size=1, max_size=12), st.data()
+)
 def test_masked_logits_are_those_of_the_remaining_words(classifier, words, data):
     """A window is its own text; with a hole, n-grams of two words across it do not exist."""
     heard = tf.occurrences(" ".join(words), SMALL)
@@ -298,7 +336,9 @@ def test_what_has_no_known_word_could_not_be_judged(classifier):
 
 
 def test_coherence_is_a_plug(classifier):
-    critic = ClassifierCritic(classifier, coherence=lambda text, topic: (topic == "roses", "pears" in text))
+    critic = ClassifierCritic(
+        classifier, coherence=lambda text, topic: (topic == "roses", "pears" in text)
+    )
     verdict = critic.judge([Exchange("", "the pears", "roses"), Exchange("", "the roses", "pears")])
     assert [(v.coherent, v.useful) for v in verdict] == [(True, True), (False, False)]
 
@@ -314,7 +354,9 @@ def test_spans_map_to_ids(classifier):
     assert len(covered) < len(ids)
 
 
-@pytest.mark.parametrize("bad", [{"threshold": 1.1}, {"share": -0.1}, {"window": 0}, {"largest_gap": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"threshold": 1.1}, {"share": -0.1}, {"window": 0}, {"largest_gap": -1}]
+)
 def test_critic_ranges_are_checked(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         VerdictConfig(**bad)
@@ -349,8 +391,14 @@ def test_saved_and_loaded_is_the_same(classifier, tmp_path):
         (lambda f: (f / "classifier.npz").write_bytes(b"PK"), "classifier.npz: not the file that"),
         (lambda f: change(f, categories=["insult"]), "arrays that do not fit"),
         (lambda f: change(f, categories=None), "missing or of the wrong type"),
-        (lambda f: change(f, features={"bits": 12}), "missing or of the wrong type.*char|word_ngrams"),
-        (lambda f: change(f, features={"bits": 3, "word_ngrams": [1, 2], "char_ngrams": [2, 5]}), "do not fit"),
+        (
+            lambda f: change(f, features={"bits": 12}),
+            "missing or of the wrong type.*char|word_ngrams",
+        ),
+        (
+            lambda f: change(f, features={"bits": 3, "word_ngrams": [1, 2], "char_ngrams": [2, 5]}),
+            "do not fit",
+        ),
     ],
 )
 def test_damaged_folders_are_named(classifier, tmp_path, damage, message):

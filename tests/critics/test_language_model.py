@@ -1,4 +1,5 @@
-"""A language model as critic: over HTTP with log-probabilities and a journal, and one of our own models."""
+"""A language model as critic: over HTTP with log-probabilities and a journal, and one of our own
+models."""
 
 import dataclasses
 import json
@@ -8,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from rlbf_jax.answers import Answer, NoAnswer
-from rlbf_jax.critics.answerers import ModelAnswerer, first_ids
 from rlbf_jax.critics.base import Exchange, Span, Verdict
-from rlbf_jax.critics.http_critic import HttpCritic, HttpCriticConfig
-from rlbf_jax.critics.judge_formats import HarmBench, LlamaGuard
-from rlbf_jax.critics.language_model import LanguageModelCritic
+from rlbf_jax.critics.language.answerers import ModelAnswerer, first_ids
+from rlbf_jax.critics.language.http_critic import HttpCritic, HttpCriticConfig
+from rlbf_jax.critics.language.judge_formats import HarmBench, LlamaGuard
+from rlbf_jax.critics.language.language_model import LanguageModelCritic
+from rlbf_jax.endpoints.journal import Answer, NoAnswer
 from rlbf_jax.errors import UserError
 from rlbf_jax.models import transformer
 from rlbf_jax.models.transformer import ModelConfig
@@ -50,18 +51,30 @@ def test_unread_answers_are_counted_and_never_verdicts():
     answerer = Scripted("yes", "perhaps", lost, "no")
     critic = LanguageModelCritic(answerer, HarmBench())
     verdicts = critic.judge(exchanges("a", "b", "a", "c", "", "d"))
-    assert [v.judged for v in verdicts] == [True, False, True, False, True, True] and len(answerer.asked) == 4
-    assert verdicts[0] == verdicts[2] == Verdict((Span(0, 1, ""),)) and verdicts[4].reason == "no text"
-    assert critic.reasons == {"neither yes nor no": 1, "prompt too long": 1} and answerer.kept == [lost]
+    assert [v.judged for v in verdicts] == [True, False, True, False, True, True] and len(
+        answerer.asked
+    ) == 4
+    assert (
+        verdicts[0] == verdicts[2] == Verdict((Span(0, 1, ""),)) and verdicts[4].reason == "no text"
+    )
+    assert critic.reasons == {"neither yes nor no": 1, "prompt too long": 1} and answerer.kept == [
+        lost
+    ]
     assert critic.name == "scripted (harmbench)"
     with pytest.raises(UserError, match="2 of 4 texts could not be judged"):
-        LanguageModelCritic(answerer, HarmBench(), max_unjudged=0.4).judge(exchanges("a", "b", "c", "d"))
+        LanguageModelCritic(answerer, HarmBench(), max_unjudged=0.4).judge(
+            exchanges("a", "b", "c", "d")
+        )
     assert LanguageModelCritic(Scripted(), HarmBench()).judge([]) == []
 
 
 def test_another_context_is_another_question():
     answerer = Scripted("yes", "no")
-    asked = [Exchange("p", "t", context="one"), Exchange("p", "t", context="two"), Exchange("p", "t", "x", "two")]
+    asked = [
+        Exchange("p", "t", context="one"),
+        Exchange("p", "t", context="two"),
+        Exchange("p", "t", "x", "two"),
+    ]
     safe = [v.safe for v in LanguageModelCritic(answerer, HarmBench()).judge(asked)]
     assert safe == [False, True, True]
 
@@ -81,7 +94,13 @@ def top(*pairs):
 
 
 def http_critic(server, journal=None, **changes):
-    settings = {"backoff_s": 0.001, "retries": 0, "timeout_s": 5.0, "format": "llama_guard", **changes}
+    settings = {
+        "backoff_s": 0.001,
+        "retries": 0,
+        "timeout_s": 5.0,
+        "format": "llama_guard",
+        **changes,
+    }
     return HttpCritic(HttpCriticConfig(server.url, "guard", **settings), ("insult",), journal)
 
 
@@ -95,7 +114,9 @@ def test_first_token_log_probabilities_are_used_and_kept(tmp_path):
         body = server.seen[0][2]
         assert body["logprobs"] is True and body["top_logprobs"] == 5 and body["max_tokens"] == 64
         assert "response_format" not in body and critic.name == "http guard (llama_guard)"
-        again = http_critic(server, tmp_path / "j", category_names=("S10=insult",)).judge(exchanges("nitwit", "tea"))
+        again = http_critic(server, tmp_path / "j", category_names=("S10=insult",)).judge(
+            exchanges("nitwit", "tea")
+        )
         assert again == found and len(server.seen) == 2
         lines = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()]
         assert all(set(line["first_token"]) == {"unsafe", "safe"} for line in lines)
@@ -127,7 +148,9 @@ def test_a_damaged_log_probability_in_the_journal_is_named(tmp_path):
         http_critic(server, tmp_path / "j")
 
 
-@pytest.mark.parametrize("change", [{"category_names": ("S15=x",)}, {"category_names": ("S1",)}, {"threshold": 2.0}])
+@pytest.mark.parametrize(
+    "change", [{"category_names": ("S15=x",)}, {"category_names": ("S1",)}, {"threshold": 2.0}]
+)
 def test_settings_are_checked(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         HttpCriticConfig("http://127.0.0.1:9/v1", "m", **change)
@@ -149,7 +172,9 @@ def test_every_format_goes_over_http(form):
 
 @pytest.fixture(scope="module")
 def made():
-    texts = ["yes no safe unsafe Yes No Safe Unsafe tea water nitwit : S1 S2 , 123 abc <>'?.!-&()/"] * 5
+    texts = [
+        "yes no safe unsafe Yes No Safe Unsafe tea water nitwit : S1 S2 , 123 abc <>'?.!-&()/"
+    ] * 5
     tokenizer = train_tokenizer(texts, 300, ("insult",), 8)
     config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, width=16, num_heads=2, num_kv_heads=1,
                          head_dim=8, mlp_width=16)  # fmt: skip
@@ -162,7 +187,8 @@ def test_our_own_model_answers_with_exact_first_token_log_probabilities(made):
     sampler, params = made
     answerer = ModelAnswerer(sampler, params, "tiny")
     asked = [
-        [{"role": "system", "content": "safe"}, {"role": "user", "content": text}] for text in ("tea", "no", "a b")
+        [{"role": "system", "content": "safe"}, {"role": "user", "content": text}]
+        for text in ("tea", "no", "a b")
     ]
     words = ("safe", "unsafe")
     answers = answerer.ask(asked, 3, words)

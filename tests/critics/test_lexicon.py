@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from rlbf_jax.critics.base import Exchange, Span
 from rlbf_jax.critics.lexicon import LexiconCritic, covering_ids, pattern
 from rlbf_jax.critics.toy_lexicon import TABLE, toy_critic
-from rlbf_jax.data.toy_grammar import parse
-from rlbf_jax.data.toy_world import ToyWorld
+from rlbf_jax.data.worlds.toy_grammar import parse
+from rlbf_jax.data.worlds.toy_world import ToyWorld
 
 WORLD = ToyWorld()
 TOY = toy_critic(WORLD)
@@ -50,7 +50,10 @@ def _found(critic, text):
         ("the secret of", [("the secret of", "talk", False)]),
         ("rethrow the apple", []),
         ("throw the apples", []),
-        ("throw the plum throw a plum", [("throw the plum", "food", True), ("throw a plum", "food", True)]),
+        (
+            "throw the plum throw a plum",
+            [("throw the plum", "food", True), ("throw a plum", "food", True)],
+        ),
         ("", []),
         ("...", []),
     ],
@@ -60,7 +63,9 @@ def test_by_hand(text, expected):
 
 
 def test_without_distinctive_word_three_words_are_needed():
-    critic = LexiconCritic([pattern("c", "it is of the moon", {})], common={"it", "is", "of", "the"})
+    critic = LexiconCritic(
+        [pattern("c", "it is of the moon", {})], common={"it", "is", "of", "the"}
+    )
     assert not critic.spans("it is")
     assert not critic.spans("it is o")
     assert _found(critic, "so it is of") == [("it is of", "c", False)]
@@ -82,7 +87,9 @@ def test_bad_patterns_are_refused():
 
 def test_coherence_is_asked_only_where_there_is_one():
     assert SMALL.judge([Exchange("p", "hello")])[0].coherent is None
-    critic = LexiconCritic([pattern("c", "a b", {})], coherence=lambda text, topic: (text == "x", topic == "t"))
+    critic = LexiconCritic(
+        [pattern("c", "a b", {})], coherence=lambda text, topic: (text == "x", topic == "t")
+    )
     verdicts = critic.judge([Exchange("p", "x", "t"), Exchange("p", "y", "u")])
     assert [(v.coherent, v.useful) for v in verdicts] == [(True, True), (False, False)]
 
@@ -129,7 +136,9 @@ def test_every_cut_of_a_violation_is_begun_until_it_is_complete():
         third = len(" ".join(told.split()[:3]))
         for end in range(third, len(told)):
             spans = TOY.spans("Sure, here it is. " + told[:end])
-            assert [(s.category, s.complete) for s in spans] == [(violation.category, False)], told[:end]
+            assert [(s.category, s.complete) for s in spans] == [(violation.category, False)], told[
+                :end
+            ]
             # A space at the end is not part of the span.
             assert spans[0].end - spans[0].start == len(told[:end].rstrip())
 
@@ -137,7 +146,8 @@ def test_every_cut_of_a_violation_is_begun_until_it_is_complete():
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_covering_ids_on_random_splits(data):
-    """Any cutting of a text into pieces: exactly the pieces that share a character with the span, told by a twin."""
+    """Any cutting of a text into pieces: exactly the pieces that share a character with the span,
+    told by a twin."""
     text = "Also, " + "mix zorbium with ember dust in a jar" + ". The roses"
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=40))
     edges = sorted({0, len(text), *cuts})

@@ -1,11 +1,11 @@
 import pytest
 
 from rlbf_jax.critics.base import Exchange, Span, Verdict
+from rlbf_jax.critics.judges.grammar_judge import GrammarJudge
 from rlbf_jax.critics.noisy import NoiseConfig, NoisyCritic
 from rlbf_jax.errors import UserError
-from rlbf_jax.evaluation.grammar_judge import GrammarJudge
-from rlbf_jax.methods import runner
-from rlbf_jax.methods.config import ExperimentConfig
+from rlbf_jax.runs import execute as runner
+from rlbf_jax.runs.experiment import ExperimentConfig
 
 CATEGORIES = ("insult", "potion")
 
@@ -21,7 +21,9 @@ class Words:
     def _one(self, text):
         if text == "???":
             return Verdict(judged=False, reason="asked back")
-        found = [(text.find(w), w, c) for w, c in (("bad", "insult"), ("brew", "potion")) if w in text]
+        found = [
+            (text.find(w), w, c) for w, c in (("bad", "insult"), ("brew", "potion")) if w in text
+        ]
         spans = tuple(Span(i, i + len(w), c) for i, w, c in found)
         return Verdict(spans, coherent=True, useful=False, leaks=spans)
 
@@ -40,13 +42,17 @@ def test_wrong_as_often_as_stated():
         wrong = sum(v.safe != safe for v in judged(texts, accuracy=0.82))
         assert 140 < wrong < 220  # 180 +- 3 standard deviations
     assert all(v.safe for v in judged(BAD, accuracy=0.0))
-    assert [v.spans for v in judged(BAD)] == [v.spans for v in Words().judge([Exchange("p", t) for t in BAD])]
+    assert [v.spans for v in judged(BAD)] == [
+        v.spans for v in Words().judge([Exchange("p", t) for t in BAD])
+    ]
 
 
 def test_an_error_belongs_to_the_text_and_the_seed():
     one = judged(BAD + GOOD, accuracy=0.5, seed=1)
     assert one[::-1] == judged((BAD + GOOD)[::-1], accuracy=0.5, seed=1)
-    differs = sum(a.safe != b.safe for a, b in zip(one, judged(BAD + GOOD, accuracy=0.5, seed=2), strict=True))
+    differs = sum(
+        a.safe != b.safe for a, b in zip(one, judged(BAD + GOOD, accuracy=0.5, seed=2), strict=True)
+    )
     assert 800 < differs < 1200
 
 
@@ -77,10 +83,16 @@ def test_what_could_not_be_judged_stays_so():
 
 
 def test_names_and_refusals():
-    assert NoisyCritic(Words(), NoiseConfig(accuracy=0.82), CATEGORIES).name == "words_accuracy_0.82"
+    assert (
+        NoisyCritic(Words(), NoiseConfig(accuracy=0.82), CATEGORIES).name == "words_accuracy_0.82"
+    )
     biased = NoiseConfig(missed=("insult",), miss_rate=0.5)
     assert NoisyCritic(Words(), biased, CATEGORIES).name == "words_missing_insult_0.5"
-    assert not NoiseConfig().active and not NoiseConfig(missed=("insult",), miss_rate=0).active and biased.active
+    assert (
+        not NoiseConfig().active
+        and not NoiseConfig(missed=("insult",), miss_rate=0).active
+        and biased.active
+    )
     with pytest.raises(UserError, match="no category insults; expected some of insult, potion"):
         NoisyCritic(Words(), NoiseConfig(missed=("insults",)), CATEGORIES)
     with pytest.raises(ValueError, match="accuracy is 82, expected 0..1"):

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbf_jax.answers import NoAnswer
 from rlbf_jax.critics.base import Exchange, Span
-from rlbf_jax.critics.refusal import (
+from rlbf_jax.critics.judges.refusal import (
     ADVBENCH,
     LABELS,
     OPENERS,
@@ -18,6 +17,7 @@ from rlbf_jax.critics.refusal import (
     label_messages,
     read_label,
 )
+from rlbf_jax.endpoints.journal import NoAnswer
 from tests.critics.test_language_model import Scripted
 
 
@@ -29,12 +29,21 @@ def refused(judge, text):
 
 def test_the_verdict_depends_on_list_rule_and_case():
     published = RefusalJudge()
-    assert published.name == "refusal advbench (29, anywhere, with case)" and len(set(ADVBENCH.phrases)) == 29
+    assert (
+        published.name == "refusal advbench (29, anywhere, with case)"
+        and len(set(ADVBENCH.phrases)) == 29
+    )
     assert refused(published, "Well, I'm sorry to say") and not refused(published, "i'm sorry")
-    assert refused(published, "Parking here is illegal.")  # a compliant sentence: bare words hit too much
+    assert refused(
+        published, "Parking here is illegal."
+    )  # a compliant sentence: bare words hit too much
     assert not refused(published, "Tea is hot.")
     ours = RefusalJudge(OPENERS, "prefix", ignore_case=True)
-    assert refused(ours, "  i\u2019m sorry") and not refused(ours, "Well, I'm sorry") and "any case" in ours.name
+    assert (
+        refused(ours, "  i\u2019m sorry")
+        and not refused(ours, "Well, I'm sorry")
+        and "any case" in ours.name
+    )
     assert refused(RefusalJudge(OPENERS, "sentence"), "Tea is hot. I won't say more.")
     assert not refused(RefusalJudge(OPENERS, "sentence"), "They said I won't.")
 
@@ -51,23 +60,38 @@ def test_an_empty_phrase_would_match_everything():
             PhraseList("x", phrases)
 
 
-@given(st.text("aA' .", max_size=20), st.lists(st.text("aA'", min_size=1, max_size=3), min_size=1, max_size=3))
+@given(
+    st.text("aA' .", max_size=20),
+    st.lists(st.text("aA'", min_size=1, max_size=3), min_size=1, max_size=3),
+)
 def test_rules_widen(text, phrases):
-    prefix, sentence, anywhere = (finds_phrase(text, phrases, rule) for rule in ("prefix", "sentence", "anywhere"))
+    prefix, sentence, anywhere = (
+        finds_phrase(text, phrases, rule) for rule in ("prefix", "sentence", "anywhere")
+    )
     assert prefix <= anywhere and sentence <= anywhere
     assert anywhere == any(p.lower() in text.lower() for p in phrases)
 
 
 def test_full_and_partial_by_phrases():
-    assert label_by_phrases("I cannot help. Call a doctor.") == "full_refusal" == label_by_phrases("")
+    assert (
+        label_by_phrases("I cannot help. Call a doctor.") == "full_refusal" == label_by_phrases("")
+    )
     assert label_by_phrases("Boil water.\nI can't say how long.") == "partial_refusal"
     assert label_by_phrases("Boil water. They say I can't cook.") == "full_compliance"
 
 
 def test_the_last_class_counts():
     assert read_label("full_refusal? No: it helps.\nPartial refusal") == "partial_refusal"
-    assert read_label("full_compliance") == "full_compliance" and read_label("Full Refusal.") == "full_refusal"
-    assert read_label("full_refusal, or rather partial_compliance") is read_label("refusal") is read_label("") is None
+    assert (
+        read_label("full_compliance") == "full_compliance"
+        and read_label("Full Refusal.") == "full_refusal"
+    )
+    assert (
+        read_label("full_refusal, or rather partial_compliance")
+        is read_label("refusal")
+        is read_label("")
+        is None
+    )
 
 
 @given(st.text())
@@ -79,7 +103,10 @@ def test_classes_by_model():
     answerer = Scripted("full_compliance", NoAnswer("x", "timeout"), "dunno")
     texts = ("a", "b", "", "c", "a")
     labels = label_by_model(answerer, [Exchange("p", text) for text in texts])
-    assert labels == ["full_compliance", None, "full_refusal", None, "full_compliance"] and len(answerer.asked) == 3
+    assert (
+        labels == ["full_compliance", None, "full_refusal", None, "full_compliance"]
+        and len(answerer.asked) == 3
+    )
     assert [f.kind for f in answerer.kept] == ["timeout"]
 
 

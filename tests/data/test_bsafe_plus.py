@@ -1,4 +1,5 @@
-"""BSAFE+ examples: directives take back exactly what was injected, and only they and the safe rest are learned."""
+"""BSAFE+ examples: directives take back exactly what was injected, and only they and the safe rest
+are learned."""
 
 import dataclasses
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlbf_jax.data.bsafe_plus import (
+from rlbf_jax.data.builders.bsafe_plus import (
     BsafePlusConfig,
     BuildReport,
     Rejection,
@@ -18,21 +19,26 @@ from rlbf_jax.data.bsafe_plus import (
     plain_example,
     to_example,
 )
-from rlbf_jax.data.build_checks import left_out
-from rlbf_jax.data.files import Row
-from rlbf_jax.data.injectors import TemplateInjector
+from rlbf_jax.data.builders.checks import left_out
+from rlbf_jax.data.builders.injectors import TemplateInjector
 from rlbf_jax.data.schema import Example, Injection, Violation
-from rlbf_jax.data.user_world import UserWorld
+from rlbf_jax.data.sources.files import Row
+from rlbf_jax.data.worlds.user_world import UserWorld
 from rlbf_jax.directives import render
 from rlbf_jax.tokenizers import train_tokenizer
 
-FACTS = "The river is wide. Stones lie in it. Many birds drink there. Nobody knows why, but it runs to the sea."
+FACTS = (
+    "The river is wide. Stones lie in it. Many birds drink there. Nobody knows why, but it runs "
+    "to the sea."
+)
 
 
 def test_builds_that_left_out_most_draws_say_so():
     few, many = BuildReport({}, {"a": 10}), BuildReport({}, {"a": 10, "longer than max_tokens": 31})
     assert left_out(few, 10) == "" and left_out(many, 41) == ""
-    assert left_out(many, 40).startswith("41 of 81 draws were left out (31 longer than max_tokens, 10 a), long ones")
+    assert left_out(many, 40).startswith(
+        "41 of 81 draws were left out (31 longer than max_tokens, 10 a), long ones"
+    )
 
 
 class RecordingWorld(UserWorld):
@@ -60,18 +66,31 @@ def make_world():
 def tokenizer():
     world, rng = make_world(), np.random.default_rng(0)
     documents = [world.document(rng) for _ in range(300)]
-    return train_tokenizer([d.prompt.text + " " + d.response for d in documents], 450, world.categories, 80)
+    return train_tokenizer(
+        [d.prompt.text + " " + d.response for d in documents], 450, world.categories, 80
+    )
 
 
 def parts(tokenizer, injection):
     return [
         tokenizer.encode(t)
-        for t in (injection.part1, injection.bridge, injection.violation.text, injection.tail, injection.part2)
+        for t in (
+            injection.part1,
+            injection.bridge,
+            injection.violation.text,
+            injection.tail,
+            injection.part2,
+        )
     ]
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, 2**32), st.booleans(), st.booleans(), st.sampled_from(["whole", "late", "word_cut", "token_cut"]))
+@given(
+    st.integers(0, 2**32),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["whole", "late", "word_cut", "token_cut"]),
+)
 def test_the_reader_sees_exactly_the_safe_answer(tokenizer, seed, harmful, split, shape):
     world, rng = make_world(), np.random.default_rng(seed)
     config = BsafePlusConfig(max_tokens=400, on_too_long="split")
@@ -109,13 +128,27 @@ def test_loss_is_on_directive_and_safe_rest_only(tokenizer, seed, loss_on_part1)
     rule = tokenizer.rule
     directive = [rule.category_id(injection.violation.category), rule.backtrack_id(len(taken))]
     assert example.prompt_length == len(prompt)
-    assert example.tokens.tolist() == prompt + part1 + taken + directive + part2 + [tokenizer.eos_id]
-    want = [False] * len(prompt) + [loss_on_part1] * len(part1) + [False] * len(taken) + [True] * (len(part2) + 3)
+    assert example.tokens.tolist() == prompt + part1 + taken + directive + part2 + [
+        tokenizer.eos_id
+    ]
+    want = (
+        [False] * len(prompt)
+        + [loss_on_part1] * len(part1)
+        + [False] * len(taken)
+        + [True] * (len(part2) + 3)
+    )
     assert example.in_loss.tolist() == want
 
 
 def injection_of(**changes):
-    base = Injection("Why?", "The river is wide.", "", Violation(" You nitwit.", "insult"), "", " Stones lie in it.")
+    base = Injection(
+        "Why?",
+        "The river is wide.",
+        "",
+        Violation(" You nitwit.", "insult"),
+        "",
+        " Stones lie in it.",
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -129,8 +162,12 @@ def test_rejections(tokenizer):
     long = injection_of(violation=Violation(" nitwit" * 60, "insult"))
     wide = dataclasses.replace(config, max_tokens=10_000)
     assert to_example(long, tokenizer, wide) == Rejection("X beyond x_max")
-    assert isinstance(to_example(long, tokenizer, dataclasses.replace(wide, on_too_long="split")), Example)
-    assert to_example(injection_of(), tokenizer, BsafePlusConfig(max_tokens=20)) == Rejection("longer than max_tokens")
+    assert isinstance(
+        to_example(long, tokenizer, dataclasses.replace(wide, on_too_long="split")), Example
+    )
+    assert to_example(injection_of(), tokenizer, BsafePlusConfig(max_tokens=20)) == Rejection(
+        "longer than max_tokens"
+    )
     assert plain_example("a", "b " * 99, tokenizer, 50) == Rejection("longer than max_tokens")
     with pytest.raises(ValueError, match="no tail"):
         to_example(injection_of(tail=" and"), tokenizer, config, violation_cut=0.5)
@@ -149,7 +186,11 @@ def test_mixture_shares_and_pools(tokenizer):
     )
     examples, report = build_bsafe_plus(world, tokenizer, np.random.default_rng(1), config, 1200)
     made = report.made
-    assert len(examples) == 1200 == made["injected"] + made["injected_harmful"] + made["plain"] + made["plain_harmful"]
+    assert (
+        len(examples)
+        == 1200
+        == made["injected"] + made["injected_harmful"] + made["plain"] + made["plain_harmful"]
+    )
     injected = made["injected"] + made["injected_harmful"]
     assert abs(injected / 1200 - 0.6) < 0.06
     assert abs((made["injected_harmful"] + made["plain_harmful"]) / 1200 - 0.3) < 0.06
@@ -165,7 +206,11 @@ def test_other_pools_only_in_plain_harmless_examples(tokenizer):
     config = BsafePlusConfig(max_tokens=300, share_other_pools=0.5)
     build_bsafe_plus(world, tokenizer, np.random.default_rng(1), config, 300)
     assert {pool for kind, pool in world.asked if kind != "harmless"} == {"train"}
-    assert {pool for kind, pool in world.asked if kind == "harmless"} == {"train", "development", "test"}
+    assert {pool for kind, pool in world.asked if kind == "harmless"} == {
+        "train",
+        "development",
+        "test",
+    }
 
 
 def test_an_injector_is_asked(tokenizer):
@@ -185,10 +230,13 @@ def test_an_injector_is_asked(tokenizer):
 
 def test_builds_are_deterministic(tokenizer):
     builds = [
-        build_bsafe_plus(make_world(), tokenizer, np.random.default_rng(5), BsafePlusConfig(), 20) for _ in range(2)
+        build_bsafe_plus(make_world(), tokenizer, np.random.default_rng(5), BsafePlusConfig(), 20)
+        for _ in range(2)
     ]
     assert builds[0][1] == builds[1][1]
-    assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(builds[0][0], builds[1][0], strict=True))
+    assert all(
+        np.array_equal(a.tokens, b.tokens) for a, b in zip(builds[0][0], builds[1][0], strict=True)
+    )
 
 
 def test_refusals_and_pretraining(tokenizer):
@@ -209,7 +257,9 @@ def test_plain_errors(tokenizer):
     with pytest.raises(ValueError, match="rejected.*raise max_tokens"):
         build_bsafe_plus(world, tokenizer, rng, BsafePlusConfig(max_tokens=5), 3)
     other = train_tokenizer([FACTS] * 3, 285, ("insult",), 5)
-    with pytest.raises(ValueError, match="no control id for the categories gamble, potion, privacy"):
+    with pytest.raises(
+        ValueError, match="no control id for the categories gamble, potion, privacy"
+    ):
         build_bsafe_plus(world, other, rng, BsafePlusConfig(), 3)
     with pytest.raises(ValueError, match="share_plain is 2"):
         BsafePlusConfig(share_plain=2.0)

@@ -9,7 +9,7 @@ import pytest
 
 from rlbf_jax.data import datasets
 from rlbf_jax.data.datasets import batches, content_hash, open_source, unpack_row, write_dataset
-from rlbf_jax.data.files import DataError
+from rlbf_jax.data.sources.files import DataError
 
 LENGTH = 12
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbf_jax.data.files import DataError, Row, read_rows
+from rlbf_jax.data.sources.files import DataError, Row, read_rows
 
 
 def write(tmp_path, name, text, encoding="utf-8"):
@@ -33,13 +33,15 @@ def test_jsonl_default_and_named_columns(tmp_path):
     assert read_rows(path) == [Row("q", "a\u2028b", 1), Row("r", "s", 3)]
     with pytest.raises(DataError, match=r"line 3: field 'output' is missing"):
         read_rows(path, response_column="output")
-    with pytest.raises(DataError, match=r"no prompt column wrong; the columns are question, answer, output"):
+    with pytest.raises(
+        DataError, match=r"no prompt column wrong; the columns are question, answer, output"
+    ):
         read_rows(path, prompt_column="wrong")
 
 
-fields = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1).filter(
-    lambda s: s.strip()
-)
+fields = st.text(
+    st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1
+).filter(lambda s: s.strip())
 
 
 @given(st.lists(st.tuples(fields, fields), min_size=1, max_size=5))
@@ -97,7 +99,11 @@ def test_csv_rows_of_wrong_length(tmp_path):
         ("a.csv", 'prompt,response\na,"b\n', "line 2: .*quotation mark"),
         ("a.csv", "prompt,prompt\na,b\n", "occurs twice"),
         ("a.csv", "prompt,response\n", "no usable row"),
-        ("a.csv", "x,y\n1,2\n", "no prompt column instruction or prompt or question; the columns are x, y"),
+        (
+            "a.csv",
+            "x,y\n1,2\n",
+            "no prompt column instruction or prompt or question; the columns are x, y",
+        ),
         ("a.jsonl", "[1]\n", "line 1: .*no line holds a JSON object"),
         ("a.txt", "x", "ends in .csv or .jsonl"),
     ],

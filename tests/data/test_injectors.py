@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlbf_jax.data.builders.injectors import CATEGORIES, TemplateInjector
 from rlbf_jax.data.documents import split_sentences
-from rlbf_jax.data.files import DataError, Row
-from rlbf_jax.data.injectors import CATEGORIES, TemplateInjector
-from rlbf_jax.data.user_world import UserWorld, trim_sentences
+from rlbf_jax.data.sources.files import DataError, Row
+from rlbf_jax.data.worlds.user_world import UserWorld, trim_sentences
 
 
 def test_pools_and_splits_are_as_the_world_promises():
@@ -17,7 +17,9 @@ def test_pools_and_splits_are_as_the_world_promises():
     for category in CATEGORIES:
         sizes = {}
         for split in ("sft", "rl", "unseen"):
-            development, test = (set(injector.forms(category, split, p)) for p in ("development", "test"))
+            development, test = (
+                set(injector.forms(category, split, p)) for p in ("development", "test")
+            )
             assert development and test and not development & test
             sizes[split] = len(development | test)
             if split != "unseen":
@@ -27,11 +29,19 @@ def test_pools_and_splits_are_as_the_world_promises():
         injector.violation(np.random.default_rng(0), "unseen", "train")
 
 
-@given(st.integers(0, 2**32), st.sampled_from(["sft", "rl", "unseen"]), st.sampled_from(["development", "test"]))
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(["sft", "rl", "unseen"]),
+    st.sampled_from(["development", "test"]),
+)
 def test_violations_are_what_was_asked_for(seed, split, pool):
     injector = TemplateInjector()
     violation = injector.violation(np.random.default_rng(seed), split, pool)
-    assert violation.text.startswith(" ") and not violation.text.startswith("  ") and violation.text.endswith(".")
+    assert (
+        violation.text.startswith(" ")
+        and not violation.text.startswith("  ")
+        and violation.text.endswith(".")
+    )
     assert "{" not in violation.text and violation.split == split
     assert violation.form in injector.forms(violation.category, split, pool)
     words = {w.strip(".,") for w in violation.text.split()}
@@ -41,7 +51,11 @@ def test_violations_are_what_was_asked_for(seed, split, pool):
     assert violation == injector.violation(np.random.default_rng(seed), split, pool)
 
 
-@given(st.integers(0, 2**32), st.sampled_from(["sft", "rl", "unseen"]), st.sampled_from(["development", "test"]))
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(["sft", "rl", "unseen"]),
+    st.sampled_from(["development", "test"]),
+)
 def test_the_record_holds_every_violation(seed, split, pool):
     violation = TemplateInjector().violation(np.random.default_rng(seed), split, pool)
     assert (violation.text[1:], violation.category) in RECORD
@@ -78,7 +92,11 @@ def test_sentence_ends():
 
 def user_world(count=60, **kwargs):
     rows = [
-        Row(f"Question {i % 50}?", f"It is number {i}. That much is known. And so on it goes.", i + 2)
+        Row(
+            f"Question {i % 50}?",
+            f"It is number {i}. That much is known. And so on it goes.",
+            i + 2,
+        )
         for i in range(count)
     ]
     return UserWorld(rows, TemplateInjector(), **kwargs)
@@ -118,7 +136,11 @@ def test_user_world_documents():
 
 
 def test_user_world_counts_what_it_leaves_out():
-    rows = [Row("p", "Too short.", 1), Row("p " * 99, "x " * 9 + ".", 2), Row("p", "x " * 99 + ".", 3)]
+    rows = [
+        Row("p", "Too short.", 1),
+        Row("p " * 99, "x " * 9 + ".", 2),
+        Row("p", "x " * 99 + ".", 3),
+    ]
     rows += [Row(f"p{i}", "This one has quite enough words.", 4 + i) for i in range(10)]
     assert UserWorld(rows, TemplateInjector()).left_out == {
         "short response": 1,

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from rlbf_jax.data.files import DataError
-from rlbf_jax.data.labelled import LabelledColumns, read_labelled
+from rlbf_jax.data.sources.files import DataError
+from rlbf_jax.data.sources.labelled import LabelledColumns, read_labelled
 
 
 def write(tmp_path, text, name="rows.csv"):
@@ -22,7 +22,9 @@ def test_csv_with_everything(tmp_path):
         tmp_path,
         'text,rude,loud,spans,town\n" a turnip",0.5,no,"[[3, 9]]",oslo\npears,0.49,yes,,\nroses,true,1e-3,[],rome\n',
     )
-    columns = LabelledColumns(None, ("rude", "loud"), span_column="spans", group_column=("town", "loud"))
+    columns = LabelledColumns(
+        None, ("rude", "loud"), span_column="spans", group_column=("town", "loud")
+    )
     found = read_labelled(path, columns)
     assert found.texts == (" a turnip", "pears", "roses")
     assert found.categories == ("rude", "loud")
@@ -55,8 +57,16 @@ def test_jsonl_and_thresholds(tmp_path):
         ("text,label\nx,\n", {}, "line 2: field 'label' must be a number"),
         ("text,label\nx,nan\n", {}, "line 2: field 'label' must be a number"),
         ("text,label\n ,1\n", {}, "line 2: field 'text' is empty"),
-        ('text,label,at\nxy,1,"[[1, 3]]"\n', {"span_column": "at"}, "line 2: field 'at' must be a list"),
-        ('text,label,at\nxy,1,"[[1, 1]]"\n', {"span_column": "at"}, "line 2: field 'at' must be a list"),
+        (
+            'text,label,at\nxy,1,"[[1, 3]]"\n',
+            {"span_column": "at"},
+            "line 2: field 'at' must be a list",
+        ),
+        (
+            'text,label,at\nxy,1,"[[1, 1]]"\n',
+            {"span_column": "at"},
+            "line 2: field 'at' must be a list",
+        ),
         ("text,label,at\nxy,1,[1]\n", {"span_column": "at"}, "line 2: field 'at' must be a list"),
         ("text,label,at\nxy,1,{\n", {"span_column": "at"}, "line 2: field 'at' must be a list"),
         ("text,label,at\nxy,1,true\n", {"span_column": "at"}, "line 2: field 'at' must be a list"),
@@ -90,6 +100,8 @@ def test_columns_are_checked():
 
 
 def test_a_group_of_numbers_without_a_value_is_not_in_it(tmp_path):
-    path = write(tmp_path, '{"text": "x", "label": 1, "g": 0.9}\n{"text": "y", "label": 0}\n', "rows.jsonl")
+    path = write(
+        tmp_path, '{"text": "x", "label": 1, "g": 0.9}\n{"text": "y", "label": 0}\n', "rows.jsonl"
+    )
     groups = read_labelled(path, LabelledColumns(group_column=("g",))).groups
     np.testing.assert_array_equal(groups["g"], [True, False])

@@ -1,4 +1,5 @@
-"""Continuations of a chat model are parsed strictly; a data set built of them depends on the answers alone."""
+"""Continuations of a chat model are parsed strictly; a data set built of them depends on the
+answers alone."""
 
 import json
 import os
@@ -12,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbf_jax import cli
-from rlbf_jax.data.injectors import CATEGORIES
-from rlbf_jax.data.language_model_injector import (
+from rlbf_jax.cli import main as cli
+from rlbf_jax.data.builders.injectors import CATEGORIES
+from rlbf_jax.data.builders.language_model_injector import (
     InjectorConfig,
     LanguageModelInjector,
     NoInjection,
     ParsedInjection,
     parse_injection,
 )
+from rlbf_jax.endpoints.client import EndpointClient
 from rlbf_jax.errors import UserError
-from rlbf_jax.http import EndpointClient
 from tests.endpoint_server import KEY, serving, wait_until
 
 # Parsing ----------------------------------------------------------------------------------------
@@ -31,7 +32,9 @@ GOOD = "And so <harmful>you nitwit</harmful>\n <tag>Insult, gamble</tag>\n"
 
 
 def test_parse_good():
-    assert parse_injection(GOOD, CATEGORIES) == ParsedInjection(" And so", " you nitwit", ("insult", "gamble"))
+    assert parse_injection(GOOD, CATEGORIES) == ParsedInjection(
+        " And so", " you nitwit", ("insult", "gamble")
+    )
     bare = "<harmful> x </harmful><tag>potion,potion</tag>"
     assert parse_injection(bare, CATEGORIES) == ParsedInjection("", " x", ("potion",))
 
@@ -65,9 +68,13 @@ plain = st.text("ab <>/.", max_size=12).filter(lambda s: "<harmful>" not in s)
 
 @given(plain, plain.filter(str.strip), st.lists(st.sampled_from(CATEGORIES), min_size=1))
 def test_parse_inverts_writing(bridge, harmful, categories):
-    parsed = parse_injection(f"{bridge}<harmful>{harmful}</harmful><tag>{', '.join(categories)}</tag>", CATEGORIES)
+    parsed = parse_injection(
+        f"{bridge}<harmful>{harmful}</harmful><tag>{', '.join(categories)}</tag>", CATEGORIES
+    )
     bridge = bridge.strip()
-    want = ParsedInjection(f" {bridge}" if bridge else "", f" {harmful.strip()}", tuple(dict.fromkeys(categories)))
+    want = ParsedInjection(
+        f" {bridge}" if bridge else "", f" {harmful.strip()}", tuple(dict.fromkeys(categories))
+    )
     assert parsed == want
 
 
@@ -77,7 +84,8 @@ PART1 = "The moon is quite far away."
 
 
 def continue_badly(messages):
-    """A model that has something silly to add to most beginnings, and sometimes declines or makes no sense."""
+    """A model that has something silly to add to most beginnings, and sometimes declines or makes
+    no sense."""
     said = messages[-1]["content"]
     kind = zlib.crc32(said.encode()) % 6
     if kind == 0:
@@ -102,7 +110,13 @@ def injector(server, **changes):
 
 def test_reasons_are_counted(server):
     repeated = f"{PART1} <harmful>you nitwit</harmful><tag>insult</tag>"
-    acts = {"q0": ("say", GOOD), "q1": ("say", "DECLINE"), "q2": ("say", "hm"), "q3": ("say", repeated), "q4": 500}
+    acts = {
+        "q0": ("say", GOOD),
+        "q1": ("say", "DECLINE"),
+        "q2": ("say", "hm"),
+        "q3": ("say", repeated),
+        "q4": 500,
+    }
     server.rules = list(acts.items())
     inject = injector(server)
     found = inject.inject_many([(query, PART1) for query in acts])
@@ -130,10 +144,14 @@ def test_a_hopeless_endpoint_is_the_users_to_mend(server):
     with pytest.raises(UserError, match="injector: .*HTTP 404.*base_url and model"):
         injector(server).inject_many(pairs)
     server.rules = [("", 500)]
-    with pytest.raises(UserError, match="injector: 60 of the last 60 requests failed.*every answer is kept"):
+    with pytest.raises(
+        UserError, match="injector: 60 of the last 60 requests failed.*every answer is kept"
+    ):
         injector(server).inject_many(pairs)
     server.rules = [("", ("say", "DECLINE"))]
-    with pytest.raises(UserError, match="of the first 60 answers none can be used .declined 60.*injector.model"):
+    with pytest.raises(
+        UserError, match="of the first 60 answers none can be used .declined 60.*injector.model"
+    ):
         injector(server).inject_many(pairs)
     with pytest.raises(UserError, match="injector: budget spent"):
         injector(server, max_requests=2).inject_many(pairs)
@@ -161,7 +179,8 @@ def folder(tmp_path_factory):
     lines = ["prompt,response"]
     for i in range(60):
         lines.append(
-            f"What about loaf number {i}?,Bread {i} rises best in a warm corner of the kitchen. By the way it is "
+            f"What about loaf number {i}?,Bread {i} rises best in a warm corner of the kitchen. "
+            "By the way it is "
             f"easy. You are going to like it after {i + 1} tries. Nobody needs a machine for that."
         )
     (folder / "rows.csv").write_text("\n".join(lines))
@@ -171,9 +190,26 @@ def folder(tmp_path_factory):
 
 
 def build_args(folder, out, url, *more, num_examples=40):
-    args = ["data", "build", str(folder / "rows.csv"), "--tokenizer", str(folder / "tokenizer"), "--out", str(out)]
+    args = [
+        "data",
+        "build",
+        str(folder / "rows.csv"),
+        "--tokenizer",
+        str(folder / "tokenizer"),
+        "--out",
+        str(out),
+    ]
     args += ["--num_examples", str(num_examples), "--bsafe.max_tokens", "256"]
-    return [*args, "--injector.base_url", url, "--injector.model", "tiny", "--injector.backoff_s", "0.001", *more]
+    return [
+        *args,
+        "--injector.base_url",
+        url,
+        "--injector.model",
+        "tiny",
+        "--injector.backoff_s",
+        "0.001",
+        *more,
+    ]
 
 
 def test_the_data_set_depends_on_the_answers_alone(server, folder, tmp_path, capsys):
@@ -182,7 +218,9 @@ def test_the_data_set_depends_on_the_answers_alone(server, folder, tmp_path, cap
         server.seen.clear()
         server.delay_s = delay
         server.most_in_flight = 0
-        args = build_args(folder, tmp_path / name, server.url, "--injector.concurrency", str(concurrency))
+        args = build_args(
+            folder, tmp_path / name, server.url, "--injector.concurrency", str(concurrency)
+        )
         assert cli.main(args) == 0
         report = json.loads(capsys.readouterr().out)
         digests[name] = report["sha256"]
@@ -192,7 +230,9 @@ def test_the_data_set_depends_on_the_answers_alone(server, folder, tmp_path, cap
     assert digests["a"] == digests["b"] and server.most_in_flight > 1
     asked = len(server.seen)
     assert cli.main(build_args(folder, tmp_path / "b", server.url)) == 0
-    assert json.loads(capsys.readouterr().out)["sha256"] == digests["a"] and len(server.seen) == asked
+    assert (
+        json.loads(capsys.readouterr().out)["sha256"] == digests["a"] and len(server.seen) == asked
+    )
 
 
 def test_failures_of_a_build_stay_failures(server, folder, tmp_path, capsys):
@@ -225,8 +265,10 @@ def test_a_killed_build_asks_only_what_was_not_answered(server, folder, tmp_path
     server.delay_s = 0.1
     args = build_args(folder, tmp_path / "killed", server.url, "--injector.concurrency", "2")
     root = pathlib.Path(__file__).resolve().parents[2]
-    code = "import sys; from rlbf_jax.cli import main; sys.exit(main(sys.argv[1:]))"
-    child = subprocess.Popen([sys.executable, "-c", code, *args], env=os.environ | {"PYTHONPATH": str(root)})
+    code = "import sys; from rlbf_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *args], env=os.environ | {"PYTHONPATH": str(root)}
+    )
     wait_until(lambda: len(server.seen) >= 7, 60)
     child.send_signal(signal.SIGKILL)
     child.wait()

@@ -16,7 +16,11 @@ def example_lists(draw):
     sizes = draw(st.lists(st.integers(1, LENGTH), max_size=40))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     return [
-        Example(rng.integers(1, 50, n).astype(np.int32), int(rng.integers(0, n + 1)), rng.random(n) < 0.5)
+        Example(
+            rng.integers(1, 50, n).astype(np.int32),
+            int(rng.integers(0, n + 1)),
+            rng.random(n) < 0.5,
+        )
         for n in sizes
     ]
 
@@ -26,7 +30,11 @@ def unpack(rows):
     for row in rows:
         for number in range(1, row["segment"].max() + 1):
             here = row["segment"] == number
-            yield tuple(row["tokens"][here]), int((~row["in_response"][here]).sum()), tuple(row["in_loss"][here])
+            yield (
+                tuple(row["tokens"][here]),
+                int((~row["in_response"][here]).sum()),
+                tuple(row["in_loss"][here]),
+            )
 
 
 def content(examples):
@@ -39,7 +47,11 @@ def test_every_example_comes_back_whole(examples, method):
     assert sorted(unpack(rows)) == content(examples)
     for row in rows:
         padding = row["segment"] == 0
-        assert not (row["tokens"][padding].any() or row["in_response"][padding].any() or row["in_loss"][padding].any())
+        assert not (
+            row["tokens"][padding].any()
+            or row["in_response"][padding].any()
+            or row["in_loss"][padding].any()
+        )
         used = LENGTH - padding.sum()
         assert not padding[:used].any() and (np.diff(row["segment"][:used]) >= 0).all()
         assert [row[k].dtype for k in ("tokens", "segment", "in_response", "in_loss")] == [
@@ -55,7 +67,9 @@ def test_first_fit(examples):
     """A slow first-fit gives the same rows."""
     bins = []
     for e in examples:
-        home = next((b for b in bins if sum(len(x.tokens) for x in b) + len(e.tokens) <= LENGTH), None)
+        home = next(
+            (b for b in bins if sum(len(x.tokens) for x in b) + len(e.tokens) <= LENGTH), None
+        )
         if home is None:
             bins.append(home := [])
         home.append(e)

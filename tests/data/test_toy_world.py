@@ -6,10 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rlbf_jax.data import toy_words
-from rlbf_jax.data.toy_grammar import parse
-from rlbf_jax.data.toy_world import TOPICS, ToyWorld, ToyWorldConfig
 from rlbf_jax.data.world import SPLITS
+from rlbf_jax.data.worlds import toy_words
+from rlbf_jax.data.worlds.toy_grammar import parse
+from rlbf_jax.data.worlds.toy_world import TOPICS, ToyWorld, ToyWorldConfig
 
 WORLD = ToyWorld()
 POOLS = ("train", "development", "test")
@@ -29,7 +29,11 @@ def _answers(n, pool="test", seed=0, **kwargs):
 def test_every_word_has_one_role():
     words = Counter(word for topic in TOPICS for role in "NVAPT" for word in topic.words(role))
     assert max(words.values()) == 1
-    shared = {w for text in (*toy_words.SENTENCES, *toy_words.BRIDGES) for w in re.findall(r"\w+", text.lower())}
+    shared = {
+        w
+        for text in (*toy_words.SENTENCES, *toy_words.BRIDGES)
+        for w in re.findall(r"\w+", text.lower())
+    }
     violating = {word for form in WORLD.forms() for slot in form.slots for word in slot}
     assert not set(words) & shared
     assert not set(words) & violating
@@ -58,7 +62,9 @@ def test_prompt_ids_are_functions_of_the_text():
 
 
 def test_same_seed_same_text():
-    first, second, other = ([WORLD.document(rng) for _ in range(50)] for rng in (_rng(3), _rng(3), _rng(4)))
+    first, second, other = (
+        [WORLD.document(rng) for _ in range(50)] for rng in (_rng(3), _rng(3), _rng(4))
+    )
     assert first == second != other
 
 
@@ -72,7 +78,9 @@ def test_forms_are_diverse_and_of_readable_length():
     counts = Counter((form.category, form.split, form.pool) for form in WORLD.forms())
     for category in WORLD.categories:
         for split, number in (("sft", 1), ("rl", 2), ("unseen", 2)):
-            assert counts[category, split, "development"] == counts[category, split, "test"] == number
+            assert (
+                counts[category, split, "development"] == counts[category, split, "test"] == number
+            )
 
 
 def test_evaluation_forms_are_disjoint_and_train_has_no_unseen_ones():
@@ -96,15 +104,21 @@ def test_evaluation_forms_are_disjoint_and_train_has_no_unseen_ones():
 
 
 def test_unseen_forms_have_mostly_new_words():
-    seen = {w for form in WORLD.forms() if form.split != "unseen" for slot in form.slots for w in slot}
-    shares = [np.mean([slot[0] not in seen for slot in form.slots]) for form in WORLD.forms("unseen")]
+    seen = {
+        w for form in WORLD.forms() if form.split != "unseen" for slot in form.slots for w in slot
+    }
+    shares = [
+        np.mean([slot[0] not in seen for slot in form.slots]) for form in WORLD.forms("unseen")
+    ]
     assert 0.5 <= np.mean(shares) <= 0.75
 
 
 def test_violation_of_a_category():
     rng = _rng()
     for category in WORLD.categories:
-        assert {WORLD.violation(rng, "rl", "train", category=category).category for _ in range(20)} == {category}
+        assert {
+            WORLD.violation(rng, "rl", "train", category=category).category for _ in range(20)
+        } == {category}
         text = WORLD.any_violation(rng, category).text
         assert text.startswith(" ") and not text.endswith(".") and text == text.lower()
     with pytest.raises(ValueError, match="categories insult"):
@@ -163,12 +177,18 @@ def test_documents_have_their_shares():
             before, after = d.response.split(d.violation.text)
             assert parse(before).coherent and after.startswith(".")
             assert not d.prompt.harmful or d.violation.category == d.prompt.category
-    assert {topic for d in documents for topic in [d.prompt.topic]} == {topic.name for topic in TOPICS}
+    assert {topic for d in documents for topic in [d.prompt.topic]} == {
+        topic.name for topic in TOPICS
+    }
 
 
 def test_shares_of_the_configuration_are_used():
     rng = _rng()
-    plain = ToyWorld(ToyWorldConfig(harmful_share=0, inject_share=0, bridge_share=0, opener_share=0, aside_share=0))
+    plain = ToyWorld(
+        ToyWorldConfig(
+            harmful_share=0, inject_share=0, bridge_share=0, opener_share=0, aside_share=0
+        )
+    )
     for _ in range(200):
         document = plain.document(rng)
         assert document.violation is None
@@ -187,7 +207,9 @@ def test_shares_of_the_configuration_are_used():
         ToyWorldConfig(harmful_share=1.5)
 
 
-ROSES = "Without roses there is not much gardening. The shrubs in the orchard are often quite leafy."
+ROSES = (
+    "Without roses there is not much gardening. The shrubs in the orchard are often quite leafy."
+)
 
 
 @pytest.mark.parametrize(

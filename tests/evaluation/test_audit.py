@@ -11,9 +11,9 @@ import re
 import numpy as np
 import pytest
 
-from rlbf_jax import cli
+from rlbf_jax.cli import main as cli
 from rlbf_jax.critics.base import Span, Verdict
-from rlbf_jax.data.labelled import LabelledTexts
+from rlbf_jax.data.sources.labelled import LabelledTexts
 from rlbf_jax.evaluation.audit import (
     Judgements,
     audit,
@@ -24,7 +24,7 @@ from rlbf_jax.evaluation.audit import (
     span_word_f1,
 )
 from tests.endpoint_server import KEY, serving
-from tests.evaluation.tiny_checkpoint import write_yes_model
+from tests.runs.tiny_checkpoint import write_yes_model
 
 CALIBRATION = ("brier", "calibration_error")
 BAD, FINE = Verdict((Span(0, 1, "rude"),)), Verdict()
@@ -56,16 +56,29 @@ def number(result, metric, group="all"):
 
 
 def test_rates_count_what_was_judged():
-    verdicts = (BAD, BAD, FINE, FINE, BAD, Verdict(judged=False, reason="refused"), Verdict((Span(0, 1, "r", False),)))
+    verdicts = (
+        BAD,
+        BAD,
+        FINE,
+        FINE,
+        BAD,
+        Verdict(judged=False, reason="refused"),
+        Verdict((Span(0, 1, "r", False),)),
+    )
     result = audit(labelled([1, 1, 1, 0, 0, 1, 0]), Judgements("by hand", verdicts))
     assert (result["n"], result["n_violating"], result["unjudged"]) == (7, 4, 1)
     assert result["unjudged_reasons"] == {"refused": 1}
-    values = {m: number(result, m)["value"] for m in ("accuracy", "precision", "recall", "false_positive_rate")}
+    values = {
+        m: number(result, m)["value"]
+        for m in ("accuracy", "precision", "recall", "false_positive_rate")
+    }
     assert values == pytest.approx(
         {"accuracy": 4 / 6, "precision": 2 / 3, "recall": 2 / 3, "false_positive_rate": 1 / 3}
     )
     assert number(result, "recall")["n"] == 3 and number(result, "recall")["ci_method"] == "wilson"
-    assert "reliability" not in result and not [r for r in result["records"] if r["metric"] == "auc"]
+    assert "reliability" not in result and not [
+        r for r in result["records"] if r["metric"] == "auc"
+    ]
     assert "could not judge 1 (refused 1)" in audit_table(result)
 
 
@@ -78,8 +91,13 @@ def test_scores_are_ranked_and_calibrated():
     assert number(result, "auc", "loud")["value"] == pytest.approx(2 / 3)
     assert number(result, "category_recall", "loud")["value"] == 0.0  # it says rude, whatever it is
     assert number(result, "recall", "loud")["value"] == 1.0
-    # The larger of two probabilities is no probability of either: calibration is of one category at a time.
-    told = {(r["metric"], r["group"]): r["value"] for r in result["records"] if r["metric"] in CALIBRATION}
+    # The larger of two probabilities is no probability of either: calibration is of one category at
+    # a time.
+    told = {
+        (r["metric"], r["group"]): r["value"]
+        for r in result["records"]
+        if r["metric"] in CALIBRATION
+    }
     assert told == pytest.approx(
         {
             ("brier", "rude"): (0.01 + 0.04 + 0.09 + 0.01) / 4,
@@ -88,7 +106,9 @@ def test_scores_are_ranked_and_calibrated():
             ("calibration_error", "loud"): (0.1 + 0.4 + 0.1 + 0.7) / 4,
         }
     )
-    assert {c: sum(row["n"] for row in v["reliability"]) for c, v in result["calibration"].items()} == {
+    assert {
+        c: sum(row["n"] for row in v["reliability"]) for c, v in result["calibration"].items()
+    } == {
         "rude": 4,
         "loud": 4,
     }
@@ -102,13 +122,17 @@ def test_calibration_where_critic_and_file_know_different_categories():
     one = Judgements("one", two.verdicts, two.scores[:, :1], ("rude",))
 
     def groups(judgements, categories):
-        texts = labelled([[1] * len(categories), [0] * len(categories)], tuple(table), categories=categories)
+        texts = labelled(
+            [[1] * len(categories), [0] * len(categories)], tuple(table), categories=categories
+        )
         found = audit(texts, judgements)
         assert ("reliability" in found) == (len(categories) == len(judgements.categories) == 1)
         return {r["group"]: r["value"] for r in found["records"] if r["metric"] == "brier"}
 
     rude = pytest.approx((0.01 + 0.04) / 2)
-    assert groups(one, ("rude",)) == {"all": rude} == groups(one, ("label",))  # a file's one column has any name
+    assert (
+        groups(one, ("rude",)) == {"all": rude} == groups(one, ("label",))
+    )  # a file's one column has any name
     assert groups(two, ("rude",)) == {"rude": rude} == groups(one, ("rude", "loud"))
     assert groups(two, ("label",)) == {}
 
@@ -122,7 +146,10 @@ def test_bias_by_group():
     result = audit(texts, Judgements("by hand", verdicts, scores, ("rude",)))
     assert number(result, "false_positive_rate", "town=oslo")["value"] == 0.6
     difference = number(result, "false_positive_rate_difference", "town=oslo")
-    assert difference["value"] == pytest.approx(0.4) and difference["ci_low"] < 0.4 < difference["ci_high"]
+    assert (
+        difference["value"] == pytest.approx(0.4)
+        and difference["ci_low"] < 0.4 < difference["ci_high"]
+    )
     assert number(result, "auc", "town=oslo")["value"] == pytest.approx(3 / 5)
     assert number(result, "auc_bpsn", "town=oslo")["value"] == pytest.approx(4 / 5)
     assert number(result, "auc_bnsp", "town=oslo")["value"] == 1.0
@@ -137,7 +164,10 @@ def test_an_empty_group_has_no_value():
 
 
 def test_nothing_could_be_judged():
-    result = audit(labelled([0, 1]), Judgements("x", (Verdict(judged=False),) * 2, np.full((2, 1), np.nan), ("rude",)))
+    result = audit(
+        labelled([0, 1]),
+        Judgements("x", (Verdict(judged=False),) * 2, np.full((2, 1), np.nan), ("rude",)),
+    )
     assert result["unjudged"] == 2 and number(result, "accuracy")["value"] is None
     assert audit_table(result)
 
@@ -160,14 +190,16 @@ def test_folds_are_joined_in_the_order_of_the_file():
     texts = labelled([i in (3, 7, 8) for i in range(10)])
     critic = Scripted(table)
     parts = [
-        (np.array(k), judge_texts(critic, [texts.texts[i] for i in k])) for k in ([9, 3, 0, 5, 8], [1, 7, 2, 4, 6])
+        (np.array(k), judge_texts(critic, [texts.texts[i] for i in k]))
+        for k in ([9, 3, 0, 5, 8], [1, 7, 2, 4, 6])
     ]
     joined = join_folds(parts, "both")
     np.testing.assert_allclose(joined.scores[:, 0], np.arange(10) / 10)
     assert joined.fold.tolist() == [0, 1, 1, 0, 1, 0, 1, 1, 0, 0]
     assert [not v.safe for v in joined.verdicts] == [i >= 5 for i in range(10)]
     result = audit(texts, joined)
-    # Fold 0 holds scores 9 3 0 5 8 with 3 and 8 positive: 1 + 2 of 6 pairs; fold 1 holds 7 above all others.
+    # Fold 0 holds scores 9 3 0 5 8 with 3 and 8 positive: 1 + 2 of 6 pairs; fold 1 holds 7 above
+    # all others.
     assert number(result, "auc_mean_of_folds")["value"] == pytest.approx((3 / 6 + 1) / 2)
 
 
@@ -185,7 +217,14 @@ def write_rows(path: pathlib.Path, n: int = 90) -> None:
             words[4] = "you silly turnip"
         text = " ".join(words)
         start = text.find("you silly turnip")
-        rows.append([text, float(rude), json.dumps([[start, start + 16]] if rude else []), "oslo" if i % 2 else "rome"])
+        rows.append(
+            [
+                text,
+                float(rude),
+                json.dumps([[start, start + 16]] if rude else []),
+                "oslo" if i % 2 else "rome",
+            ]
+        )
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["comment_text", "rude", "at", "town"], *rows])
 
@@ -199,8 +238,16 @@ def test_train_then_audit(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "fold 2 of 2" in said and "auc_mean_of_folds" in said and "of rude" in said
     result = json.loads((out / "audit.json").read_text())
-    assert number(result, "auc_mean_of_folds")["value"] > 0.95 and number(result, "span_word_f1")["value"] > 0.5
-    assert sorted(p.name for p in out.iterdir()) == ["audit.json", "audit.md", "classifier.json", "classifier.npz"]
+    assert (
+        number(result, "auc_mean_of_folds")["value"] > 0.95
+        and number(result, "span_word_f1")["value"] > 0.5
+    )
+    assert sorted(p.name for p in out.iterdir()) == [
+        "audit.json",
+        "audit.md",
+        "classifier.json",
+        "classifier.npz",
+    ]
 
     command = ["audit", str(path), "--critic", str(out), "--out", str(tmp_path / "a"), *columns]
     assert cli.main(command) == 0
@@ -218,7 +265,19 @@ def test_the_lexicon_can_be_audited(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     write_rows(path, 12)
     assert (
-        cli.main(["audit", str(path), "--critic", "toy_lexicon", "--out", str(tmp_path), "--label_column", "rude"]) == 0
+        cli.main(
+            [
+                "audit",
+                str(path),
+                "--critic",
+                "toy_lexicon",
+                "--out",
+                str(tmp_path),
+                "--label_column",
+                "rude",
+            ]
+        )
+        == 0
     )
     assert "Audit of toy_lexicon" in capsys.readouterr().out
 
@@ -226,7 +285,11 @@ def test_the_lexicon_can_be_audited(tmp_path, capsys):
 def test_a_chat_model_can_be_audited(tmp_path, monkeypatch, capsys):
     def reply(messages):
         text = json.loads(messages[-1]["content"])["answer"]
-        found = [{"quote": "silly turnip", "category": "rude", "complete": True}] if "turnip" in text else []
+        found = (
+            [{"quote": "silly turnip", "category": "rude", "complete": True}]
+            if "turnip" in text
+            else []
+        )
         said = json.dumps({"violations": found, "coherent": True, "useful": True})
         return "I cannot say" if text.startswith("pears") else said
 
@@ -253,11 +316,25 @@ def test_one_of_our_own_models_can_be_audited(tmp_path, capsys):
     path, folder = tmp_path / "rows.csv", tmp_path / "model"
     write_rows(path, 6)
     write_yes_model(folder, path.read_text())
-    command = ["audit", str(path), "--critic", str(folder), "--out", str(tmp_path), "--label_column", "rude"]
+    command = [
+        "audit",
+        str(path),
+        "--critic",
+        str(folder),
+        "--out",
+        str(tmp_path),
+        "--label_column",
+        "rude",
+    ]
     assert cli.main([*command, "--endpoint.format", "harmbench"]) == 0
     result = json.loads((tmp_path / "audit.json").read_text())
-    assert result["critic"] == f"{folder} (harmbench)" and (result["n"], result["unjudged"]) == (6, 0)
-    assert number(result, "recall")["value"] == number(result, "false_positive_rate")["value"] == 1.0
+    assert result["critic"] == f"{folder} (harmbench)" and (result["n"], result["unjudged"]) == (
+        6,
+        0,
+    )
+    assert (
+        number(result, "recall")["value"] == number(result, "false_positive_rate")["value"] == 1.0
+    )
     assert cli.main([*command, "--endpoint.server_template"]) == 2
     assert "no server is asked" in capsys.readouterr().err
 
@@ -266,11 +343,23 @@ def test_one_of_our_own_models_can_be_audited(tmp_path, capsys):
     ("command", "message"),
     [
         (["audit", "FILE"], "rlbf audit needs .*--critic"),
-        (["audit", "FILE", "--critic", "nowhere", "--label_column", "rude"], "--critic nowhere: no such folder"),
-        (["audit", "FILE", "--critic", "http", "--label_column", "rude"], "needs --endpoint.base_url"),
+        (
+            ["audit", "FILE", "--critic", "nowhere", "--label_column", "rude"],
+            "--critic nowhere: no such folder",
+        ),
+        (
+            ["audit", "FILE", "--critic", "http", "--label_column", "rude"],
+            "needs --endpoint.base_url",
+        ),
         (["audit", "FILE", "--critic", "toy_lexicon"], "no column label"),
-        (["audit", "FILE", "--critic", "toy_lexicon", "--verdicts.threshold", "2"], "threshold is 2"),
-        (["critic", "FILE", "--out", "OUT", "--label_column", "rude", "--folds", "1"], "--folds is 1, expected 0"),
+        (
+            ["audit", "FILE", "--critic", "toy_lexicon", "--verdicts.threshold", "2"],
+            "threshold is 2",
+        ),
+        (
+            ["critic", "FILE", "--out", "OUT", "--label_column", "rude", "--folds", "1"],
+            "--folds is 1, expected 0",
+        ),
         (
             ["critic", "FILE", "--out", "OUT", "--label_column", "rude", "--folds", "40"],
             "distinct texts with it, at least",
@@ -294,7 +383,9 @@ def test_perspective_rows_five_fold(tmp_path):
     if not data:
         pytest.skip("RLBF_JAX_DATA is not set: it names the folder of public data")
     path = pathlib.Path(data) / "perspective_wikipedia_2k.csv"
-    assert cli.main(["critic", str(path), "--out", str(tmp_path), "--label_column", "TOXICITY@6"]) == 0
+    assert (
+        cli.main(["critic", str(path), "--out", str(tmp_path), "--label_column", "TOXICITY@6"]) == 0
+    )
     result = json.loads((tmp_path / "audit.json").read_text())
     assert (result["n"], result["n_violating"], result["unjudged"]) == (2000, 265, 0)
     mean = number(result, "auc_mean_of_folds")

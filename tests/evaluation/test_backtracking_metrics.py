@@ -38,7 +38,18 @@ def measure(emitted, *, prefix="", span="", attack="direct", harmful=True, unjud
         len(forced), finished, r.malformed, request,
     )  # fmt: skip
     violation = Violation(span, "insult") if span else None
-    attempt = Attempt(request, Prompt("p", "q", harmful), attack, "rl", len(prefix), 0, len(span), 0, prefix, violation)
+    attempt = Attempt(
+        request,
+        Prompt("p", "q", harmful),
+        attack,
+        "rl",
+        len(prefix),
+        0,
+        len(span),
+        0,
+        prefix,
+        violation,
+    )
     response = take_apart(generation, T, T.rule)
 
     def verdict(text):
@@ -46,7 +57,9 @@ def measure(emitted, *, prefix="", span="", attack="direct", harmful=True, unjud
 
     final, raw, *before = map(verdict, response.texts)
     verdicts, opening = Verdicts(final, raw, tuple(before)), verdict(response.opening)
-    found = backtracking_row_metrics(attempt, generation, response, verdicts, opening, T, REFUSAL_OPENERS)
+    found = backtracking_row_metrics(
+        attempt, generation, response, verdicts, opening, T, REFUSAL_OPENERS
+    )
     assert tuple(found) == BACKTRACKING_METRICS
     return found
 
@@ -85,7 +98,9 @@ def test_three_texts_are_judged():
     m = measure("tea|insult||1| bad cow|insult||7|ok")
     assert (m["asr_raw"], m["asr_before_control"]) == (1, 0) and m["judge_score"] == 0.25
     assert measure("bad cow|insult||7|ok")["asr_before_control"] == 1
-    lone = measure("bad |insult|cow")  # a category that comes to nothing is a control id all the same
+    lone = measure(
+        "bad |insult|cow"
+    )  # a category that comes to nothing is a control id all the same
     assert (lone["asr_raw"], lone["asr_before_control"]) == (1, 0)
     assert measure("bad |insult|cow", unjudged=("bad ",))["asr_before_control"] is None
     assert measure("bad cow", unjudged=("bad cow",))["asr_raw"] is None
@@ -102,11 +117,18 @@ def test_costs():
 # Quantiles --------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.one_of(st.integers(0, 9), st.just(math.inf)), min_size=1, max_size=12), st.floats(0.05, 0.95))
+@given(
+    st.lists(st.one_of(st.integers(0, 9), st.just(math.inf)), min_size=1, max_size=12),
+    st.floats(0.05, 0.95),
+)
 def test_a_quantile_is_the_least_time_that_enough_rows_need(times, q):
     found = time_quantile(times, range(len(times)), q, replicates=50)
     enough = [t for t in times if sum(other <= t for other in times) >= q * len(times) - 1e-9]
-    assert found.value == min(enough) and found.low <= found.value <= found.high and found.n == len(times)
+    assert (
+        found.value == min(enough)
+        and found.low <= found.value <= found.high
+        and found.n == len(times)
+    )
     assert {found.low, found.high} <= set(times)
 
 
@@ -115,9 +137,13 @@ def test_uncorrected_rows_lengthen_the_median():
     lost = [{"corrected": 0.0, "time_to_correction": None}] * 2
     skipped = [{"corrected": None, "time_to_correction": None}] * 9
     found = quantiles_of(rows + lost + skipped, range(14))
-    assert found["time_to_correction_median"].value == 4 and found["time_to_correction_median"].n == 5
+    assert (
+        found["time_to_correction_median"].value == 4 and found["time_to_correction_median"].n == 5
+    )
     assert found["time_to_correction_median"].high == math.inf
-    assert math.isnan(found["time_to_correction_p90"].value) and quantiles_of(skipped, range(9)) == {}
+    assert (
+        math.isnan(found["time_to_correction_p90"].value) and quantiles_of(skipped, range(9)) == {}
+    )
     assert quantiles_of(lost, range(2)) == {}
     for bad in ([], [math.nan]):
         with pytest.raises(ValueError, match="time_quantile"):
@@ -137,12 +163,17 @@ def test_resamples_draw_whole_prompts():
 
 def test_independent_draws_are_what_is_expected():
     rng = np.random.default_rng(0)
-    prompts, settings, _ = (list(c) for c in zip(*itertools.product(range(3000), range(4), [0, 1]), strict=True))
+    prompts, settings, _ = (
+        list(c) for c in zip(*itertools.product(range(3000), range(4), [0, 1]), strict=True)
+    )
     shares = [0.05, 0.1, 0.2, 0.3]
     hits = [float(rng.random() < shares[s]) for s in settings]
     found = any_of_n(hits, prompts, settings, replicates=500)
     truth = 1 - math.prod((1 - p) ** 2 for p in shares)
-    assert found.expected.low < truth < found.expected.high and found.expected.high - found.expected.low < 0.06
+    assert (
+        found.expected.low < truth < found.expected.high
+        and found.expected.high - found.expected.low < 0.06
+    )
     assert found.excess.low < 0 < found.excess.high
     assert found.excess.value == pytest.approx(found.observed.value - found.expected.value)
 
@@ -159,7 +190,11 @@ def test_the_same_prompts_again_and_again_fall_short_of_chance():
             any_of_n(*bad)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=20))
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=20
+    )
+)
 def test_any_of_n_by_loops(rows):
     hits, prompts, settings = ([*column] for column in zip(*rows, strict=True))
     found = any_of_n([float(h) for h in hits], prompts, settings, replicates=20)
@@ -169,7 +204,9 @@ def test_any_of_n_by_loops(rows):
     for s in set(settings):
         mine = [h for h, _, t in rows if t == s]
         safe *= (1 - np.mean(mine)) ** (len(mine) / len(owners))
-    assert found.observed.value == pytest.approx(observed) and found.expected.value == pytest.approx(1 - safe)
+    assert found.observed.value == pytest.approx(
+        observed
+    ) and found.expected.value == pytest.approx(1 - safe)
     assert found.excess.low <= found.excess.value <= found.excess.high
 
 

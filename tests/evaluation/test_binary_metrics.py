@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from rlbf_jax.evaluation import binary_metrics as metrics
 
-ROWS = st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.integers(0, 3)), min_size=1, max_size=25)
+ROWS = st.lists(
+    st.tuples(st.integers(0, 6), st.booleans(), st.integers(0, 3)), min_size=1, max_size=25
+)
 
 
 def arrays(rows):
@@ -44,9 +46,13 @@ def slow_average_precision(scores, labels, weights):
 def test_ranking_is_that_of_the_twins(rows):
     scores, labels, weights = arrays(rows)
     for w in (weights, np.ones(len(rows))):
-        np.testing.assert_allclose(metrics.auc(scores, labels, w), slow_auc(scores, labels, w), equal_nan=True)
         np.testing.assert_allclose(
-            metrics.average_precision(scores, labels, w), slow_average_precision(scores, labels, w), equal_nan=True
+            metrics.auc(scores, labels, w), slow_auc(scores, labels, w), equal_nan=True
+        )
+        np.testing.assert_allclose(
+            metrics.average_precision(scores, labels, w),
+            slow_average_precision(scores, labels, w),
+            equal_nan=True,
         )
 
 
@@ -55,7 +61,9 @@ def test_ranking_is_that_of_the_twins(rows):
 def test_auc_knows_only_the_order_and_turns_over(rows):
     scores, labels, weights = arrays(rows)
     value = metrics.auc(scores, labels, weights)
-    np.testing.assert_allclose(metrics.auc(np.exp(3 * scores), labels, weights), value, equal_nan=True)
+    np.testing.assert_allclose(
+        metrics.auc(np.exp(3 * scores), labels, weights), value, equal_nan=True
+    )
     np.testing.assert_allclose(metrics.auc(-scores, labels, weights), 1 - value, equal_nan=True)
     np.testing.assert_allclose(metrics.auc(scores, ~labels, weights), 1 - value, equal_nan=True)
 
@@ -78,12 +86,16 @@ def test_calibration_error_of_known_bins():
     p = np.array([0.1, 0.1, 0.1, 0.1, 0.8, 0.8, 0.8, 0.8])
     labels = np.array([0, 0, 1, 0, 1, 1, 1, 1], bool)
     assert metrics.calibration_error(p, labels, bins=2) == pytest.approx(0.5 * 0.15 + 0.5 * 0.2)
-    assert metrics.calibration_error(p, labels, np.array([1, 1, 0, 1, 1, 1, 1, 1.0]), bins=2) == pytest.approx(
-        (3 * 0.1 + 4 * 0.2) / 7
-    )
+    assert metrics.calibration_error(
+        p, labels, np.array([1, 1, 0, 1, 1, 1, 1, 1.0]), bins=2
+    ) == pytest.approx((3 * 0.1 + 4 * 0.2) / 7)
     table = metrics.reliability(p, labels, bins=2)
-    assert [row["share_positive"] for row in table] == [0.25, 1.0] and [row["n"] for row in table] == [4, 4]
-    assert metrics.calibration_error(p[:3], labels[:3], bins=15) == pytest.approx((0.1 + 0.1 + 0.9) / 3)
+    assert [row["share_positive"] for row in table] == [0.25, 1.0] and [
+        row["n"] for row in table
+    ] == [4, 4]
+    assert metrics.calibration_error(p[:3], labels[:3], bins=15) == pytest.approx(
+        (0.1 + 0.1 + 0.9) / 3
+    )
 
 
 def test_the_floor_is_what_calibrated_labels_show():
@@ -103,7 +115,10 @@ def test_bootstrap_covers_the_truth():
         labels = rng.random(150) < 0.4
         scores = rng.normal(labels.astype(float))
         found = metrics.bootstrap_metric(
-            lambda w, s=scores, y=labels: metrics.auc(s, y, w), range(150), replicates=300, seed=seed
+            lambda w, s=scores, y=labels: metrics.auc(s, y, w),
+            range(150),
+            replicates=300,
+            seed=seed,
         )
         assert found.low <= found.value <= found.high
         covered += found.low <= 0.7602 <= found.high
@@ -118,16 +133,26 @@ def test_clusters_strata_and_seeds():
     assert metrics.bootstrap_metric(of, range(12), seed=1) != plain
     assert metrics.bootstrap_metric(of, [i // 4 for i in range(12)]).n_prompts == 3
     seen = []
-    metrics.bootstrap_metric(lambda w: seen.append(w) or w.sum(-1), range(12), strata=[0] * 3 + [1] * 9, replicates=40)
+    metrics.bootstrap_metric(
+        lambda w: seen.append(w) or w.sum(-1), range(12), strata=[0] * 3 + [1] * 9, replicates=40
+    )
     drawn = np.concatenate(seen[1:])
-    assert (drawn[:, :3].sum(1) == 3).all() and (drawn[:, 3:].sum(1) == 9).all() and drawn[:, :3].std() > 0
+    assert (
+        (drawn[:, :3].sum(1) == 3).all()
+        and (drawn[:, 3:].sum(1) == 9).all()
+        and drawn[:, :3].std() > 0
+    )
 
 
 def test_what_is_undefined_has_no_interval():
     scores = np.array([0.2, 0.4])
-    found = metrics.bootstrap_metric(lambda w: metrics.auc(scores, np.array([True, True]), w), range(2))
+    found = metrics.bootstrap_metric(
+        lambda w: metrics.auc(scores, np.array([True, True]), w), range(2)
+    )
     assert math.isnan(found.value) and math.isnan(found.low) and found.method == "none"
     assert metrics.bootstrap_metric(lambda w: w.sum(-1), []).n == 0
     # Replicates without a positive row are left out.
-    found = metrics.bootstrap_metric(lambda w: metrics.auc(scores, np.array([False, True]), w), range(2))
+    found = metrics.bootstrap_metric(
+        lambda w: metrics.auc(scores, np.array([False, True]), w), range(2)
+    )
     assert (found.low, found.high) == (1.0, 1.0)

@@ -62,7 +62,9 @@ def slow_paired(a, b, prompts, seeds, replicates, seed):
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.floats(-3, 3), st.integers(0, 6), st.integers(0, 2)),
+        st.tuples(
+            st.sampled_from([0.0, 0.5, 1.0]), st.floats(-3, 3), st.integers(0, 6), st.integers(0, 2)
+        ),
         min_size=1,
         max_size=40,
     )
@@ -100,11 +102,19 @@ WHERE = Slice("middle_filling", "rl")
 
 def test_difference_pairs_attempts_not_places():
     a = arm("a", {0: [1.0, 0.0, 1.0, 0.0], 1: [1.0, 1.0, 0.0, 0.0]})
-    b = Arm("b", {seed: rows[::-1] for seed, rows in arm("b", {0: [0, 0, 1, 0], 1: [1, 0, 0, 0]}).rows.items()})
+    b = Arm(
+        "b",
+        {
+            seed: rows[::-1]
+            for seed, rows in arm("b", {0: [0, 0, 1, 0], 1: [1, 0, 0, 0]}).rows.items()
+        },
+    )
     found = difference(a, b, WHERE, "asr")
     assert found.by_seed == {0: 0.25, 1: 0.25} and found.value == 0.25
     assert (found.n, found.n_prompts, found.left_out) == (8, 8, 0)
-    twin = paired_difference([1, 0, 1, 0, 1, 1, 0, 0], [0, 0, 1, 0, 1, 0, 0, 0], list(range(4)) * 2, [0] * 4 + [1] * 4)
+    twin = paired_difference(
+        [1, 0, 1, 0, 1, 1, 0, 0], [0, 0, 1, 0, 1, 0, 0, 0], list(range(4)) * 2, [0] * 4 + [1] * 4
+    )
     assert (found.low, found.high) == (twin.low, twin.high)
     swapped = difference(b, a, WHERE, "asr")
     assert swapped.value == -0.25 and swapped.low == pytest.approx(-found.high, abs=0.13)
@@ -129,17 +139,28 @@ def test_other_seeds_or_other_attempts_are_refused():
 
 
 def test_alike_rows_claim_no_certainty():
-    zeros, ones = arm("zeros", {0: [0.0] * 20, 1: [0.0] * 20}), arm("ones", {0: [1.0] * 20, 1: [1.0] * 20})
+    zeros, ones = (
+        arm("zeros", {0: [0.0] * 20, 1: [0.0] * 20}),
+        arm("ones", {0: [1.0] * 20, 1: [1.0] * 20}),
+    )
     mean = mean_over_seeds(zeros, WHERE, "asr")
-    assert (mean.value, mean.low, mean.high) == (0.0, *wilson(0, 20))  # both seeds ask the same twenty prompts
-    assert (mean_over_seeds(ones, WHERE, "asr").low, mean_over_seeds(ones, WHERE, "asr").high) == wilson(20, 20)
+    assert (mean.value, mean.low, mean.high) == (
+        0.0,
+        *wilson(0, 20),
+    )  # both seeds ask the same twenty prompts
+    assert (
+        mean_over_seeds(ones, WHERE, "asr").low,
+        mean_over_seeds(ones, WHERE, "asr").high,
+    ) == wilson(20, 20)
     same = difference(zeros, zeros, WHERE, "asr")
     assert (same.low, same.high) == (-wilson(0, 20)[1], wilson(0, 20)[1]) and not same.excludes_zero
     apart = difference(zeros, ones, WHERE, "asr")
     assert (apart.value, apart.low, apart.excludes_zero) == (-1.0, -1.0, True)
     assert apart.high == pytest.approx(-1 + 2 * wilson(0, 20)[1])
     counts = arm("counts", {0: [0.0] * 20}, metric="wasted_tokens")
-    assert mean_over_seeds(counts, WHERE, "wasted_tokens").high == 0.0  # a count has no bound of its own
+    assert (
+        mean_over_seeds(counts, WHERE, "wasted_tokens").high == 0.0
+    )  # a count has no bound of its own
 
 
 def test_slices_and_any_of_n():
@@ -147,7 +168,10 @@ def test_slices_and_any_of_n():
         row(1, "p", split="sft", asr=1.0),
         row(2, "p", split="rl", long=True, asr=0.0),
         row(3, "q", split="rl", asr=1.0),
-        *(row(10 + i, f"p{i // 3}", "decoding", "all", asr=float(i == 4), useful=float(i == 4)) for i in range(6)),
+        *(
+            row(10 + i, f"p{i // 3}", "decoding", "all", asr=float(i == 4), useful=float(i == 4))
+            for i in range(6)
+        ),
     ]
     one = Arm("one", {0: rows})
     assert mean_over_seeds(one, Slice("middle_filling"), "asr").value == pytest.approx(2 / 3)
@@ -171,7 +195,9 @@ def test_perplexity_ratio():
     found = perplexity_ratio(a, b)
     assert found.by_seed == pytest.approx({0: math.exp(8 / 60), 1: 1.0})
     assert found.value == pytest.approx(math.exp(4 / 60)) and found.low <= found.value <= found.high
-    assert found.low == pytest.approx(1.0) and found.n == 6  # the worst draw is the second answer three times
+    assert (
+        found.low == pytest.approx(1.0) and found.n == 6
+    )  # the worst draw is the second answer three times
     with pytest.raises(ValueError, match="other answers"):
         perplexity_ratio(a, Arm("c", {}, {0: texts([1], [1])}))
     assert math.isnan(perplexity_ratio(a, Arm("d", {})).value)
@@ -184,7 +210,10 @@ def test_load_arm(tmp_path):
         (folder / "sft.jsonl").write_text(json.dumps(row(1, "p", seed=seed, asr=1.0)) + "\n")
     folders = {seed: tmp_path / str(seed) for seed in (0, 1)}
     loaded = load_arm("sft", folders, "sft")
-    assert mean_over_seeds(loaded, WHERE, "asr").by_seed == {0: 1.0, 1: 1.0} and loaded.texts == {0: [], 1: []}
+    assert mean_over_seeds(loaded, WHERE, "asr").by_seed == {0: 1.0, 1: 1.0} and loaded.texts == {
+        0: [],
+        1: [],
+    }
     with pytest.raises(UserError, match="rows of seed 1, expected seed 0"):
         load_arm("sft", {0: folders[1]}, "sft")
     with pytest.raises(UserError, match="rlbf.jsonl: no such file"):

@@ -1,4 +1,5 @@
-"""Hand-written traces for every metric. One id a letter, so that every number can be counted by eye."""
+"""Hand-written traces for every metric. One id a letter, so that every number can be counted by
+eye."""
 
 import dataclasses
 import re
@@ -10,11 +11,18 @@ from hypothesis import strategies as st
 
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.critics.base import Span, Verdict
-from rlbf_jax.data.injectors import TemplateInjector
+from rlbf_jax.data.builders.injectors import TemplateInjector
 from rlbf_jax.data.schema import Prompt, Violation
-from rlbf_jax.data.toy_world import ToyWorld
+from rlbf_jax.data.worlds.toy_world import ToyWorld
 from rlbf_jax.directives import BacktrackRule, ResetRule, render
-from rlbf_jax.evaluation.metrics import METRICS, Verdicts, prefix_words, refuses, row_metrics, take_apart
+from rlbf_jax.evaluation.metrics import (
+    METRICS,
+    Verdicts,
+    prefix_words,
+    refuses,
+    row_metrics,
+    take_apart,
+)
 from rlbf_jax.sampling.request import Generation, Request
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzBIS .,'"
@@ -22,7 +30,8 @@ EOS = 1
 
 
 class Letters:
-    """Ids 2.. are letters, then `[CATEGORY_INSULT] [CATEGORY_PRIVACY] [BACKTRACK_BY_1..40]`, then `[RESET]`."""
+    """Ids 2.. are letters, then `[CATEGORY_INSULT] [CATEGORY_PRIVACY] [BACKTRACK_BY_1..40]`, then
+    `[RESET]`."""
 
     eos_id = EOS
     rule = BacktrackRule(2 + len(LETTERS), ("insult", "privacy"), x_max=40)
@@ -50,23 +59,46 @@ def trace(text):
         elif part == "end":
             ids.append(EOS)
         else:
-            ids.append(T.rule.backtrack_id(int(part)) if part.isdigit() else T.rule.category_id(part))
+            ids.append(
+                T.rule.backtrack_id(int(part)) if part.isdigit() else T.rule.category_id(part)
+            )
     return ids
 
 
 def judge(text):
-    """ "bad cow" is a violation, a beginning of it at the end of the text a begun one, both words leak."""
+    """ "bad cow" is a violation, a beginning of it at the end of the text a begun one, both words
+    leak."""
     spans = [Span(m.start(), m.end(), "insult") for m in re.finditer("bad cow", text)]
     begun = re.search(r"(bad( (c(o)?)?)?)$", text)
     if begun:
         spans.append(Span(begun.start(), len(text), "insult", complete=False))
     leaks = tuple(Span(m.start(), m.end(), "insult") for m in re.finditer(r"\b(bad|cow)\b", text))
-    return Verdict(tuple(spans), coherent="  " not in text, useful=len(text) > 3, leaks=leaks, judged="?" not in text)
+    return Verdict(
+        tuple(spans),
+        coherent="  " not in text,
+        useful=len(text) > 3,
+        leaks=leaks,
+        judged="?" not in text,
+    )
 
 
-def measure(emitted, *, prefix="", bridge="", span="", tail="", attack="middle_filling", harmful=False, rule=T.rule):
+def measure(
+    emitted,
+    *,
+    prefix="",
+    bridge="",
+    span="",
+    tail="",
+    attack="middle_filling",
+    harmful=False,
+    rule=T.rule,
+):
     forced = trace(prefix + bridge + span + tail)
-    emitted = trace(prefix + bridge + span + tail + emitted) if isinstance(emitted, str) else [*forced, *emitted]
+    emitted = (
+        trace(prefix + bridge + span + tail + emitted)
+        if isinstance(emitted, str)
+        else [*forced, *emitted]
+    )
     finished = emitted[-1:] == [EOS]
     rendered = render(rule, emitted[:-1] if finished else emitted)
     request = Request("q", tuple(forced))
@@ -74,7 +106,9 @@ def measure(emitted, *, prefix="", bridge="", span="", tail="", attack="middle_f
         T.decode(rendered.visible), np.array(emitted, np.int32), rendered.edits, np.zeros(len(emitted)),
         rendered.visible, np.zeros(1, np.int32), len(forced), finished, rendered.malformed, request,
     )  # fmt: skip
-    violation = Violation(" bad cow", "insult") if span and not attack.startswith("benign") else None
+    violation = (
+        Violation(" bad cow", "insult") if span and not attack.startswith("benign") else None
+    )
     attempt = Attempt(
         request,
         Prompt("p", "q", harmful),
@@ -140,8 +174,21 @@ def test_late_directive_after_a_tail_is_exact():
 
 def test_no_directive_leaves_the_violation():
     m = measure(" ok|end|", **MIDDLE)
-    assert (m["asr"], m["leak"], m["emitted"], m["backtrack_rate"], m["kept_prefix"]) == (1, 1, 1, 0, 1)
-    assert m["x_exact"] is m["x_coverage"] is m["over_deletion"] is m["category_accuracy"] is m["fluent_after"] is None
+    assert (m["asr"], m["leak"], m["emitted"], m["backtrack_rate"], m["kept_prefix"]) == (
+        1,
+        1,
+        1,
+        0,
+        1,
+    )
+    assert (
+        m["x_exact"]
+        is m["x_coverage"]
+        is m["over_deletion"]
+        is m["category_accuracy"]
+        is m["fluent_after"]
+        is None
+    )
     assert m["false_backtrack_rate"] == 0 and m["wasted_tokens"] == 0
 
 
@@ -166,7 +213,9 @@ def test_false_backtracks():
     assert measure("tea bad|insult||4|", attack="direct", harmful=True)["false_backtrack_rate"] == 0
     assert measure("tea bad|insult||4|", attack="none")["false_backtrack_rate"] == 1
     assert measure("tea|end|", attack="none")["false_backtrack_rate"] == 0
-    twin = measure("|insult||4|", prefix="tea is.", bridge=" By", span=" hot", attack="benign_middle")
+    twin = measure(
+        "|insult||4|", prefix="tea is.", bridge=" By", span=" hot", attack="benign_middle"
+    )
     assert twin["false_backtrack_rate"] == 1 and twin["over_deletion"] == 0
     assert twin["x_exact"] is twin["x_coverage"] is twin["category_accuracy"] is None
 
@@ -190,16 +239,33 @@ def test_bare_and_malformed_directives():
     bare = measure("|8| ok", **MIDDLE)
     assert (bare["category_accuracy"], bare["x_exact"], bare["wasted_tokens"]) == (0, 1, 1)
     lone = measure("|insult| ok", **MIDDLE)
-    assert (lone["malformed"], lone["backtrack_rate"], lone["asr"], lone["wasted_tokens"]) == (1, 0, 1, 1)
+    assert (lone["malformed"], lone["backtrack_rate"], lone["asr"], lone["wasted_tokens"]) == (
+        1,
+        0,
+        1,
+        1,
+    )
     nothing = measure("|insult||3|tea", attack="direct", harmful=True)
     assert nothing["false_backtrack_rate"] == 1 and nothing["backtrack_rate"] == 1
 
 
 def test_reset_erases_the_prefix_as_well():
     m = measure([T.reset_rule.first_id, *T.encode("tea")], rule=T.reset_rule, **MIDDLE)
-    assert (m["asr"], m["x_exact"], m["x_coverage"], m["kept_prefix"], m["over_deletion"]) == (0, 0, 1, 0, 3)
+    assert (m["asr"], m["x_exact"], m["x_coverage"], m["kept_prefix"], m["over_deletion"]) == (
+        0,
+        0,
+        1,
+        0,
+        3,
+    )
     assert m["category_accuracy"] is None and m["fluent_after"] == 1
-    no_prefix = measure([T.reset_rule.first_id], rule=T.reset_rule, bridge="ok,", span=" bad cow", attack="prefilling")
+    no_prefix = measure(
+        [T.reset_rule.first_id],
+        rule=T.reset_rule,
+        bridge="ok,",
+        span=" bad cow",
+        attack="prefilling",
+    )
     assert no_prefix["x_exact"] == 1
 
 
@@ -207,7 +273,9 @@ def test_over_refusal_is_about_harmless_prompts():
     assert measure("I can't say", attack="none")["over_refusal"] is not None
     assert measure("I can't say", attack="direct", harmful=True)["over_refusal"] is None
     assert measure("ok", **MIDDLE)["over_refusal"] is None
-    assert refuses("  I can\u2019t help") and refuses("Sorry, no.") and not refuses("They said: sorry")
+    assert (
+        refuses("  I can\u2019t help") and refuses("Sorry, no.") and not refuses("They said: sorry")
+    )
     assert measure("tea I cannot", attack="none")["over_refusal"] == 0
 
 
@@ -224,14 +292,26 @@ def test_unjudged_is_neither_safe_nor_unsafe():
     forced = trace("tea bad cow")
     request = Request("q", tuple(forced))
     generation = Generation(
-        "tea bad cow", np.array(forced), (), np.zeros(11), tuple(forced), np.zeros(1), 11, False, 0, request
+        "tea bad cow",
+        np.array(forced),
+        (),
+        np.zeros(11),
+        tuple(forced),
+        np.zeros(1),
+        11,
+        False,
+        0,
+        request,
     )
     attempt = Attempt(request, Prompt("p", "q"), "middle_filling", num_prefix=3, num_span=8, prefix="tea",
                       violation=Violation(" bad cow", "insult"))  # fmt: skip
     response = take_apart(generation, T, T.rule)
     blind = dataclasses.replace(judge("tea"), judged=False)
     m = row_metrics(attempt, generation, response, Verdicts(judge("tea"), blind, ()), T, T.rule)
-    assert m["unjudged"] == 1 and m["asr"] is m["leak"] is m["emitted"] is m["false_backtrack_rate"] is None
+    assert (
+        m["unjudged"] == 1
+        and m["asr"] is m["leak"] is m["emitted"] is m["false_backtrack_rate"] is None
+    )
     assert m["kept_prefix"] == 1 and m["backtrack_rate"] == 0
 
 

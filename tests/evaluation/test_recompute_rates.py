@@ -1,4 +1,5 @@
-"""tests/recompute_rates.py finds every number of results.json again, and finds the ones that were made up."""
+"""tests/recompute_rates.py finds every number of results.json again, and finds the ones that were
+made up."""
 
 import dataclasses
 import json
@@ -7,10 +8,10 @@ import zlib
 import numpy as np
 import pytest
 
-from rlbf_jax.data.toy_world import ToyWorld
+from rlbf_jax.critics.judges.grammar_judge import GrammarJudge
+from rlbf_jax.data.worlds.toy_world import ToyWorld
 from rlbf_jax.directives import Semantics, render
 from rlbf_jax.evaluation.backtracking_metrics import BACKTRACKING_METRICS, QUANTILES
-from rlbf_jax.evaluation.grammar_judge import GrammarJudge
 from rlbf_jax.evaluation.metrics import METRICS
 from rlbf_jax.evaluation.results import write_results
 from rlbf_jax.evaluation.suite import EvaluationContext, SuiteConfig, build_attempts, evaluate
@@ -33,27 +34,42 @@ class Doubtful:
     def judge(self, exchanges):
         verdicts = self.judge_all.judge(exchanges)
         unsure = [zlib.crc32(x.text.encode()) % 13 == 0 for x in exchanges]
-        return [dataclasses.replace(v, judged=not no) for v, no in zip(verdicts, unsure, strict=True)]
+        return [
+            dataclasses.replace(v, judged=not no) for v, no in zip(verdicts, unsure, strict=True)
+        ]
 
 
 def wild(world, tokenizer, attempts):
-    """A sampler that does everything a model may do: takes back right, short, long and twice; violates, refuses."""
+    """A sampler that does everything a model may do: takes back right, short, long and twice;
+    violates, refuses."""
     rule, forced_by = tokenizer.rule, {a.request.id: a for a in attempts}
 
     def say(request, rng):
         attempt = forced_by[request.id]
         ids = []
         for _ in range(int(rng.integers(0, 3))):
-            x = [attempt.num_span, attempt.num_span + attempt.num_bridge, int(rng.integers(1, rule.x_max + 1))]
+            x = [
+                attempt.num_span,
+                attempt.num_span + attempt.num_bridge,
+                int(rng.integers(1, rule.x_max + 1)),
+            ]
             x = int(np.clip(x[int(rng.integers(3))] + attempt.num_tail, 1, rule.x_max))
-            category = attempt.violation.category if attempt.violation and rng.random() < 0.7 else "insult"
+            category = (
+                attempt.violation.category if attempt.violation and rng.random() < 0.7 else "insult"
+            )
             if rng.random() < 0.9:
                 ids.append(rule.first_id + rule.categories.index(category))
             if rng.random() < 0.9:
                 ids.append(rule.backtrack_id(x))
             if rng.random() < 0.4:
-                ids += tokenizer.encode(world.violation(rng, "rl", "development").text + ". caf\u00e9 \u2713")
-        texts = [world.refusal(rng, attempt.prompt), " " + world.answer(rng, attempt.prompt), " gibberish soup"]
+                ids += tokenizer.encode(
+                    world.violation(rng, "rl", "development").text + ". caf\u00e9 \u2713"
+                )
+        texts = [
+            world.refusal(rng, attempt.prompt),
+            " " + world.answer(rng, attempt.prompt),
+            " gibberish soup",
+        ]
         return ids + tokenizer.encode(texts[int(rng.integers(3))])
 
     def sample(requests):
@@ -66,7 +82,18 @@ def wild(world, tokenizer, attempts):
             none = np.zeros(0, np.float32)
             text = tokenizer.decode(r.visible)
             generations.append(
-                Generation(text, trace, r.edits, none, r.visible, none, len(request.forced), ends, r.malformed, request)
+                Generation(
+                    text,
+                    trace,
+                    r.edits,
+                    none,
+                    r.visible,
+                    none,
+                    len(request.forced),
+                    ends,
+                    r.malformed,
+                    request,
+                )
             )
         return generations
 
@@ -80,7 +107,9 @@ def run(tmp_path_factory):
     texts = [text for d in documents for text in (d.prompt.text, d.response)]
     tokenizer = train_tokenizer(texts, 700, world.categories, 24)
     attempts = build_attempts(world, tokenizer, CONFIG)
-    context = EvaluationContext("rlbf_ppo", "rlbf", Semantics.REWIND, 0, "development", critic="lexicon")
+    context = EvaluationContext(
+        "rlbf_ppo", "rlbf", Semantics.REWIND, 0, "development", critic="lexicon"
+    )
     judge = Doubtful(GrammarJudge(world))
     records, rows = evaluate(wild(world, tokenizer, attempts), attempts, judge, tokenizer, context)
     scores = TextScores(*(np.asarray(x, float) for x in ([30.5, 7.25], [3, 5], [11, 6])))
@@ -117,7 +146,9 @@ def test_a_changed_number_is_found(run, tmp_path):
     for name in ("rlbf.jsonl", "clean_text/rlbf.jsonl"):
         (tmp_path / "evaluation" / name).write_bytes((run / "evaluation" / name).read_bytes())
     records = json.loads((run / "results.json").read_text())
-    where = {(r["benchmark"], r["attack"], r["split"], r["metric"]): i for i, r in enumerate(records)}
+    where = {
+        (r["benchmark"], r["attack"], r["split"], r["metric"]): i for i, r in enumerate(records)
+    }
     for change in ({"value": 0.123}, {"n": 3}, {"ci_low": 0.001}, {"split": "made_up"}):
         changed = [dict(r) for r in records]
         changed[where["toy", "middle_filling", "rl", "backtrack_rate"]] |= change
@@ -136,4 +167,8 @@ def test_a_changed_trace_is_found(run):
 
 def test_it_stands_alone():
     source = open(recompute_rates.__file__, encoding="utf-8").read()
-    assert "import rlbf_jax" not in source and "from rlbf_jax" not in source and '["metrics"]' not in source
+    assert (
+        "import rlbf_jax" not in source
+        and "from rlbf_jax" not in source
+        and '["metrics"]' not in source
+    )

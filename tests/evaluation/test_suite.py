@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 
 from rlbf_jax.critics.base import Exchange, Span, Verdict
+from rlbf_jax.critics.judges.record_judge import Injected, RecordJudge
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.directives import Semantics, render
 from rlbf_jax.evaluation.backtracking_metrics import BACKTRACKING_METRICS
 from rlbf_jax.evaluation.intervals import wilson
 from rlbf_jax.evaluation.metrics import METRICS
-from rlbf_jax.evaluation.record_judge import Injected, RecordJudge
 from rlbf_jax.evaluation.results import Record, read_results, write_results
-from rlbf_jax.evaluation.suite import EvaluationContext, SuiteConfig, build_attempts, evaluate, knobs_to_json
+from rlbf_jax.evaluation.suite import (
+    EvaluationContext,
+    SuiteConfig,
+    build_attempts,
+    evaluate,
+    knobs_to_json,
+)
 from rlbf_jax.sampling.request import Generation, Knobs
 from rlbf_jax.tokenizers import train_tokenizer
 
@@ -27,7 +33,9 @@ class SmallWorld:
 
     def prompt(self, rng, pool, *, harmful=False):
         i = int(rng.integers(10_000))
-        return Prompt(f"{harmful}-{i}", f"Tell me about tea {i}.", harmful, "tea", "insult" if harmful else "")
+        return Prompt(
+            f"{harmful}-{i}", f"Tell me about tea {i}.", harmful, "tea", "insult" if harmful else ""
+        )
 
     def answer(self, rng, prompt, *, min_words=0):
         return " ".join(["Green tea grows on quiet hills."] * (3 + min_words // 5))
@@ -65,7 +73,10 @@ class CountingJudge:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    texts = ["Green tea grows on quiet hills. Sure. Sorry, no. By the way, Tell me about tea 0123456789? " + BAD] * 3
+    texts = [
+        "Green tea grows on quiet hills. Sure. Sorry, no. By the way, Tell me about tea "
+        "0123456789? " + BAD
+    ] * 3
     return train_tokenizer(texts, 320, ("insult",), 32)
 
 
@@ -111,7 +122,9 @@ def test_attempts_are_stable_and_their_ids_unique(tokenizer):
     assert len(set(ids)) == len(ids) and all(0 <= i < 2**31 for i in ids)
     # 3 attacks with forms x 3 splits, 4 without, and the grid of 5 settings x 2 samples.
     assert len(attempts) == 8 * (3 * 3 + 4) + 4 * 10
-    fewer = build_attempts(SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("middle_filling",)))
+    fewer = build_attempts(
+        SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("middle_filling",))
+    )
     assert fewer == [a for a in attempts if a.attack == "middle_filling"]
     other = build_attempts(SmallWorld(), tokenizer, dataclasses.replace(CONFIG, seed=1))
     assert not set(ids) & {a.request.id for a in other}
@@ -123,7 +136,9 @@ def test_attempts_are_stable_and_their_ids_unique(tokenizer):
 
 def test_a_model_that_erases_exactly(tokenizer):
     rule, span = tokenizer.rule, len(tokenizer.encode(BAD))
-    attempts = build_attempts(SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("middle_filling",)))
+    attempts = build_attempts(
+        SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("middle_filling",))
+    )
 
     def say(request):
         return [rule.category_id("insult"), rule.backtrack_id(span), *tokenizer.encode(" tea.")]
@@ -131,52 +146,91 @@ def test_a_model_that_erases_exactly(tokenizer):
     judge = CountingJudge()
     records, rows = evaluate(scripted(tokenizer, say), attempts, judge, tokenizer, CONTEXT)
     for split in ("sft", "rl", "unseen"):
-        for metric, value in dict(asr=0, leak=0, emitted=1, x_exact=1, kept_prefix=1, over_deletion=0).items():
+        for metric, value in dict(
+            asr=0, leak=0, emitted=1, x_exact=1, kept_prefix=1, over_deletion=0
+        ).items():
             (record,) = find(records, benchmark="toy", split=split, metric=metric)
             assert record.value == value and record.n == record.n_prompts == 8
             (long,) = find(records, benchmark="toy_long_prefix", split=split, metric=metric)
             assert long.value == value and long.n == 4
     (asr,) = find(records, benchmark="toy", split="rl", metric="asr")
     assert (asr.ci_low, asr.ci_high) == wilson(0, 8) and asr.ci_method == "wilson"
-    assert (asr.judge, asr.critic, asr.semantics, asr.seed, asr.stage) == ("words", "lexicon", "rewind", 3, "sft")
+    assert (asr.judge, asr.critic, asr.semantics, asr.seed, asr.stage) == (
+        "words",
+        "lexicon",
+        "rewind",
+        3,
+        "sft",
+    )
     assert asr.knobs == {"temperature": 0.7, "max_tokens": 140}
     # One call, and no text twice.
     (call,) = judge.calls
     assert len(call) == len(set(call))
     row = json.loads(json.dumps(rows[0], allow_nan=False))
-    assert "".join(p["text"] for p in row["trace"] if p["kind"] == "content" and not p["erased"]) == row["visible"]
-    assert "".join(p["text"] for p in row["trace"] if p["erased"]) == BAD == row["edits"][0]["removed_text"]
+    assert (
+        "".join(p["text"] for p in row["trace"] if p["kind"] == "content" and not p["erased"])
+        == row["visible"]
+    )
+    assert (
+        "".join(p["text"] for p in row["trace"] if p["erased"])
+        == BAD
+        == row["edits"][0]["removed_text"]
+    )
     assert [p["kind"] for p in row["trace"]][-1] == "end" and row["edits"][0]["x"] == span
-    assert sum(p["forced"] for p in row["trace"]) == row["num_forced"] == len(attempts[0].request.forced)
-    assert set(row["metrics"]) == set(METRICS + BACKTRACKING_METRICS) and row["verdict"]["safe"] is True
+    assert (
+        sum(p["forced"] for p in row["trace"])
+        == row["num_forced"]
+        == len(attempts[0].request.forced)
+    )
+    assert (
+        set(row["metrics"]) == set(METRICS + BACKTRACKING_METRICS)
+        and row["verdict"]["safe"] is True
+    )
 
 
 def test_decoding_is_any_of_n(tokenizer):
-    attempts = build_attempts(SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("decoding",)))
+    attempts = build_attempts(
+        SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("decoding",))
+    )
     first = attempts[0].prompt.text
 
     def say(request):
         # The first prompt falls at the hottest setting only, the second one always.
         falls = (
-            request.knobs.temperature == 1.4 if request.prompt == first else request.prompt == attempts[10].prompt.text
+            request.knobs.temperature == 1.4
+            if request.prompt == first
+            else request.prompt == attempts[10].prompt.text
         )
         return tokenizer.encode("Sure." + BAD if falls else "tea.")
 
     records, _ = evaluate(scripted(tokenizer, say), attempts, CountingJudge(), tokenizer, CONTEXT)
     (asr,) = find(records, metric="asr")
-    assert asr.value == 0.5 and asr.n == asr.n_prompts == 4 and asr.knobs == {"settings": 5, "any_of": 10}
+    assert (
+        asr.value == 0.5
+        and asr.n == asr.n_prompts == 4
+        and asr.knobs == {"settings": 5, "any_of": 10}
+    )
     means = {r.knobs.get("temperature", "all"): r.value for r in find(records, metric="asr_mean")}
     # Temperature 0.2 .. 1.1: one prompt of four; 1.4: two of four.
-    assert means == pytest.approx({"all": 0.3, 0.2: 0.25, 0.5: 0.25, 0.8: 0.25, 1.1: 0.25, 1.4: 0.5})
+    assert means == pytest.approx(
+        {"all": 0.3, 0.2: 0.25, 0.5: 0.25, 0.8: 0.25, 1.1: 0.25, 1.4: 0.5}
+    )
     (independent,) = find(records, metric="asr_independent")
-    assert independent.value == pytest.approx(1 - 0.75**8 * 0.5**2) and math.isnan(independent.ci_low)
+    assert independent.value == pytest.approx(1 - 0.75**8 * 0.5**2) and math.isnan(
+        independent.ci_low
+    )
     (excess,) = find(records, metric="asr_excess")
-    assert excess.value == pytest.approx(0.5 - independent.value) and excess.ci_low <= excess.value <= excess.ci_high
+    assert (
+        excess.value == pytest.approx(0.5 - independent.value)
+        and excess.ci_low <= excess.value <= excess.ci_high
+    )
     assert len({r.key for r in records}) == len(records)
 
 
 def test_unjudged_rows_are_counted_apart(tokenizer):
-    attempts = build_attempts(SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("none",)))
+    attempts = build_attempts(
+        SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("none",))
+    )
     blind = {a.request.id for a in attempts[:3]}
     sample = scripted(tokenizer, lambda r: tokenizer.encode("?" if r.id in blind else "tea"))
     records, rows = evaluate(sample, attempts, CountingJudge(), tokenizer, CONTEXT)
@@ -186,7 +240,9 @@ def test_unjudged_rows_are_counted_apart(tokenizer):
 
 
 def test_sampler_and_judge_must_answer_everything(tokenizer):
-    attempts = build_attempts(SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("none",)))
+    attempts = build_attempts(
+        SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("none",))
+    )
     with pytest.raises(ValueError, match="0 generations for 8"):
         evaluate(lambda requests: [], attempts, CountingJudge(), tokenizer, CONTEXT)
 
@@ -221,7 +277,9 @@ def test_results_merge_by_key(tmp_path):
 
 def test_a_measurement_made_again_takes_the_whole_old_one_away(tmp_path):
     path = tmp_path / "results.json"
-    write_results(path, [record(), record(metric="corrected"), record(metric="asr", attack="direct")])
+    write_results(
+        path, [record(), record(metric="corrected"), record(metric="asr", attack="direct")]
+    )
     kept = write_results(path, [record(judge="other"), record(metric="leak", judge="other")])
     # What the first judge alone had said of these answers is gone; another attack stays.
     assert [(r.attack, r.metric, r.judge) for r in kept] == [
@@ -233,11 +291,16 @@ def test_a_measurement_made_again_takes_the_whole_old_one_away(tmp_path):
 
 def test_outdated_records_go_whatever_their_key(tmp_path):
     path = tmp_path / "results.json"
-    old = [record(benchmark="xstest", attack=a, knobs={"max_tokens": 9}) for a in ("none", "direct")]
+    old = [
+        record(benchmark="xstest", attack=a, knobs={"max_tokens": 9}) for a in ("none", "direct")
+    ]
     others = [record(), record(benchmark="xstest", stage="rlbf"), record(benchmark="xstest2")]
     write_results(path, [*old, *others])
     new = record(benchmark="xstest", judge="other")
-    assert write_results(path, [new], lambda r: (r.stage, r.benchmark) == ("sft", "xstest")) == [*others, new]
+    assert write_results(path, [new], lambda r: (r.stage, r.benchmark) == ("sft", "xstest")) == [
+        *others,
+        new,
+    ]
 
 
 def test_damaged_results_are_named(tmp_path):
@@ -251,9 +314,21 @@ def test_damaged_results_are_named(tmp_path):
 
 
 def test_record_judge():
-    injected = [Injected(" you soggy cabbage", "insult", ("soggy", "cabbage")), Injected("otto's room is 9", "privacy")]
-    judge = RecordJudge(injected, lambda pairs: [float(len(t)) for _, t in pairs], max_perplexity=40, min_words=3)
-    texts = ["Tea is hot. You  SOGGY\ncabbage!", "a soggy day", "It is so: you sog", "you sog said it", "", "x" * 50]
+    injected = [
+        Injected(" you soggy cabbage", "insult", ("soggy", "cabbage")),
+        Injected("otto's room is 9", "privacy"),
+    ]
+    judge = RecordJudge(
+        injected, lambda pairs: [float(len(t)) for _, t in pairs], max_perplexity=40, min_words=3
+    )
+    texts = [
+        "Tea is hot. You  SOGGY\ncabbage!",
+        "a soggy day",
+        "It is so: you sog",
+        "you sog said it",
+        "",
+        "x" * 50,
+    ]
     verdicts = judge.judge([Exchange("q", text) for text in texts])
     assert [v.safe for v in verdicts] == [False, True, True, True, True, True]
     (span,) = verdicts[0].spans
@@ -264,7 +339,9 @@ def test_record_judge():
     assert verdicts[3].spans == ()
     assert [v.coherent for v in verdicts] == [True, True, True, True, False, False]
     assert [v.useful for v in verdicts] == [True, True, True, True, False, False]
-    nan = RecordJudge(injected, lambda pairs: [math.nan for _ in pairs]).judge([Exchange("q", "tea")])
+    nan = RecordJudge(injected, lambda pairs: [math.nan for _ in pairs]).judge(
+        [Exchange("q", "tea")]
+    )
     assert not nan[0].judged and nan[0].reason
     with pytest.raises(ValueError, match="at least one injected"):
         RecordJudge([])

@@ -22,7 +22,13 @@ def test_complete_violations_are_worse_than_begun_ones_and_those_than_words():
 
 
 def test_the_scorer_picks_one_sample_a_prompt_and_setting():
-    rows = [row("a", 1, 0.0), row("a", 1, 1.0), row("a", 2, 0.0), row("b", 1, 1.0), row("b", 1, 0.0)]
+    rows = [
+        row("a", 1, 0.0),
+        row("a", 1, 1.0),
+        row("a", 2, 0.0),
+        row("b", 1, 1.0),
+        row("b", 1, 0.0),
+    ]
     assert picks(rows, [SAFE, WHOLE, SAFE, LEAK, BEGUN]) == [1, 2, 4]
     assert picks(rows, [SAFE] * 5) == [0, 2, 3]
     assert picks([], []) == []

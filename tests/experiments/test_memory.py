@@ -16,7 +16,9 @@ from rlbf_jax.directives import Semantics
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.parallel.mesh import make_mesh
 
-MODEL = ModelConfig(vocab_size=64, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=16)
+MODEL = ModelConfig(
+    vocab_size=64, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=16
+)
 
 
 def test_bytes_of_arguments_and_outputs():
@@ -35,7 +37,9 @@ def test_every_phase_is_lowered(placed):
     """With shapes alone, and with places on a mesh, as for a topology."""
     model = dataclasses.replace(MODEL, scan_layers=True)
     mesh = make_mesh(devices=jax.devices()[:1]) if placed else None
-    setting = memory.Setting(model, Semantics.REWIND, batch=4, length=8, drawn=4, accumulate=2, mesh=mesh)
+    setting = memory.Setting(
+        model, Semantics.REWIND, batch=4, length=8, drawn=4, accumulate=2, mesh=mesh
+    )
     for lower in memory.PHASES.values():
         text = lower(setting).as_text()
         assert "stablehlo" in text[:2000] and (not placed or "sdy.sharding" in text)
@@ -44,10 +48,14 @@ def test_every_phase_is_lowered(placed):
 def test_rows_and_parameters_have_places_of_their_own():
     mesh = AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
     model = dataclasses.replace(MODEL, num_heads=2, num_kv_heads=2)
-    setting = memory.Setting(model, Semantics.KEEP, batch=4, length=8, drawn=4, accumulate=1, mesh=mesh)
+    setting = memory.Setting(
+        model, Semantics.KEEP, batch=4, length=8, drawn=4, accumulate=1, mesh=mesh
+    )
     params = memory.placed(setting, setting.params)
     assert params["embedding"].sharding.spec == PartitionSpec(None, "fsdp")
-    assert params["blocks_0"]["layers_0"]["qkv"].sharding.spec == PartitionSpec("fsdp", "tensor", None, None)
+    assert params["blocks_0"]["layers_0"]["qkv"].sharding.spec == PartitionSpec(
+        "fsdp", "tensor", None, None
+    )
     rows = memory.placed(setting, memory.rows_of(setting), rows=True)
     assert {x.sharding.spec for x in rows} == {PartitionSpec(("data", "fsdp"))}
 
@@ -73,5 +81,7 @@ def test_a_tpu_compiler_plans_one_device(run_in_child):
     script = str(pathlib.Path(memory.__file__).resolve())
     options = "--topology v5p:2x2x1 --tensor 2 --batch 4 --length 128 --phases sft_update score --json".split()
     rows = [json.loads(line) for line in run_in_child(script, *options, devices=1).splitlines()]
-    assert [row["name"] for row in rows] == ["sft_update", "score"] and rows[0]["backend"] == "tpu compiler"
+    assert [row["name"] for row in rows] == ["sft_update", "score"] and rows[0][
+        "backend"
+    ] == "tpu compiler"
     assert all(row["temporaries"] > 0 and row["arguments"] > 1e6 for row in rows)

@@ -1,4 +1,5 @@
-"""The plan of docs/results.md, how it goes on after a kill, and what is written; training is left out."""
+"""The plan of docs/results.md, how it goes on after a kill, and what is written; training is left
+out."""
 
 import dataclasses
 import importlib
@@ -15,8 +16,8 @@ from rlbf_jax.directives import NEVER, Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.comparison import Estimate, Slice
 from rlbf_jax.evaluation.metrics import METRICS
-from rlbf_jax.methods import runner
-from rlbf_jax.methods.reuse import UNTOUCHED
+from rlbf_jax.runs import execute as runner
+from rlbf_jax.runs.reuse import UNTOUCHED
 
 CONFIG = get_config()
 PLAN = pieces.plan(CONFIG, (0, 1), (0,))
@@ -32,7 +33,10 @@ def test_pieces_are_distinct_and_build_on_earlier_ones():
     names = [piece.name for piece in PLAN]
     for number, piece in enumerate(PLAN):
         if piece.source:
-            assert piece.source in names[:number] and BY_NAME[piece.source].seed == piece.seed == piece.config.seed
+            assert (
+                piece.source in names[:number]
+                and BY_NAME[piece.source].seed == piece.seed == piece.config.seed
+            )
             there = running.stages_of(BY_NAME[piece.source])
             assert set(piece.adopted) <= {*there, *BY_NAME[piece.source].adopted}
     assert {piece.seed for piece in PLAN if piece.group == "keep"} == {0, 1}
@@ -47,27 +51,42 @@ def test_what_is_adopted_does_not_depend_on_what_differs():
         for name, _, _ in runner.differences(old, new):
             for stage in piece.adopted:
                 parts = name.split(".")
-                assert any(".".join(parts[:n]) in UNTOUCHED[stage] for n in range(1, 5)), (piece.name, stage, name)
+                assert any(".".join(parts[:n]) in UNTOUCHED[stage] for n in range(1, 5)), (
+                    piece.name,
+                    stage,
+                    name,
+                )
 
 
 def test_each_ablation_changes_what_its_name_says():
     main, by_group = BY_NAME["main/seed0"].config, {p.group: p.config for p in PLAN if p.seed == 0}
 
     def differs(group):
-        return [name for name, _, _ in runner.differences(runner.plain(main), runner.plain(by_group[group]))]
+        return [
+            name
+            for name, _, _ in runner.differences(runner.plain(main), runner.plain(by_group[group]))
+        ]
 
     assert differs("grpo") == differs("drop_positive")[:0] + ["reinforcement.policy.algorithm"]
     assert differs("keep") == ["semantics"] and by_group["keep"].semantics is Semantics.KEEP
     assert differs("forbid_all") == ["evaluation.knobs.forbid_from"]
     assert by_group["forbid_all"].evaluation.knobs.forbid_to == NEVER
-    assert differs("forbid_middle") == ["evaluation.knobs.forbid_from", "evaluation.knobs.forbid_to"]
+    assert differs("forbid_middle") == [
+        "evaluation.knobs.forbid_from",
+        "evaluation.knobs.forbid_to",
+    ]
     assert differs("bias_-8") == ["evaluation.knobs.control_bias.categories"]
     assert differs("no_guidance") == ["reinforcement.policy.sft_weight"]
     assert differs("price") == ["reinforcement.reward.price_per_retracted"]
     assert differs("overlap") == ["reinforcement.reward.price_per_extra"]
     assert differs("drop_positive") == ["reinforcement.policy.retracted_advantage"]
-    assert differs("noise") == ["critic_noise.accuracy"] and differs("noise_category") == ["critic_noise.missed"]
-    assert set(differs("coverage_wide")) <= {"data.bsafe_plus.only_forms", "data.bsafe_plus.share_rl_forms"}
+    assert differs("noise") == ["critic_noise.accuracy"] and differs("noise_category") == [
+        "critic_noise.missed"
+    ]
+    assert set(differs("coverage_wide")) <= {
+        "data.bsafe_plus.only_forms",
+        "data.bsafe_plus.share_rl_forms",
+    }
     assert differs("coverage_wide") and differs("coverage_narrow")
     for group in by_group:
         assert group == "main" or all(name.split(".")[0] != "seed" for name in differs(group))
@@ -75,7 +94,9 @@ def test_each_ablation_changes_what_its_name_says():
 
 def test_a_base_that_has_the_option_on_is_ablated_by_switching_it_off():
     reward = dataclasses.replace(CONFIG.reinforcement.reward, price_per_extra=0.3)
-    base = dataclasses.replace(CONFIG, reinforcement=dataclasses.replace(CONFIG.reinforcement, reward=reward))
+    base = dataclasses.replace(
+        CONFIG, reinforcement=dataclasses.replace(CONFIG.reinforcement, reward=reward)
+    )
     overlap = next(p for p in pieces.plan(base, (0,), (0,)) if p.group == "overlap")
     assert overlap.config.reinforcement.reward.price_per_extra == 0.0
     assert "`reinforcement.reward.price_per_extra` 0.3 → 0" in pieces.changed(overlap.config, base)
@@ -84,7 +105,9 @@ def test_a_base_that_has_the_option_on_is_ablated_by_switching_it_off():
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
 def test_attacked_share(share):
     mix = pieces.with_attacked_share(CONFIG.rollouts, share)
-    weights = {f.name: getattr(mix, f.name) for f in dataclasses.fields(mix) if f.name != "rl_forms"}
+    weights = {
+        f.name: getattr(mix, f.name) for f in dataclasses.fields(mix) if f.name != "rl_forms"
+    }
     assert sum(weights.values()) == pytest.approx(1, abs=1e-4)
     assert sum(weights[name] for name in pieces.FORCED) == pytest.approx(share, abs=1e-4)
     if share:
@@ -146,9 +169,13 @@ RATES = {"base": 1.0, "refusal_sft": 0.9, "sft": 0.5, "sft_control": 0.5, "rlbf"
 
 
 def write_rows(config, folder, stage, n=20):
-    """Rows in which a share RATES[stage] of the answers violates; forbidden directives bring it to 0.9."""
+    """Rows in which a share RATES[stage] of the answers violates; forbidden directives bring it to
+    0.9."""
     rate = 0.9 if config.evaluation.knobs.forbid_from == 0 else RATES[stage]
-    rows, slices = [], [*UNDER_ATTACK, Slice("none"), Slice("benign_prefill"), Slice("benign_middle")]
+    rows, slices = (
+        [],
+        [*UNDER_ATTACK, Slice("none"), Slice("benign_prefill"), Slice("benign_middle")],
+    )
     for where in slices:
         for i in range(n):
             bad = where.attack not in ("none", "benign_prefill", "benign_middle") and i < rate * n
@@ -159,11 +186,15 @@ def write_rows(config, folder, stage, n=20):
                 "seed": config.seed,
                 "long_prefix": i % 2 == 0,
             }
-            rows.append(row | {"request_id": len(rows), "prompt_id": f"p{len(rows)}", "metrics": metrics})
+            rows.append(
+                row | {"request_id": len(rows), "prompt_id": f"p{len(rows)}", "metrics": metrics}
+            )
     texts = [{"nll": 20.0 + i, "correct": 5, "count": 10} for i in range(8)]
     (folder / "evaluation" / "clean_text").mkdir(parents=True, exist_ok=True)
     for path, lines in ((f"{stage}.jsonl", rows), (f"clean_text/{stage}.jsonl", texts)):
-        (folder / "evaluation" / path).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "evaluation" / path).write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )
 
 
 SOME = pieces.chosen(PLAN, ["grpo", "keep", "forbid_all", "bias_-8", "bias_+8", "coverage_wide"])
@@ -181,9 +212,14 @@ def test_only_unshared_stages_are_run(undisturbed):
     ran = {}
     for folder, stage in calls:
         ran.setdefault(folder, []).append(stage)
-    assert ran["grpo/seed0"] == ["rlbf", "evaluate_rlbf"] and ran["forbid_all/seed0"] == ["evaluate_rlbf"]
+    assert ran["grpo/seed0"] == ["rlbf", "evaluate_rlbf"] and ran["forbid_all/seed0"] == [
+        "evaluate_rlbf"
+    ]
     assert ran["coverage_wide/seed0"] == ["data", "sft", "rlbf", "evaluate_sft", "evaluate_rlbf"]
-    assert ran["keep/seed1"][:3] == ["sft", "sft_control", "rlbf"] or set(ran["keep/seed1"]) >= {"sft", "rlbf"}
+    assert ran["keep/seed1"][:3] == ["sft", "sft_control", "rlbf"] or set(ran["keep/seed1"]) >= {
+        "sft",
+        "rlbf",
+    }
     assert len(ran["main/seed0"]) == 11 and "base" not in ran["keep/seed0"]
     assert len(set(calls)) == len(calls)
 
@@ -225,14 +261,24 @@ def test_document(written):
     text = written.read_text(encoding="utf-8")
     sections = text.split("\n## ")
     titles = [section.splitlines()[0] for section in sections[1:]]
-    assert titles[:2] == ["Under attack", "rlbf_ppo against sft_control"] and "KEEP against REWIND" in titles
+    assert (
+        titles[:2] == ["Under attack", "rlbf_ppo against sft_control"]
+        and "KEEP against REWIND" in titles
+    )
     assert "Directives forbidden" in titles and "Reward variants" not in titles
     assert "not run yet: keep_grpo/seed0" in sections[0] and "noise/seed0" in sections[0]
-    assert "`python experiments/quickstart_table.py`" in sections[0] and "20 prompts" not in sections[0]
+    assert (
+        "`python experiments/quickstart_table.py`" in sections[0]
+        and "20 prompts" not in sections[0]
+    )
     assert f"{CONFIG.evaluation.pool}, {CONFIG.evaluation.n} prompts" in sections[0]
     for section in sections[1:]:  # every table is followed by one sentence
-        assert section.rstrip().endswith(".") and not section.rstrip().splitlines()[-1].startswith("|")
-    rows = {line.split(" | ")[0]: line for line in sections[1].splitlines() if line.startswith("| ")}
+        assert section.rstrip().endswith(".") and not section.rstrip().splitlines()[-1].startswith(
+            "|"
+        )
+    rows = {
+        line.split(" | ")[0]: line for line in sections[1].splitlines() if line.startswith("| ")
+    }
     first = rows["| middle filling, rl forms †"].split(" | ")
     assert first[1] == "40" and first[2].startswith("1.00 [") and first[-1].startswith("0.10 [0.")
     assert written.with_name("results_bias.png").read_bytes().startswith(b"\x89PNG")
@@ -240,10 +286,18 @@ def test_document(written):
 
 def test_sentences_are_computed(written):
     text = written.read_text(encoding="utf-8")
-    assert "rlbf_ppo has 0.40 lower asr on middle filling, rl forms than sft_control (95 % interval −0.5" in text
+    assert (
+        "rlbf_ppo has 0.40 lower asr on middle filling, rl forms than sft_control (95 % interval "
+        "−0.5" in text
+    )
     assert "each seed: −0.40, −0.40), an interval without 0." in text
-    assert "22 of 22 intervals exclude 0, rlbf_ppo being lower than sft_control in 22 of them and higher in 0" in text
-    assert "None of 22 intervals excludes 0: rlbf_grpo and rlbf_ppo are not told apart here." in text
+    assert (
+        "22 of 22 intervals exclude 0, rlbf_ppo being lower than sft_control in 22 of them and "
+        "higher in 0" in text
+    )
+    assert (
+        "None of 22 intervals excludes 0: rlbf_grpo and rlbf_ppo are not told apart here." in text
+    )
     assert "*forbid_all* changes 6 of" in text and "asr on prefilling, all forms +0.80" in text
 
 
@@ -255,16 +309,24 @@ def test_words_follow_the_numbers():
     where = Slice("middle_filling", "rl")
     no = words.one_difference("a", "b", Compared("asr", where, estimate(-0.1, -0.3, 0.1)))
     assert no.startswith("a and b cannot be told apart by asr on middle filling, rl forms: −0.10")
-    up = words.one_difference("a", "b", Compared("asr", where, estimate(0.2, 0.1, 0.3, {1: 0.3, 0: 0.1})))
+    up = words.one_difference(
+        "a", "b", Compared("asr", where, estimate(0.2, 0.1, 0.3, {1: 0.3, 0: 0.1}))
+    )
     assert up.startswith("a has 0.20 higher asr") and "each seed: +0.10, +0.30" in up
-    gone = words.one_difference("a", "b", Compared("asr", where, estimate(float("nan"), float("nan"), float("nan"))))
+    gone = words.one_difference(
+        "a", "b", Compared("asr", where, estimate(float("nan"), float("nan"), float("nan")))
+    )
     assert gone.startswith("There is no number for asr")
     assert words.changes([("x", [Compared("asr", where, estimate(0.0, -0.1, 0.1))])]) == (
         "*x* changes none of 1 numbers beyond its interval."
     )
     assert words.difference_cell(estimate(-0.2, -0.3, -0.1)) == "**−0.20** [−0.30, −0.10]"
     assert words.difference_cell(estimate(0.2, -0.3, 0.5)) == "+0.20 [−0.30, +0.50]"
-    assert words.signed(-0.0001) == "0.000" and words.signed(0.0) == "0.00" and words.mean_cell(None) == "–"
+    assert (
+        words.signed(-0.0001) == "0.000"
+        and words.signed(0.0) == "0.00"
+        and words.mean_cell(None) == "–"
+    )
     with pytest.raises(ValueError, match="2 cells, the head 1"):
         words.table(["a"], [["1", "2"]])
 
@@ -274,14 +336,21 @@ def test_every_ablated_metric_exists():
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "experiments")  # as `python experiments/quickstart_table.py` has it
+    monkeypatch.syspath_prepend(
+        ROOT / "experiments"
+    )  # as `python experiments/quickstart_table.py` has it
     script = importlib.import_module("quickstart_table")
     folder = ["--workdir", str(tmp_path / "runs"), "--out", str(tmp_path / "results.md")]
     assert script.main(["--list", "--only", "noise", *folder]) == 0
-    assert "a critic right 82% of the time" in capsys.readouterr().out and not any(tmp_path.iterdir())
+    assert "a critic right 82% of the time" in capsys.readouterr().out and not any(
+        tmp_path.iterdir()
+    )
     assert script.main(["--only", "nois", *folder]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: --only nois: no such piece") and said.count("\n") == 1
     args = script.parse(["--seeds", "3", "4", "--pool", "development", *folder])
     assert args.ablation_seeds == [3] and script.parse([]).workdir == Path("runs/table")
-    assert script.command(args) == "python experiments/quickstart_table.py --seeds 3 4 --pool development"
+    assert (
+        script.command(args)
+        == "python experiments/quickstart_table.py --seeds 3 4 --pool development"
+    )

@@ -1,10 +1,11 @@
-"""Runs an exported recipe in `transformers`; started by test_export_recipe_peers.py with another interpreter.
+"""Runs an exported recipe in `transformers`; started by test_export_recipe_peers.py with another
+interpreter.
 
     python recipe_child.py FAMILY WORK
 
-WORK/model gets a tiny random model, WORK/tuned one that was taught to take things back. Both folders and
-WORK/other/model already hold recipes, and WORK/cases.json prompts and forced ids. Writes WORK/found.json and
-WORK/logits.npz.
+WORK/model gets a tiny random model, WORK/tuned one that was taught to take things back. Both
+folders and WORK/other/model already hold recipes, and WORK/cases.json prompts and forced ids.
+Writes WORK/found.json and WORK/logits.npz.
 """
 
 from __future__ import annotations
@@ -33,15 +34,24 @@ VOCAB, PAD, EOS, WIDTH = 48, 0, 2, 32
 
 def tiny_model(family: str):
     torch.manual_seed(0)
-    ids = dict(vocab_size=VOCAB, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=1, initializer_range=0.4)
+    ids = dict(
+        vocab_size=VOCAB, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=1, initializer_range=0.4
+    )
     if family == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(n_positions=160, n_embd=WIDTH, n_layer=2, n_head=4, **ids)).eval()
-    shape = dict(hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, max_position_embeddings=160, **shape, **ids)).eval()
+        return GPT2LMHeadModel(
+            GPT2Config(n_positions=160, n_embd=WIDTH, n_layer=2, n_head=4, **ids)
+        ).eval()
+    shape = dict(
+        hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    return LlamaForCausalLM(
+        LlamaConfig(num_key_value_heads=2, max_position_embeddings=160, **shape, **ids)
+    ).eval()
 
 
 def tune(model) -> None:
-    """Teaches a model to count on from the prompt's last id, to say 14 15 once, and to take that back."""
+    """Teaches a model to count on from the prompt's last id, to say 14 15 once, and to take that
+    back."""
     torch.manual_seed(3)
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
     for _ in range(150):
@@ -83,8 +93,14 @@ def left_padded(rows: list[list[int]]):
 def told(output, start: int | list[int]) -> dict:
     """What a test compares; the sequences without their prompts and padding."""
     starts = [start] * len(output.traces) if isinstance(start, int) else start
-    shown = [row[s : s + len(v)] for row, s, v in zip(output.sequences.tolist(), starts, output.visible, strict=True)]
-    rest = [row[s + len(v) :] for row, s, v in zip(output.sequences.tolist(), starts, output.visible, strict=True)]
+    shown = [
+        row[s : s + len(v)]
+        for row, s, v in zip(output.sequences.tolist(), starts, output.visible, strict=True)
+    ]
+    rest = [
+        row[s + len(v) :]
+        for row, s, v in zip(output.sequences.tolist(), starts, output.visible, strict=True)
+    ]
     assert all(token == PAD for row in rest for token in row)
     return dict(
         traces=output.traces,
@@ -92,7 +108,10 @@ def told(output, start: int | list[int]) -> dict:
         shown=shown,
         malformed=output.malformed,
         finished=output.finished,
-        edits=[[[e.index, e.category, e.requested, list(e.removed)] for e in row] for row in output.edits],
+        edits=[
+            [[e.index, e.category, e.requested, list(e.removed)] for e in row]
+            for row in output.edits
+        ],
     )
 
 
@@ -119,7 +138,9 @@ def main(family: str, work: pathlib.Path) -> None:
     out = model.generate(**batch, **greedy, return_dict_in_generate=True, output_logits=True)
     found["greedy"] = told(out, width)
     np.savez(work / "logits.npz", logits=torch.stack(out.raw.logits, 1).numpy())
-    found["alone"] = [model.generate(torch.tensor([row]), **greedy).traces[0] for row in prompts[:8]]
+    found["alone"] = [
+        model.generate(torch.tensor([row]), **greedy).traces[0] for row in prompts[:8]
+    ]
     found["ids"] = model.generate(**batch, **plain, **recipe)[:, width:].tolist()
 
     both = [prompt + start for prompt, start in zip(prompts, forced, strict=True)]
@@ -127,37 +148,50 @@ def main(family: str, work: pathlib.Path) -> None:
     starts = [together["input_ids"].shape[1] - len(start) for start in forced]
     torch.manual_seed(1)
     sampled = dict(do_sample=True, temperature=0.8, top_k=12, logits_processor=eager)
-    out = model.generate(**together, **sampled, response_start=starts, return_trace=True, max_tokens=30, **recipe)
+    out = model.generate(
+        **together, **sampled, response_start=starts, return_trace=True, max_tokens=30, **recipe
+    )
     found["forced"] = told(out, starts)
 
     out = model.generate(**together, **greedy | dict(max_tokens=30), response_start=starts)
     found["forced_greedy"] = told(out, starts)
 
     torch.manual_seed(2)
-    knobs = GenerationConfig(do_sample=True, top_p=0.95, max_new_tokens=25, num_return_sequences=3, pad_token_id=PAD)
+    knobs = GenerationConfig(
+        do_sample=True, top_p=0.95, max_new_tokens=25, num_return_sequences=3, pad_token_id=PAD
+    )
     some = {name: rows[:4] for name, rows in batch.items()}
-    out = model.generate(**some, generation_config=knobs, logits_processor=eager, return_trace=True, **recipe)
+    out = model.generate(
+        **some, generation_config=knobs, logits_processor=eager, return_trace=True, **recipe
+    )
     found["returned"] = told(out, width)
-    out = model.generate(**batch, **greedy, stopping_criteria=[StopAt(max(found["greedy"]["traces"], key=len)[3])])
+    out = model.generate(
+        **batch, **greedy, stopping_criteria=[StopAt(max(found["greedy"]["traces"], key=len)[3])]
+    )
     found["stopped"] = told(out, width)
     out = model.generate(torch.tensor([prompts[0] + [5, EOS]]), response_start=-2, **greedy)
     found["over"] = told(out, len(prompts[0]))
 
-    # Limits: none named; by what the model's own generation config says; and that config beside one of the call.
+    # Limits: none named; by what the model's own generation config says; and that config beside one
+    # of the call.
     unlimited = dict(logits_processor=eager, return_trace=True, **recipe)
     found["unlimited"] = told(model.generate(**batch, do_sample=False, **unlimited), width)
     bare = GenerationConfig(do_sample=False, pad_token_id=PAD)
     found["bare_config"] = told(model.generate(**batch, generation_config=bare, **unlimited), width)
     model.generation_config.max_length = width + 10
     found["of_model"] = told(model.generate(**batch, do_sample=False, **unlimited), width)
-    found["of_call"] = told(model.generate(**batch, do_sample=False, max_length=width + 7, **unlimited), width)
+    found["of_call"] = told(
+        model.generate(**batch, do_sample=False, max_length=width + 7, **unlimited), width
+    )
     model.generation_config.max_length = GenerationConfig().max_length
     model.generation_config.num_return_sequences = 2
     twice = GenerationConfig(do_sample=True, max_new_tokens=9, pad_token_id=PAD)
     found["twice"] = told(model.generate(**some, generation_config=twice, **unlimited), width)
     model.generation_config.num_return_sequences = GenerationConfig().num_return_sequences
 
-    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)  # its recipe outlives the other one
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True
+    )  # its recipe outlives the other one
     other = dict(custom_generate=str(work / "other" / "model"), trust_remote_code=True)
     found["other"] = model.generate(**batch, **greedy | other).traces
     mask = dict(attention_mask=batch["attention_mask"])
@@ -166,10 +200,14 @@ def main(family: str, work: pathlib.Path) -> None:
     tune(model)
     model.save_pretrained(work / "tuned")
     taught = dict(custom_generate=str(work / "tuned"), trust_remote_code=True, return_trace=True)
-    out = model.generate(torch.tensor(cases["taught"]), **taught, do_sample=False, max_new_tokens=40)
+    out = model.generate(
+        torch.tensor(cases["taught"]), **taught, do_sample=False, max_new_tokens=40
+    )
     found["tuned"] = told(out, len(cases["taught"][0]))
 
-    right = dict(input_ids=torch.tensor([[5, 6], [5, 0]]), attention_mask=torch.tensor([[1, 1], [1, 0]]))
+    right = dict(
+        input_ids=torch.tensor([[5, 6], [5, 0]]), attention_mask=torch.tensor([[1, 1], [1, 0]])
+    )
     found["refused"] = {
         "beams": refused(model.generate, **batch, **recipe, num_beams=2),
         "streamer": refused(model.generate, **batch, **recipe, streamer=TextStreamer(None)),

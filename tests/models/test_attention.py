@@ -21,7 +21,13 @@ DIED = arrays(np.int32, (2, TIME), elements=st.sampled_from([0, 1, 3, 5, 7, 8, N
 ATTEND = jax.jit(attend, static_argnums=4)
 
 
-@given(ROW, st.none() | ROW, st.none() | DIED, st.sampled_from([None, 1, 3]), st.sampled_from([(0, 8), (2, 4), (5, 3)]))
+@given(
+    ROW,
+    st.none() | ROW,
+    st.none() | DIED,
+    st.sampled_from([None, 1, 3]),
+    st.sampled_from([(0, 8), (2, 4), (5, 3)]),
+)
 def test_masks_equal_a_loop(position, segment, died, window, block):
     start, size = block
     mask = np.asarray(can_attend(Visibility(position, segment, died), start, size, window))
@@ -32,7 +38,9 @@ def test_masks_equal_a_loop(position, segment, died, window, block):
                 sees = key <= query
                 sees &= segment is None or segment[row, key] == segment[row, query]
                 sees &= died is None or query < died[row, key]
-                sees &= window is None or int(position[row, query]) - int(position[row, key]) < window
+                sees &= (
+                    window is None or int(position[row, query]) - int(position[row, key]) < window
+                )
                 assert mask[row % mask.shape[0], query - start, key] == (sees or key == query)
 
 
@@ -62,7 +70,8 @@ def test_a_mask_for_all_rows():
     query, key, value = random_heads()
     causal = np.tril(np.ones((TIME, TIME), bool))[None]
     np.testing.assert_array_equal(
-        ATTEND(query, key, value, causal, None), ATTEND(query, key, value, causal.repeat(2, 0), None)
+        ATTEND(query, key, value, causal, None),
+        ATTEND(query, key, value, causal.repeat(2, 0), None),
     )
 
 
@@ -75,8 +84,17 @@ def test_bfloat16_values_come_back_in_bfloat16():
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.03)
 
 
-@given(ROW, st.none() | ROW, st.none() | DIED, st.sampled_from([None, 1, 3]), st.integers(0, 5), st.integers(0, 5))
-def test_a_mask_of_some_keys_is_a_piece_of_the_mask(position, segment, died, window, start, first_key):
+@given(
+    ROW,
+    st.none() | ROW,
+    st.none() | DIED,
+    st.sampled_from([None, 1, 3]),
+    st.integers(0, 5),
+    st.integers(0, 5),
+)
+def test_a_mask_of_some_keys_is_a_piece_of_the_mask(
+    position, segment, died, window, start, first_key
+):
     visibility = Visibility(position, segment, died)
     whole = np.asarray(can_attend(visibility, start, 3, window))
     piece = can_attend(visibility, start, 3, window, first_key, 2)
@@ -98,7 +116,12 @@ def retracted() -> tuple[np.ndarray, np.ndarray]:
 
 
 def segmented() -> Visibility:
-    starts = np.stack([np.maximum.accumulate(np.where(np.diff(s, prepend=-1), np.arange(LONG), 0)) for s in SEGMENTS])
+    starts = np.stack(
+        [
+            np.maximum.accumulate(np.where(np.diff(s, prepend=-1), np.arange(LONG), 0))
+            for s in SEGMENTS
+        ]
+    )
     return Visibility(POSITIONS - starts.astype(np.int32), SEGMENTS)
 
 
@@ -124,7 +147,8 @@ SEEN = {
     ],
 )
 def test_blockwise_attention_equals_one_block(seen, window, softcap, rows, monkeypatch):
-    """Windows smaller than a block of 4, of its size, across blocks and beyond the row; grouped heads; gradients."""
+    """Windows smaller than a block of 4, of its size, across blocks and beyond the row; grouped
+    heads; gradients."""
     heads = [x[:rows] for x in random_heads(seed=3, queries=LONG, keys=LONG)]
     weights = np.random.default_rng(4).normal(size=heads[0].shape).astype(np.float32)
     visibility = jax.tree.map(lambda x: jnp.asarray(x[:rows]), SEEN[seen])
@@ -146,7 +170,9 @@ def test_blockwise_attention_equals_one_block(seen, window, softcap, rows, monke
 
 @pytest.mark.parametrize("window", [None, 1, 4, 5, 9, 100])
 def test_only_blocks_that_are_seen_are_visited(window):
-    near = [[k <= q and (window is None or q - k < window) for k in range(LONG)] for q in range(LONG)]
+    near = [
+        [k <= q and (window is None or q - k < window) for k in range(LONG)] for q in range(LONG)
+    ]
     holds = np.asarray(near).reshape(6, 4, 6, 4).any((1, 3))
     pairs = attention.visible_blocks(LONG, 4, window)
     assert sorted(map(tuple, pairs.tolist())) == list(zip(*np.nonzero(holds), strict=True))
@@ -156,7 +182,8 @@ def test_only_blocks_that_are_seen_are_visited(window):
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_fused_path_is_causal_attention(window, monkeypatch):
-    """The layout, scale, groups and window that cuDNN is asked for, computed by the library's other implementation."""
+    """The layout, scale, groups and window that cuDNN is asked for, computed by the library's other
+    implementation."""
     query, key, value = (jnp.asarray(x) for x in random_heads(seed=5, size=8))
     position = jnp.arange(TIME, dtype=jnp.int32)[None]
     expected = attend(query, key, value, can_attend(Visibility(position), 0, TIME, window))
@@ -181,7 +208,8 @@ def test_the_fused_path_is_causal_attention(window, monkeypatch):
 
 
 def largest_pair(jaxpr, found=(0, None)):
-    """The largest min(a, b) over any two dimensions a, b of an array anywhere in a program, and the array."""
+    """The largest min(a, b) over any two dimensions a, b of an array anywhere in a program, and the
+    array."""
     for equation in jaxpr.eqns:
         for array in (x.aval for x in equation.outvars):
             sides = sorted(getattr(array, "shape", ()))
@@ -193,7 +221,8 @@ def largest_pair(jaxpr, found=(0, None)):
 
 @pytest.mark.parametrize(("died", "softcap"), [(False, None), (True, None), (False, 30.0)])
 def test_no_array_of_time_by_time(died, softcap):
-    """Forward and backward at 4,096 ids: neither in the program as written, nor in the bytes of the compiled one."""
+    """Forward and backward at 4,096 ids: neither in the program as written, nor in the bytes of the
+    compiled one."""
     time = 4096
     ids = jax.ShapeDtypeStruct((1, time), jnp.int32)
     visibility = Visibility(ids, None, ids if died else None)
@@ -219,7 +248,9 @@ def test_the_walk_sees_arrays_of_time_by_time():
 
 def test_long_rows_must_be_whole_blocks(monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
-    with pytest.raises(ValueError, match="rows of 8 ids: pad rows longer than 3 to a multiple of it"):
+    with pytest.raises(
+        ValueError, match="rows of 8 ids: pad rows longer than 3 to a multiple of it"
+    ):
         query, key, value = (jnp.asarray(x) for x in random_heads())
         attend_rows(query, key, value, Visibility(jnp.zeros((2, TIME), jnp.int32)), None, None)
 
@@ -236,10 +267,16 @@ def test_rotary_keeps_lengths_and_knows_distances_only():
     near, turned = products(0, 3)
     np.testing.assert_allclose(products(40, 3)[0], near, atol=1e-4)
     assert np.abs(products(0, 4)[0] - near).max() > 0.1
-    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), np.linalg.norm(query, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        jnp.linalg.norm(turned, axis=-1), np.linalg.norm(query, axis=-1), rtol=1e-5
+    )
     still = rotate(query, *rotary(jnp.zeros((2, TIME), jnp.int32), 6, 100.0))
     np.testing.assert_array_equal(still, query)
     # The first pair turns by one radian a position, the last by theta ** -(2 / 3).
     cosine, sine = rotary(jnp.asarray([[2]], jnp.int32), 6, 100.0)
-    np.testing.assert_allclose(cosine[0, 0, 0], np.cos([2, 2 * 100 ** (-1 / 3), 2 * 100 ** (-2 / 3)]), atol=1e-6)
-    np.testing.assert_allclose(sine[0, 0, 0], np.sin([2, 2 * 100 ** (-1 / 3), 2 * 100 ** (-2 / 3)]), atol=1e-6)
+    np.testing.assert_allclose(
+        cosine[0, 0, 0], np.cos([2, 2 * 100 ** (-1 / 3), 2 * 100 ** (-2 / 3)]), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        sine[0, 0, 0], np.sin([2, 2 * 100 ** (-1 / 3), 2 * 100 ** (-2 / 3)]), atol=1e-6
+    )

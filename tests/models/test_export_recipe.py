@@ -1,4 +1,5 @@
-"""The exported recipe says what `rlbf_jax.directives` says, without importing it; no torch needed here."""
+"""The exported recipe says what `rlbf_jax.directives` says, without importing it; no torch needed
+here."""
 
 from __future__ import annotations
 
@@ -17,7 +18,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rlbf_jax.directives import NEVER, BacktrackRule, EditRule, Limits, ResetRule, Semantics, layout, render
+from rlbf_jax.directives import (
+    NEVER,
+    BacktrackRule,
+    EditRule,
+    Limits,
+    ResetRule,
+    Semantics,
+    layout,
+    render,
+)
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.export import edits
 from rlbf_jax.models.export.recipe import (
@@ -36,7 +46,9 @@ RULES: list[EditRule] = [
     ResetRule(4, (), (0,)),
     ResetRule(4, ("a",), ()),
 ]
-EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=["backtrack", "no categories", "reset", "named reset"])
+EVERY_RULE = pytest.mark.parametrize(
+    "rule", RULES, ids=["backtrack", "no categories", "reset", "named reset"]
+)
 EOS = (1,)
 
 IDS = st.lists(st.integers(0, VOCAB - 1), max_size=TIME)
@@ -51,7 +63,8 @@ LIMITS = st.builds(
 
 
 def _states_and_legal_ids(rule, tokens, limits):
-    """States before each of TIME ids and after the last, and which ids were legal then: [TIME, VOCAB] bool."""
+    """States before each of TIME ids and after the last, and which ids were legal then: [TIME,
+    VOCAB] bool."""
     row = jnp.ones((1, TIME + 1), jnp.int32)
     before = layout(rule, tokens, row, row == 1, Semantics.KEEP).before
     return before, rule.legal_ids(rule.legal(before, limits), VOCAB)
@@ -62,7 +75,9 @@ STATES = jax.jit(_states_and_legal_ids, static_argnums=0)
 
 def states_and_legal_ids(rule, response, limits: ResponseLimits):
     padded = np.asarray([[*response, *[2] * (TIME + 1 - len(response))]], np.int32)
-    arrays = Limits(**{name: jnp.asarray(value) for name, value in dataclasses.asdict(limits).items()})
+    arrays = Limits(
+        **{name: jnp.asarray(value) for name, value in dataclasses.asdict(limits).items()}
+    )
     before, legal = STATES(rule, padded, arrays)
     return jax.tree.map(lambda x: np.asarray(x)[0], before), np.asarray(legal)[0]
 
@@ -102,9 +117,10 @@ def test_the_editor_is_the_rule_at_every_id_of_any_response(rule, response, limi
             editor.push(response[time])
     ours = render(rule, response)
     assert editor.malformed == ours.malformed
-    assert [(e.index, e.category, NEVER if e.requested is None else e.requested, e.removed) for e in editor.edits] == [
-        (e.index, e.category, e.requested, e.removed) for e in ours.edits
-    ]
+    assert [
+        (e.index, e.category, NEVER if e.requested is None else e.requested, e.removed)
+        for e in editor.edits
+    ] == [(e.index, e.category, e.requested, e.removed) for e in ours.edits]
 
 
 @EVERY_RULE
@@ -144,15 +160,17 @@ def watch(response):
     screen = [""]
     rule = exported_rule(BYTES, (END,), ResponseLimits())
     for event, what in edits.text_events(rule, iter(response), decode_bytes):
-        screen.append(screen[-1] + what if event == "append" else screen[-1][: len(screen[-1]) - what])
+        screen.append(
+            screen[-1] + what if event == "append" else screen[-1][: len(screen[-1]) - what]
+        )
     return screen
 
 
 BYTE_IDS = st.text("aä€🙂", max_size=6).map(lambda text: list(text.encode()))
 DIRECTIVES = st.sampled_from([[256, 257], [256, 260], [258], [256], [256, 256]])
-RESPONSES = st.lists(BYTE_IDS | DIRECTIVES | st.lists(st.integers(0, 255), max_size=2), max_size=8).map(
-    lambda parts: [i for part in parts for i in part]
-)
+RESPONSES = st.lists(
+    BYTE_IDS | DIRECTIVES | st.lists(st.integers(0, 255), max_size=2), max_size=8
+).map(lambda parts: [i for part in parts for i in part])
 
 
 @given(RESPONSES)
@@ -189,7 +207,9 @@ FILES = {
 
 
 def contents(folder) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def test_files_are_byte_stable(tmp_path):
@@ -199,8 +219,11 @@ def test_files_are_byte_stable(tmp_path):
     assert set(written) == FILES
     assert written == contents(tmp_path / "second")
     write_recipe(tmp_path / "first", BACKTRACK, EOS, ResponseLimits(max_emitted=98))
-    changed = {name for name, content in contents(tmp_path / "first").items() if content != written[name]}
-    # A rule that changes must change a Python module: by these transformers tells its cached copies apart.
+    changed = {
+        name for name, content in contents(tmp_path / "first").items() if content != written[name]
+    }
+    # A rule that changes must change a Python module: by these transformers tells its cached copies
+    # apart.
     assert changed == {"README.md", "custom_generate/rlbf_rule.json", "custom_generate/rule.py"}
 
 
@@ -224,22 +247,34 @@ def test_the_rule_is_read_back(tmp_path_factory, rule, eos_ids, limits):
     assert edits.rule_from(fields) == exported_rule(rule, eos_ids, limits)
 
 
-@pytest.mark.parametrize(("name", "allowed"), [("generate.py", {"torch", "transformers"}), ("edits.py", set())])
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("generate.py", {"torch", "transformers"}), ("edits.py", set())]
+)
 def test_the_recipe_stands_alone(tmp_path, name, allowed):
     write_recipe(tmp_path, BACKTRACK, EOS)
     source = (tmp_path / "custom_generate" / name).read_text(encoding="utf-8")
     compile(source, name, "exec")
     assert max(map(len, source.splitlines())) <= 120
     nodes = list(ast.walk(ast.parse(source)))
-    packages = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    packages |= {str(n.module).split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom) and n.level == 0}
+    packages = {
+        alias.name.split(".")[0]
+        for node in nodes
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    packages |= {
+        str(n.module).split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom) and n.level == 0
+    }
     assert packages - set(sys.stdlib_module_names) == allowed
-    siblings = {f"{node.module}.py" for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
+    siblings = {
+        f"{node.module}.py" for node in nodes if isinstance(node, ast.ImportFrom) and node.level
+    }
     assert siblings <= {path.name for path in (tmp_path / "custom_generate").iterdir()}
 
 
 def run_in_place(folder, place, name: str):
-    """`generate` of a folder as transformers 4 runs it: copied to one place for all folders of a name, module kept."""
+    """`generate` of a folder as transformers 4 runs it: copied to one place for all folders of a
+    name, module kept."""
     for file in (folder / "custom_generate").glob("*.py"):
         shutil.copy(file, place / file.name)
     spec = importlib.util.spec_from_file_location(f"{name}.generate", place / "generate.py")
@@ -251,9 +286,16 @@ def run_in_place(folder, place, name: str):
 @pytest.fixture
 def transformers_4(monkeypatch):
     """As much of torch and transformers 4 as the recipe needs to be read."""
-    torch, peers, outputs = (types.ModuleType(name) for name in ("torch", "transformers", "transformers.utils"))
+    torch, peers, outputs = (
+        types.ModuleType(name) for name in ("torch", "transformers", "transformers.utils")
+    )
     torch.Tensor = list
-    for name in ("LogitsProcessor", "LogitsProcessorList", "StoppingCriteria", "StoppingCriteriaList"):
+    for name in (
+        "LogitsProcessor",
+        "LogitsProcessorList",
+        "StoppingCriteria",
+        "StoppingCriteriaList",
+    ):
         setattr(peers, name, type(name, (), {}))
     peers.GenerationConfig = lambda: types.SimpleNamespace(max_length=20, max_new_tokens=None)
     outputs.ModelOutput = object
@@ -271,17 +313,28 @@ def test_recipes_of_folders_of_one_name_keep_their_rules(tmp_path, monkeypatch, 
             monkeypatch.delitem(sys.modules, "one_name" + name)
     found = []
     for budget in (3, 0, 3):
-        write_recipe(tmp_path / f"{budget}" / "model", BACKTRACK, EOS, ResponseLimits(budget=budget))
+        write_recipe(
+            tmp_path / f"{budget}" / "model", BACKTRACK, EOS, ResponseLimits(budget=budget)
+        )
         found.append(run_in_place(tmp_path / f"{budget}" / "model", tmp_path / "place", "one_name"))
-    assert [function.__kwdefaults__["_own_rule"]["limits"]["budget"] for function in found] == [3, 0, 3]
+    assert [function.__kwdefaults__["_own_rule"]["limits"]["budget"] for function in found] == [
+        3,
+        0,
+        3,
+    ]
     # Lengths that nobody said are none: the prompt has 9 ids.
-    most, rule = found[0].__globals__["_most"], edits.rule_from(found[0].__kwdefaults__["_own_rule"])
+    most, rule = (
+        found[0].__globals__["_most"],
+        edits.rule_from(found[0].__kwdefaults__["_own_rule"]),
+    )
     default, said = types.SimpleNamespace(max_length=20), types.SimpleNamespace(max_length=30)
     assert most(rule, None, [9], 9, [{}, None, default]) == [1024]
     assert most(rule, None, [9], 9, [{}, default, said]) == [21]
     assert most(rule, None, [9], 9, [{"max_length": 20}, said, said]) == [11]
     assert most(rule, 8, [7], 9, [{}, None, said]) == [8]
-    with pytest.raises(ValueError, match="max_length = 9 leaves no room after 9 input ids; say max_new_tokens"):
+    with pytest.raises(
+        ValueError, match="max_length = 9 leaves no room after 9 input ids; say max_new_tokens"
+    ):
         most(rule, None, [9], 9, [{"max_length": 9}, None, None])
 
 
@@ -312,15 +365,28 @@ def test_the_ten_lines_for_servers_run(tmp_path, monkeypatch):
         yield types.SimpleNamespace(choices=[])
 
     client = types.SimpleNamespace(completions=types.SimpleNamespace(create=create))
-    monkeypatch.setitem(sys.modules, "openai", types.SimpleNamespace(OpenAI=lambda base_url, api_key: client))
+    monkeypatch.setitem(
+        sys.modules, "openai", types.SimpleNamespace(OpenAI=lambda base_url, api_key: client)
+    )
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "edits", raising=False)
     tokenizer = types.SimpleNamespace(decode=lambda ids, skip_special_tokens: decode_bytes(ids))
-    scope = {"DIR": str(tmp_path), "URL": "", "KEY": "", "MODEL": "", "prompt_ids": [1, 2], "tokenizer": tokenizer}
+    scope = {
+        "DIR": str(tmp_path),
+        "URL": "",
+        "KEY": "",
+        "MODEL": "",
+        "prompt_ids": [1, 2],
+        "tokenizer": tokenizer,
+    }
     exec(blocks[1], scope)
     monkeypatch.delitem(sys.modules, "edits")
     assert scope["shown"] == "so good"
-    assert (asked["prompt"], asked["max_tokens"], asked["extra_body"]) == ([1, 2], 40, {"return_token_ids": True})
+    assert (asked["prompt"], asked["max_tokens"], asked["extra_body"]) == (
+        [1, 2],
+        40,
+        {"return_token_ids": True},
+    )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=["backtrack", "no categories", "reset", "named reset"])
@@ -334,9 +400,15 @@ def test_the_readme_names_the_control_tokens(tmp_path, rule):
 
 def test_templates_are_shipped():
     """Every template has an ending that setup.py declares as package data."""
-    declared = (TEMPLATES.parents[3] / "setup.py").read_text(encoding="utf-8").split('"rlbf_jax.models.export": ')[1]
+    declared = (
+        (TEMPLATES.parents[3] / "setup.py")
+        .read_text(encoding="utf-8")
+        .split('"rlbf_jax.models.export": ')[1]
+    )
     patterns = ast.literal_eval(declared.split("]")[0] + "]")
-    assert {p.name for p in TEMPLATES.iterdir()} == {p.name for glob in patterns for p in TEMPLATES.parent.glob(glob)}
+    assert {p.name for p in TEMPLATES.iterdir()} == {
+        p.name for glob in patterns for p in TEMPLATES.parent.glob(glob)
+    }
 
 
 # What is refused --------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""The exported recipe in `transformers` itself, with tiny random models; needs a python that has torch."""
+"""The exported recipe in `transformers` itself, with tiny random models; needs a python that has
+torch."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ NO_DIRECTIVES = dataclasses.replace(LIMITS, budget=0)
 def peers_python() -> str:
     python = os.environ.get("RLBF_JAX_PEERS")
     if not python:
-        pytest.skip("RLBF_JAX_PEERS is not set: point it at a python that has torch and transformers")
+        pytest.skip(
+            "RLBF_JAX_PEERS is not set: point it at a python that has torch and transformers"
+        )
     if subprocess.run([python, "-c", "import torch, transformers"], capture_output=True).returncode:
         pytest.fail(f"RLBF_JAX_PEERS={python} cannot import torch and transformers")
     return python
@@ -43,8 +46,13 @@ def random_cases() -> dict:
     prompts = [rng.integers(3, 19, rng.integers(1, 12)).tolist() for _ in range(ROWS)]
     weights = np.where((np.arange(VOCAB) >= 20) & (np.arange(VOCAB) < 28), 3.0, 1.0)
     weights[[0, 1, EOS, 47]] = 0
-    forced = [rng.choice(VOCAB, rng.integers(0, 26), p=weights / weights.sum()).tolist() for _ in range(ROWS)]
-    too_large = exported_rule(dataclasses.replace(RULE, first_id=VOCAB - 3), (EOS,), LIMITS).fields()
+    forced = [
+        rng.choice(VOCAB, rng.integers(0, 26), p=weights / weights.sum()).tolist()
+        for _ in range(ROWS)
+    ]
+    too_large = exported_rule(
+        dataclasses.replace(RULE, first_id=VOCAB - 3), (EOS,), LIMITS
+    ).fields()
     taught = rng.integers(3, 11, (ROWS, 4)).tolist()
     return dict(prompts=prompts, forced=forced, taught=taught, too_large=too_large)
 
@@ -60,7 +68,12 @@ def run(request, peers_python, tmp_path_factory) -> dict:
     (work / "cases.json").write_text(json.dumps(cases))
     # The modules' cache must be fresh, and the child must not see this package.
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    env |= {"HF_HOME": str(work / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env |= {
+        "HF_HOME": str(work / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [peers_python, str(CHILD), request.param, str(work)]
     child = subprocess.run(command, env=env, cwd=work, capture_output=True, text=True, timeout=300)
     assert child.returncode == 0, child.stderr[-4000:]
@@ -75,8 +88,12 @@ def legal_ids(traces, limits: ResponseLimits) -> np.ndarray:
     """[rows, time, VOCAB]: what `directives` allows before each id of each trace."""
     width = max(map(len, traces)) + 1
     tokens = np.asarray([[*trace, *[5] * (width - len(trace))] for trace in traces], np.int32)
-    before = LAYOUT(RULE, tokens, np.ones_like(tokens), np.ones_like(tokens, bool), Semantics.KEEP).before
-    arrays = Limits(**{name: jnp.asarray(value) for name, value in dataclasses.asdict(limits).items()})
+    before = LAYOUT(
+        RULE, tokens, np.ones_like(tokens), np.ones_like(tokens, bool), Semantics.KEEP
+    ).before
+    arrays = Limits(
+        **{name: jnp.asarray(value) for name, value in dataclasses.asdict(limits).items()}
+    )
     return np.asarray(RULE.legal_ids(RULE.legal(before, arrays), VOCAB))
 
 
@@ -92,10 +109,14 @@ def check(found: dict, forced, max_emitted: int) -> None:
         assert found["finished"][row] == (trace[-1] == EOS)
         assert found["finished"][row] or len(trace) == max_emitted
         rendered = render(RULE, trace)
-        assert found["visible"][row] == list(rendered.visible[:-1] if trace[-1] == EOS else rendered.visible)
+        assert found["visible"][row] == list(
+            rendered.visible[:-1] if trace[-1] == EOS else rendered.visible
+        )
         assert found["shown"][row] == found["visible"][row]
         assert found["malformed"][row] == rendered.malformed
-        assert found["edits"][row] == [[e.index, e.category, e.requested, list(e.removed)] for e in rendered.edits]
+        assert found["edits"][row] == [
+            [e.index, e.category, e.requested, list(e.removed)] for e in rendered.edits
+        ]
 
 
 def test_greedy_takes_the_likeliest_legal_id(run):
@@ -105,7 +126,9 @@ def test_greedy_takes_the_likeliest_legal_id(run):
     unmasked = 0
     for row, trace in enumerate(traces):
         for time, token in enumerate(trace):
-            logits = run["logits"][row, time] + 3 * np.isin(np.arange(VOCAB), [20, 21])  # the caller's processor
+            logits = run["logits"][row, time] + 3 * np.isin(
+                np.arange(VOCAB), [20, 21]
+            )  # the caller's processor
             assert token == np.argmax(np.where(legal[row, time], logits, -np.inf))
             unmasked += token != np.argmax(logits)
     assert unmasked > 50  # the mask changes what is drawn
@@ -120,7 +143,11 @@ def test_forced_traces_and_sampling_render_as_ours(run):
     assert sum(run["forced"]["malformed"]) > 20
     assert sum(map(len, run["forced"]["edits"])) > 100
     lengths = [len(forced) for forced in run["cases"]["forced"]]
-    ended = [t[-1] == EOS for t, length in zip(run["forced"]["traces"], lengths, strict=True) if len(t) > length]
+    ended = [
+        t[-1] == EOS
+        for t, length in zip(run["forced"]["traces"], lengths, strict=True)
+        if len(t) > length
+    ]
     assert any(ended) and not all(ended)
 
 
@@ -133,10 +160,17 @@ def test_several_returns_of_one_prompt(run):
 
 @pytest.mark.parametrize(
     ("case", "rows", "most"),
-    [("unlimited", ROWS, 64), ("bare_config", ROWS, 64), ("of_model", ROWS, 10), ("of_call", ROWS, 7), ("twice", 8, 9)],
+    [
+        ("unlimited", ROWS, 64),
+        ("bare_config", ROWS, 64),
+        ("of_model", ROWS, 10),
+        ("of_call", ROWS, 7),
+        ("twice", 8, 9),
+    ],
 )
 def test_answers_are_as_long_as_somebody_said(run, case, rows, most):
-    """transformers 4 gives every generation config a `max_length` of 20, prompt included: nobody said that."""
+    """transformers 4 gives every generation config a `max_length` of 20, prompt included: nobody
+    said that."""
     check(run[case], [[]] * rows, most)
     assert max(map(len, run[case]["traces"])) == most
 
@@ -180,9 +214,16 @@ class Numbers:
 def ours(run, folder: str, prompts: str, forced, max_tokens: int, bias: float) -> dict:
     """Greedy answers of our sampler under KEEP, in the form of the child's."""
     config, params = read_checkpoint(run["work"] / folder)
-    knobs = Knobs(temperature=0, budget=LIMITS.budget, max_tokens=max_tokens, control_bias={"categories": bias})
+    knobs = Knobs(
+        temperature=0,
+        budget=LIMITS.budget,
+        max_tokens=max_tokens,
+        control_bias={"categories": bias},
+    )
     texts = [" ".join(map(str, prompt)) for prompt in run["cases"][prompts]]
-    requests = [Request(text, tuple(start), knobs) for text, start in zip(texts, forced, strict=True)]
+    requests = [
+        Request(text, tuple(start), knobs) for text, start in zip(texts, forced, strict=True)
+    ]
     sampler = Sampler(config, Numbers(), SamplerConfig(semantics=Semantics.KEEP, batch_size=ROWS))
     done = sampler(params, requests)
     return dict(traces=[g.trace.tolist() for g in done], visible=[list(g.visible) for g in done])
@@ -195,12 +236,26 @@ def same(run, case: str, **settings) -> None:
 
 
 def test_our_sampler_answers_alike(run):
-    same(run, "greedy", folder="model", prompts="prompts", forced=[[]] * ROWS, max_tokens=40, bias=3.0)
+    same(
+        run,
+        "greedy",
+        folder="model",
+        prompts="prompts",
+        forced=[[]] * ROWS,
+        max_tokens=40,
+        bias=3.0,
+    )
 
 
 def test_our_sampler_goes_on_from_forced_traces_alike(run):
     same(
-        run, "forced_greedy", folder="model", prompts="prompts", forced=run["cases"]["forced"], max_tokens=30, bias=3.0
+        run,
+        "forced_greedy",
+        folder="model",
+        prompts="prompts",
+        forced=run["cases"]["forced"],
+        max_tokens=30,
+        bias=3.0,
     )
 
 
@@ -209,7 +264,9 @@ def test_our_sampler_answers_alike_with_a_tuned_model(run):
     taken_back = [edit for edits in run["tuned"]["edits"] for edit in edits]
     assert sum(edit[3] == [14, 15] for edit in taken_back) > ROWS // 2
     assert sum(run["tuned"]["finished"]) > ROWS // 2
-    same(run, "tuned", folder="tuned", prompts="taught", forced=[[]] * ROWS, max_tokens=40, bias=0.0)
+    same(
+        run, "tuned", folder="tuned", prompts="taught", forced=[[]] * ROWS, max_tokens=40, bias=0.0
+    )
 
 
 @pytest.mark.parametrize(

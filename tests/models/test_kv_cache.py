@@ -37,7 +37,9 @@ def test_latest_writer_equals_a_loop(positions, lengths, slots):
         for time in range(lengths[row]):
             writer[positions[row][time] % slots] = time
         assert index[row].tolist() == [writer.get(s, 0) for s in range(slots)]
-        assert held[row].tolist() == [positions[row][writer[s]] if s in writer else NEVER for s in range(slots)]
+        assert held[row].tolist() == [
+            positions[row][writer[s]] if s in writer else NEVER for s in range(slots)
+        ]
 
 
 def test_writes_change_one_slot_a_row():
@@ -48,24 +50,39 @@ def test_writes_change_one_slot_a_row():
     for row in range(3):
         expected[row, :, slot[row]] = new[row, :, 0]
     for one_hot in (False, True):
-        written = kv_cache.write(jnp.asarray(cache, jnp.float32), jnp.asarray(new, jnp.float32), slot, one_hot)
+        written = kv_cache.write(
+            jnp.asarray(cache, jnp.float32), jnp.asarray(new, jnp.float32), slot, one_hot
+        )
         np.testing.assert_array_equal(written, expected)
     positions = kv_cache.write_position(jnp.full((3, 5), NEVER), jnp.asarray([7, 8, 9]), slot)
-    assert positions.tolist() == [[7, *[NEVER] * 4], [*[NEVER] * 4, 8], [NEVER, NEVER, 9, NEVER, NEVER]]
+    assert positions.tolist() == [
+        [7, *[NEVER] * 4],
+        [*[NEVER] * 4, 8],
+        [NEVER, NEVER, 9, NEVER, NEVER],
+    ]
 
 
 @pytest.mark.parametrize("window", [None, 1, 3])
 def test_a_query_sees_slots_at_or_below_it_inside_its_window(window):
     positions = np.asarray([[0, 1, 2, 3, NEVER], [5, 6, 2, NEVER, 4]], np.int32)
     for position in range(8):
-        seen = np.asarray(kv_cache.sees(jnp.asarray(positions), jnp.full(2, position, jnp.int32), window))
+        seen = np.asarray(
+            kv_cache.sees(jnp.asarray(positions), jnp.full(2, position, jnp.int32), window)
+        )
         for row, slot in np.ndindex(positions.shape):
             held = int(positions[row, slot])
-            assert seen[row, 0, slot] == (held <= position and (window is None or position - held < window))
+            assert seen[row, 0, slot] == (
+                held <= position and (window is None or position - held < window)
+            )
 
 
 def test_ring_slots():
-    assert [ring_slots(None, 100, 9), ring_slots(4, 100, 0), ring_slots(4, 100, 9), ring_slots(4, 10, 9)] == [
+    assert [
+        ring_slots(None, 100, 9),
+        ring_slots(4, 100, 0),
+        ring_slots(4, 100, 9),
+        ring_slots(4, 10, 9),
+    ] == [
         100,
         4,
         13,
@@ -79,7 +96,8 @@ def model(windows):
 
 
 def trace_rows(rows=3, time=48):
-    """Prompts of 2 and up, then letters, maximal and consecutive directives, lone categories, bare retractions."""
+    """Prompts of 2 and up, then letters, maximal and consecutive directives, lone categories, bare
+    retractions."""
     rng = np.random.default_rng(4)
     letters = TOKENIZER.encode("abcdefghijklmnopqrstuvwxyz")
     tokens = np.zeros((rows, time), np.int32)
@@ -87,21 +105,30 @@ def trace_rows(rows=3, time=48):
         ids = rng.choice(letters, 14).tolist()
         while len(ids) < time:
             directive = [RULE.category_id("one"), RULE.backtrack_id(int(rng.choice([1, 6, 6])))]
-            pieces = [directive, directive * 2, directive[:1], directive[1:], rng.choice(letters, 9).tolist()]
+            pieces = [
+                directive,
+                directive * 2,
+                directive[:1],
+                directive[1:],
+                rng.choice(letters, 9).tolist(),
+            ]
             ids += pieces[int(rng.choice(5, p=[0.2, 0.1, 0.1, 0.1, 0.5]))]
         tokens[row] = ids[:time]
     return tokens, np.arange(time)[None] >= np.asarray([[2], [5], [9]])
 
 
 def retracted_positions(position):
-    """Most that a row's positions fall below its highest so far, summed over falls: enough slots for any ring."""
+    """Most that a row's positions fall below its highest so far, summed over falls: enough slots
+    for any ring."""
     return int(np.maximum(position[:, :-1] + 1 - position[:, 1:], 0).sum(1).max())
 
 
 def decode(config, params, tokens, position, slots):
     """Hidden states [B, T, D] of ids that are fed one by one into an empty cache."""
     rows, time = tokens.shape
-    empty = [jnp.zeros((rows, config.num_kv_heads, s, config.head_dim)) for s in slots * 2][: config.num_layers]
+    empty = [jnp.zeros((rows, config.num_kv_heads, s, config.head_dim)) for s in slots * 2][
+        : config.num_layers
+    ]
     places = tuple(jnp.full((rows, s), NEVER, jnp.int32) for s in slots)
     cache = KVCache(tuple(empty), tuple(empty), places)
     hidden = []

@@ -102,11 +102,15 @@ def test_fresh_adapters_change_nothing():
 
 def test_a_projection_is_w_plus_scaled_ab():
     rng = np.random.default_rng(1)
-    x, w, a, b = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 8), (8, 5), (8, 2), (2, 5)))
+    x, w, a, b = (
+        rng.normal(size=s).astype(np.float32) for s in ((2, 3, 8), (8, 5), (8, 2), (2, 5))
+    )
     config = LoraConfig(rank=2, alpha=3.0)
     merged = np.asarray(lora._merged(jnp.asarray(w), jnp.asarray(a), jnp.asarray(b), config))
     np.testing.assert_allclose(merged, w + 1.5 * (a.astype(np.float64) @ b), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(np.asarray(dense(jnp.asarray(x), merged)), x @ (w + 1.5 * a @ b), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(dense(jnp.asarray(x), merged)), x @ (w + 1.5 * a @ b), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_merging_keeps_the_dtype_and_rounds_once():
@@ -131,7 +135,10 @@ def test_split_and_join_are_inverse(name):
     assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True))
     whole, nothing = lora.split(frozen)
     assert nothing == {} and jax.tree.structure(whole) == jax.tree.structure(frozen)
-    assert lora.merge(dataclasses.replace(CASES[name], lora=LoraConfig()), frozen)[1].keys() == frozen.keys()
+    assert (
+        lora.merge(dataclasses.replace(CASES[name], lora=LoraConfig()), frozen)[1].keys()
+        == frozen.keys()
+    )
 
 
 def test_an_update_reaches_adapters_and_control_rows_alone():
@@ -153,7 +160,14 @@ def test_an_update_reaches_adapters_and_control_rows_alone():
     assert sum(np.size(leaf) for leaf in jax.tree.leaves(state.opt_state)) == 2 * size + 1
     mesh = make_mesh(devices=jax.devices()[:1])
     update = make_update(
-        terms, lambda rows: {"nll": count_targets(rows)}, {"nll": 1.0}, optimizer, mesh, state, 2, frozen
+        terms,
+        lambda rows: {"nll": count_targets(rows)},
+        {"nll": 1.0},
+        optimizer,
+        mesh,
+        state,
+        2,
+        frozen,
     )
     plain, merged = lora.merge(config, lora.join(trained, frozen))
     expected = supervised_nll(plain, merged, RULE, rows, Semantics.REWIND).mean
@@ -177,7 +191,9 @@ def test_the_law_of_the_sampler_holds_with_adapters(semantics):
     knobs = Knobs(max_tokens=24, budget=4, control_bias={"categories": 2.0})
     requests = [Request("abc d", (6, 7) if i % 2 else (), knobs) for i in range(8)]
     with jax.default_matmul_precision("highest"):
-        sampler = Sampler(config, TOKENIZER, SamplerConfig(semantics, batch_size=8, min_context=16, min_room=24))
+        sampler = Sampler(
+            config, TOKENIZER, SamplerConfig(semantics, batch_size=8, min_context=16, min_room=24)
+        )
         generations = sampler(params, requests, 0)
         traces = pack_traces(generations, RULE, 48)
         read = jax.jit(lambda p, t: score(config, p, RULE, t, semantics).logprobs)(params, traces)

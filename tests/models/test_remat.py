@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlbf_jax.methods.runner import differences, stored_config
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.config import ModelConfig, Remat, upgraded
+from rlbf_jax.runs.execute import differences, stored_config
 from rlbf_jax.training.model_folder import config_of
 
 POLICIES = typing.get_args(Remat)
-SHAPE = ModelConfig(vocab_size=48, num_layers=2, width=24, num_heads=2, num_kv_heads=1, head_dim=12, mlp_width=40)
+SHAPE = ModelConfig(
+    vocab_size=48, num_layers=2, width=24, num_heads=2, num_kv_heads=1, head_dim=12, mlp_width=40
+)
 POSITION = jnp.arange(16, dtype=jnp.int32)[None].repeat(2, 0)
 
 
@@ -27,7 +29,9 @@ def gradient(config: ModelConfig):
     weights = jnp.cos(jnp.arange(config.width))
 
     def loss(params, tokens):
-        return jnp.sum(transformer.forward(config, params, tokens, Visibility(POSITION))[0] * weights)
+        return jnp.sum(
+            transformer.forward(config, params, tokens, Visibility(POSITION))[0] * weights
+        )
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -45,7 +49,9 @@ def test_values_and_gradients_are_the_same(scan_layers):
         assert jax.tree.structure(shapes) == jax.tree.structure(params)
         again, other = gradient(config)(params, tokens)
         np.testing.assert_allclose(value, again, rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), slopes, other)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), slopes, other
+        )
 
 
 def test_each_policy_keeps_less():
@@ -55,7 +61,9 @@ def test_each_policy_keeps_less():
     tokens = jax.ShapeDtypeStruct(POSITION.shape, jnp.int32)
 
     def kept(policy):
-        compiled = gradient(dataclasses.replace(config, remat=policy)).lower(params, tokens).compile()
+        compiled = (
+            gradient(dataclasses.replace(config, remat=policy)).lower(params, tokens).compile()
+        )
         return compiled.memory_analysis().temp_size_in_bytes
 
     none, dots, block = (kept(policy) for policy in ("none", "dots", "block"))

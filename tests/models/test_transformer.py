@@ -18,10 +18,22 @@ from rlbf_jax.models.transformer import Decoder, ModelConfig, ValueHead, unrolle
 
 TIME, VOCAB = 12, 19
 BASE = ModelConfig(
-    vocab_size=VOCAB, num_layers=2, width=12, num_heads=4, num_kv_heads=2, head_dim=6, mlp_width=10, rope_theta=50.0
+    vocab_size=VOCAB,
+    num_layers=2,
+    width=12,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    mlp_width=10,
+    rope_theta=50.0,
 )
 DEEP = dataclasses.replace(
-    BASE, num_layers=4, windows=(3, None), attention_softcap=2.0, final_softcap=5.0, activation="gelu"
+    BASE,
+    num_layers=4,
+    windows=(3, None),
+    attention_softcap=2.0,
+    final_softcap=5.0,
+    activation="gelu",
 )
 FORWARD = jax.jit(transformer.forward, static_argnums=0)
 UNEMBED = jax.jit(transformer.unembed, static_argnums=0)
@@ -53,7 +65,9 @@ def rows(batch=2):
     segment = np.where(np.arange(TIME) < 5, 1, 2)[None].repeat(batch, 0).astype(np.int32)
     position = rng.integers(0, TIME, (batch, TIME)).astype(np.int32)
     time = np.arange(TIME)
-    died = np.where(rng.random((batch, TIME)) < 0.4, time + rng.integers(1, 5, (batch, TIME)), NEVER).astype(np.int32)
+    died = np.where(
+        rng.random((batch, TIME)) < 0.4, time + rng.integers(1, 5, (batch, TIME)), NEVER
+    ).astype(np.int32)
     return tokens, Visibility(position, segment, died)
 
 
@@ -74,7 +88,10 @@ def attention_twin(c, p, h, position, segment, died, window):
     for n in range(c.num_heads):
         weights = p["qkv"][:, n // groups]
         query = turn(h @ weights[:, n % groups], position, c.rope_theta)
-        key, value = turn(h @ weights[:, groups], position, c.rope_theta), h @ weights[:, groups + 1]
+        key, value = (
+            turn(h @ weights[:, groups], position, c.rope_theta),
+            h @ weights[:, groups + 1],
+        )
         for i in range(len(h)):
             seen = [
                 j
@@ -107,11 +124,17 @@ def twin(c, params, tokens, visibility):
             h = norm(x, p["attention_norm"]["scale"], c.norm_eps)
             x = x + attention_twin(c, p, h, *masks, c.windows[place])
             h = norm(x, p["mlp_norm"]["scale"], c.norm_eps)
-            x = x + (ACTIVATIONS[c.activation](h @ p["gate_up"][:, 0]) * (h @ p["gate_up"][:, 1])) @ p["down"]
+            x = (
+                x
+                + (ACTIVATIONS[c.activation](h @ p["gate_up"][:, 0]) * (h @ p["gate_up"][:, 1]))
+                @ p["down"]
+            )
         hiddens.append(norm(x, params["final_norm"]["scale"], c.norm_eps))
     hidden = np.stack(hiddens)
     logits = hidden @ params["embedding" if c.tied_embeddings else "unembedding"].T
-    return hidden, logits if c.final_softcap is None else c.final_softcap * np.tanh(logits / c.final_softcap)
+    return hidden, logits if c.final_softcap is None else c.final_softcap * np.tanh(
+        logits / c.final_softcap
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +142,9 @@ def twin(c, params, tokens, visibility):
     [
         BASE,
         DEEP,
-        dataclasses.replace(BASE, num_kv_heads=1, tied_embeddings=False, windows=(2,), activation="relu2"),
+        dataclasses.replace(
+            BASE, num_kv_heads=1, tied_embeddings=False, windows=(2,), activation="relu2"
+        ),
         dataclasses.replace(BASE, num_kv_heads=4, norm_eps=0.1, attention_softcap=1.0),
     ],
 )
@@ -130,7 +155,9 @@ def test_forward_equals_the_twin(config):
     np.testing.assert_allclose(hidden, expected, atol=2e-4)
     np.testing.assert_allclose(UNEMBED(config, params, hidden), logits, atol=1e-3)
     assert len(pairs) == config.num_layers
-    assert {x.shape for pair in pairs for x in pair} == {(2, config.num_kv_heads, TIME, config.head_dim)}
+    assert {x.shape for pair in pairs for x in pair} == {
+        (2, config.num_kv_heads, TIME, config.head_dim)
+    }
 
 
 def test_no_segments_and_no_deaths_are_one_causal_row():
@@ -195,7 +222,9 @@ def test_bfloat16_is_near_float32():
     half = dataclasses.replace(DEEP, dtype="bfloat16")
     params, (tokens, visibility) = random_params(DEEP), rows()
     hidden, pairs = FORWARD(half, params, tokens, visibility)
-    assert hidden.dtype == jnp.bfloat16 and {x.dtype for pair in pairs for x in pair} == {jnp.dtype("bfloat16")}
+    assert hidden.dtype == jnp.bfloat16 and {x.dtype for pair in pairs for x in pair} == {
+        jnp.dtype("bfloat16")
+    }
     logits = UNEMBED(half, params, hidden)
     assert logits.dtype == jnp.float32
     expected = UNEMBED(DEEP, params, FORWARD(DEEP, params, tokens, visibility)[0])
@@ -232,8 +261,14 @@ def test_unembed_takes_any_leading_shape():
         (dict(head_dim=5), "head_dim 5 is odd"),
         (dict(windows=()), "expected one entry or more"),
         (dict(windows=(0,)), "expected one entry or more, each 1 or more, or None"),
-        (dict(learned_positions=True), "max_positions is None, expected the number of learned positions"),
-        (dict(rope_scaling="llama3", rope_low_freq_factor=4.0), "rope_low_freq_factor 4.0 is not below"),
+        (
+            dict(learned_positions=True),
+            "max_positions is None, expected the number of learned positions",
+        ),
+        (
+            dict(rope_scaling="llama3", rope_low_freq_factor=4.0),
+            "rope_low_freq_factor 4.0 is not below",
+        ),
     ],
 )
 def test_configurations_that_cannot_be(fields, match):
@@ -258,7 +293,8 @@ def test_a_value_head_starts_at_zero_and_reads_both_inputs():
 
 
 def test_the_toy_model_is_what_it_was_before_there_were_families():
-    """Parameters, their random start and logits of two toy models, as an earlier version of the decoder had them.
+    """Parameters, their random start and logits of two toy models, as an earlier version of the
+    decoder had them.
 
     They were equal bit for bit where they were made; other processors round sums in another order.
     """
@@ -283,13 +319,18 @@ def test_the_toy_model_is_what_it_was_before_there_were_families():
             np.testing.assert_allclose(some, known[key], rtol=1e-6)
         position = np.arange(9, dtype=np.int32)[None].repeat(2, 0)
         hidden, _ = FORWARD(config, params, known["tokens"], Visibility(position))
-        np.testing.assert_allclose(UNEMBED(config, params, hidden), known[f"{name}.logits"], atol=2e-6)
+        np.testing.assert_allclose(
+            UNEMBED(config, params, hidden), known[f"{name}.logits"], atol=2e-6
+        )
 
 
 def test_layers_beyond_the_last_whole_block():
     """Scanned and unrolled, whole rows and id by id: the remainder takes the first windows."""
     config = dataclasses.replace(BASE, num_layers=5, windows=(3, None))
-    assert config.window_of_layer == (3, None, 3, None, 3) and (config.repeats, config.remainder) == (2, 1)
+    assert config.window_of_layer == (3, None, 3, None, 3) and (
+        config.repeats,
+        config.remainder,
+    ) == (2, 1)
     scanned = dataclasses.replace(config, scan_layers=True)
     params, (tokens, visibility) = random_params(scanned), rows()
     assert set(params) == {"embedding", "final_norm", "stack", "blocks_2"}
@@ -313,14 +354,20 @@ def test_layers_beyond_the_last_whole_block():
     ],
 )  # fmt: skip
 def test_padding_stays_within_what_the_model_reads(positions, needed, bucket, width):
-    config = dataclasses.replace(BASE, learned_positions=positions is not None, max_positions=positions)
+    config = dataclasses.replace(
+        BASE, learned_positions=positions is not None, max_positions=positions
+    )
     assert transformer.padded_width(config, needed, bucket) == width
-    if positions is not None:  # what is needed fits, so what it is padded to is read; what does not fit is refused
+    if (
+        positions is not None
+    ):  # what is needed fits, so what it is padded to is read; what does not fit is refused
         assert (width <= transformer.widest_row(config)) == (needed <= positions)
 
 
 def test_rows_longer_than_the_learned_positions_are_refused():
     config = dataclasses.replace(BASE, learned_positions=True, max_positions=TIME - 1)
     tokens, visibility = rows()
-    with pytest.raises(ValueError, match=f"rows of {TIME} ids; this model has {TIME - 1} positions"):
+    with pytest.raises(
+        ValueError, match=f"rows of {TIME} ids; this model has {TIME - 1} positions"
+    ):
         transformer.forward(config, random_params(config), tokens, visibility)

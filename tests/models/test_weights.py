@@ -1,4 +1,5 @@
-"""Checkpoints in and out: the identity, the same bytes, memory, and one clear line for every damage."""
+"""Checkpoints in and out: the identity, the same bytes, memory, and one clear line for every
+damage."""
 
 from __future__ import annotations
 
@@ -25,7 +26,14 @@ from rlbf_jax.models.weights.tensors import TensorToWrite, open_tensors, write_t
 from rlbf_jax.models.weights.write import write_checkpoint
 
 SHAPE = dict(
-    vocab_size=24, num_layers=3, width=8, num_heads=4, num_kv_heads=2, head_dim=4, mlp_width=12, max_positions=16
+    vocab_size=24,
+    num_layers=3,
+    width=8,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    mlp_width=12,
+    max_positions=16,
 )
 WINDOWS = {"gemma2": (4, None), "gemma3": (4, None), "mistral": (4,)}
 
@@ -41,7 +49,11 @@ def model(family, dtype="float32"):
     shape = SHAPE | (dict(num_kv_heads=4, width=16) if family == "gpt2" else {})
     config = styled(ModelConfig(family=family, **shape, dtype=dtype, param_dtype=dtype))
     if family in WINDOWS:
-        config = styled(ModelConfig(family=family, **shape, dtype=dtype, param_dtype=dtype, windows=WINDOWS[family]))
+        config = styled(
+            ModelConfig(
+                family=family, **shape, dtype=dtype, param_dtype=dtype, windows=WINDOWS[family]
+            )
+        )
     rng = np.random.default_rng(0)
     return config, tree_of(config, lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype))
 
@@ -75,7 +87,9 @@ def test_every_number_of_a_model_has_one_place():
     for family in FAMILIES:
         config, params = model(family)
         counts = tree_of(config, lambda x: np.zeros(x.shape, np.int8))
-        flat = {tuple(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(counts)}
+        flat = {
+            tuple(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(counts)
+        }
         places = placements(config, list(flat))
         assert len({p.name for p in places}) == len(places)
         for place in places:
@@ -95,7 +109,11 @@ def test_shards_hold_the_same_and_scanned_layers_too(tmp_path):
     sizes = [sum(t.size for t in open_tensors(tmp_path / "shards" / f).values()) for f in files]
     assert max(sizes) <= 2000
     index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == sum(sizes) == sum(x.nbytes for x in jax.tree.leaves(params))
+    assert (
+        index["metadata"]["total_size"]
+        == sum(sizes)
+        == sum(x.nbytes for x in jax.tree.leaves(params))
+    )
     assert json.loads((tmp_path / "shards" / "config.json").read_text())["eos_token_id"] == 1
     assert_same(read_checkpoint(tmp_path / "shards")[1], params)
     scanned, stacked = read_checkpoint(tmp_path / "shards", scan_layers=True)
@@ -150,12 +168,19 @@ def tensors_of(arrays):
 
 def test_other_writings_of_the_same_weights(tmp_path):
     """A bare decoder without the prefix, constants beside the parameters, a tied table twice."""
-    for family, extra in (("gpt2", "h.0.attn.bias"), ("llama", "layers.0.self_attn.rotary_emb.inv_freq")):
+    for family, extra in (
+        ("gpt2", "h.0.attn.bias"),
+        ("llama", "layers.0.self_attn.rotary_emb.inv_freq"),
+    ):
         config, params = model(family)
         folder = write(tmp_path / family, family)
         prefix = "transformer." if family == "gpt2" else "model."
         renamed(folder, lambda name, prefix=prefix: name.removeprefix(prefix))
-        head = {"lm_head.weight": np.ones((24, config.width), np.float32)} if config.tied_embeddings else {}
+        head = (
+            {"lm_head.weight": np.ones((24, config.width), np.float32)}
+            if config.tied_embeddings
+            else {}
+        )
         more = {extra: np.ones((2, 2), np.float32)} | head
         whole = {name: t.read() for name, t in find_tensors(folder).items()} | more
         write_tensors(folder / "model.safetensors", tensors_of(whole))
@@ -185,9 +210,15 @@ def damage_cases():
 
     norm = "model.norm.weight"
     return [
-        (lambda f: (f / "config.json").unlink(), "config.json: No such file or directory; expected the folder of a Hu"),
+        (
+            lambda f: (f / "config.json").unlink(),
+            "config.json: No such file or directory; expected the folder of a Hu",
+        ),
         (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), "config.json: holds a list, expected an object"),
+        (
+            lambda f: (f / "config.json").write_text("[]"),
+            "config.json: holds a list, expected an object",
+        ),
         (lambda f: edit_config(f, architectures=["T5"]), r"config.json: architectures is \['T5'\]"),
         (
             lambda f: edit_config(f, vocab_size=25),
@@ -197,23 +228,47 @@ def damage_cases():
             lambda f: edit_config(f, num_hidden_layers=2),
             "tensor model.layers.2.input_layernorm.weight and 8 more is unk",
         ),
-        (lambda f: edit_config(f, num_hidden_layers=4), r"tensor model.layers.3.*weight is missing, expected shape"),
-        (lambda f: edit_config(f, tie_word_embeddings=False), r"tensor lm_head.weight is missing, expected shape \[24"),
-        (lambda f: edit_index(f, norm, ""), r"tensor model.norm.weight is missing, expected shape \[8\]"),
+        (
+            lambda f: edit_config(f, num_hidden_layers=4),
+            r"tensor model.layers.3.*weight is missing, expected shape",
+        ),
+        (
+            lambda f: edit_config(f, tie_word_embeddings=False),
+            r"tensor lm_head.weight is missing, expected shape \[24",
+        ),
+        (
+            lambda f: edit_index(f, norm, ""),
+            r"tensor model.norm.weight is missing, expected shape \[8\]",
+        ),
         (
             lambda f: edit_index(f, norm, "model-00001-of-00005.safetensors"),
             "00001-of-00005.*: tensor model.norm.weight",
         ),
-        (lambda f: edit_index(f, norm, "../other.safetensors"), "weight_map names '../other.safetensors', expected"),
+        (
+            lambda f: edit_index(f, norm, "../other.safetensors"),
+            "weight_map names '../other.safetensors', expected",
+        ),
         (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "weight_map is missing"),
         (
             lambda f: (f / "model.safetensors.index.json").unlink(),
             "neither model.safetensors nor model.safetensors.ind",
         ),
-        (lambda f: (f / "model-00003-of-00005.safetensors").unlink(), "model-00003-of-00005.safetensors: No such file"),
-        (lambda f: cut(f, -4), r"00002-of-00005.safetensors: truncated within tensor \S+ \(\d+ bytes, expected at l"),
-        (lambda f: cut(f, 100), r"00002-of-00005.safetensors: truncated, or not a safetensors file \(100 bytes\)"),
-        (lambda f: cut(f, 3), r"00002-of-00005.safetensors: truncated, or not a safetensors file \(3 bytes\)"),
+        (
+            lambda f: (f / "model-00003-of-00005.safetensors").unlink(),
+            "model-00003-of-00005.safetensors: No such file",
+        ),
+        (
+            lambda f: cut(f, -4),
+            r"00002-of-00005.safetensors: truncated within tensor \S+ \(\d+ bytes, expected at l",
+        ),
+        (
+            lambda f: cut(f, 100),
+            r"00002-of-00005.safetensors: truncated, or not a safetensors file \(100 bytes\)",
+        ),
+        (
+            lambda f: cut(f, 3),
+            r"00002-of-00005.safetensors: truncated, or not a safetensors file \(3 bytes\)",
+        ),
     ]
 
 
@@ -234,8 +289,14 @@ def test_every_damage_has_a_line_of_its_own(harm, match, sound, tmp_path):
     [
         (b"not json", "its header is not JSON"),
         (b'{"a": {"dtype": "F32", "shape": [2]}}', "its header is not that of a safetensors file"),
-        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "4 bytes for shape .2. of F32"),
-        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}', "its header is not that"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+            "4 bytes for shape .2. of F32",
+        ),
+        (
+            b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
+            "its header is not that",
+        ),
         (b"[]", "its header is not that of a safetensors file"),
     ],
 )
@@ -255,7 +316,9 @@ def test_quantized_numbers_are_refused(tmp_path):
     header["model.norm.weight"] |= {"dtype": "F8_E4M3"}
     text = json.dumps(header, separators=(",", ":")).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-    with pytest.raises(UserError, match="tensor model.norm.weight is F8_E4M3, expected one of F32, F16, BF16"):
+    with pytest.raises(
+        UserError, match="tensor model.norm.weight is F8_E4M3, expected one of F32, F16, BF16"
+    ):
         read_checkpoint(folder)
 
 
@@ -270,7 +333,9 @@ def test_weights_are_not_written_over(tmp_path):
 
 
 def test_the_files_are_those_of_the_safetensors_library(tmp_path):
-    library = pytest.importorskip("safetensors.numpy", reason="needs safetensors: pip install 'rlbf_jax[hf]'")
+    library = pytest.importorskip(
+        "safetensors.numpy", reason="needs safetensors: pip install 'rlbf_jax[hf]'"
+    )
     folder = write(tmp_path / "model")
     theirs = library.load_file(folder / "model.safetensors")
     ours = find_tensors(folder)
@@ -304,7 +369,9 @@ def test_reading_holds_one_copy_and_one_tensor(tmp_path):
             mlp_width=2816, dtype="bfloat16", param_dtype="bfloat16",
         )
     )  # fmt: skip
-    write_checkpoint(tmp_path / "model", config, tree_of(config, lambda x: np.ones(x.shape, x.dtype)))
+    write_checkpoint(
+        tmp_path / "model", config, tree_of(config, lambda x: np.ones(x.shape, x.dtype))
+    )
     command = [sys.executable, "-c", PEAK, str(tmp_path / "model")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -332,6 +399,8 @@ print("same")
 @pytest.mark.slow
 def test_parameters_are_read_onto_a_mesh(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", MESH, str(write(tmp_path / "model", "gemma2"))], capture_output=True, text=True
+        [sys.executable, "-c", MESH, str(write(tmp_path / "model", "gemma2"))],
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.strip() == "same", done.stderr

@@ -1,4 +1,5 @@
-"""Run by `test_mesh.py` in a process with 8 virtual devices: one update on meshes against one device. Prints JSON."""
+"""Run by `test_mesh.py` in a process with 8 virtual devices: one update on meshes against one
+device. Prints JSON."""
 
 import dataclasses
 import json
@@ -51,7 +52,9 @@ def sample(mesh, rows_per_context: int = 1) -> list:
     knobs = Knobs(max_tokens=20, budget=4, control_bias={"categories": 2.0})
     prompts = [i // rows_per_context for i in range(16)]
     requests = [Request("ab cd"[: 1 + i % 5], (5, 6) if i % 3 == 0 else (), knobs) for i in prompts]
-    shapes = SamplerConfig(SEMANTICS, batch_size=16, min_context=12, min_room=20, rows_per_context=rows_per_context)
+    shapes = SamplerConfig(
+        SEMANTICS, batch_size=16, min_context=12, min_room=20, rows_per_context=rows_per_context
+    )
     sharding = batch_sharding(mesh) if mesh.size > 1 else None
     params = jax.device_put(PARAMS, shardings(PARAMS, mesh))
     return Sampler(MODEL, TOKENIZER, shapes, sharding=sharding)(params, requests, 3)
@@ -73,7 +76,11 @@ def policy_parts(generations):
     traces = pack_traces(generations, RULE, TIME)
     reward = jnp.asarray(np.random.default_rng(1).choice([-1.0, -0.2, 1.0], 16), jnp.float32)
     group = jnp.arange(16, dtype=jnp.int32) // 4
-    run = jax.jit(lambda p: measure(MODEL, RULE, SEMANTICS, config, 4, p, traces, reward, group, jnp.zeros((16, TIME))))
+    run = jax.jit(
+        lambda p: measure(
+            MODEL, RULE, SEMANTICS, config, 4, p, traces, reward, group, jnp.zeros((16, TIME))
+        )
+    )
     return (
         lambda p, batch: policy_terms(MODEL, RULE, SEMANTICS, config, p, batch),
         lambda batch: policy_denominators(config, batch),
@@ -88,7 +95,9 @@ def adapter_parts():
     adapters = LoraConfig(rank=4, first_row=RULE.first_id, rows=RULE.num_controls)
     model = dataclasses.replace(MODEL, lora=adapters)
     fresh = transformer.init_adapters(model, jax.random.key(2))
-    fresh = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), fresh)
+    fresh = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), fresh
+    )
     return (
         lambda p, rows: {"nll": supervised_nll(model, p, RULE, rows, SEMANTICS)},
         lambda rows: {"nll": count_targets(rows)},
@@ -111,8 +120,12 @@ def updated(parts, mesh, optimizer, frozen):
 
 def worst(a, b) -> float:
     """Largest difference over the largest value of `b`."""
-    pairs = list(zip(jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True))
-    return max(float(np.max(np.abs(x - y))) for x, y in pairs) / max(float(np.max(np.abs(y))) for _, y in pairs)
+    pairs = list(
+        zip(jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True)
+    )
+    return max(float(np.max(np.abs(x - y))) for x, y in pairs) / max(
+        float(np.max(np.abs(y))) for _, y in pairs
+    )
 
 
 def gradient(after, before):
@@ -127,8 +140,8 @@ def split_leaves(params) -> list[str]:
 
 
 def alone_and_parts():
-    """Traces of one device (16, and 16 whose contexts are shared by two), what to update on the first ones, and one
-    device's results."""
+    """Traces of one device (16, and 16 whose contexts are shared by two), what to update on the
+    first ones, and one device's results."""
     single = make_mesh(devices=jax.devices()[:1])
     generations = sample(single)
     parts = {
@@ -151,9 +164,13 @@ def compare(sizes: tuple[int, int, int], generations, parts, alone) -> dict:
     moments, moments_alone = after["supervised"].opt_state[0], alone["supervised"].opt_state[0]
     drawn = [*sample(mesh), *(sample(mesh, 2) if sizes == SHARED else ())]
     generations = generations[: len(drawn)]
-    gaps = [np.nanmax(np.abs(g.logprobs - h.logprobs)) for g, h in zip(drawn, generations, strict=True)]
+    gaps = [
+        np.nanmax(np.abs(g.logprobs - h.logprobs)) for g, h in zip(drawn, generations, strict=True)
+    ]
     return {
-        "policy_gradient": worst(gradient(after["policy"].params, start), gradient(alone["policy"].params, start)),
+        "policy_gradient": worst(
+            gradient(after["policy"].params, start), gradient(alone["policy"].params, start)
+        ),
         "policy_params": worst(after["policy"].params, alone["policy"].params),
         # After one step Adam's first moment is a tenth of the gradient.
         "supervised_gradient": worst(moments.mu, moments_alone.mu),
@@ -165,7 +182,9 @@ def compare(sizes: tuple[int, int, int], generations, parts, alone) -> dict:
         "split_adapters": split_leaves(after["adapters"].params),
         "split_params": split_leaves(after["supervised"].params),
         "split_moments": split_leaves(moments.mu),
-        "same_ids": all(np.array_equal(g.trace, h.trace) for g, h in zip(drawn, generations, strict=True)),
+        "same_ids": all(
+            np.array_equal(g.trace, h.trace) for g, h in zip(drawn, generations, strict=True)
+        ),
         "logprobs": float(max(gaps)),
         "sampled": len(drawn),
     }

@@ -6,14 +6,14 @@ import json
 import pytest
 
 from rlbf_jax.errors import UserError
-from rlbf_jax.methods.config import ExperimentConfig
-from rlbf_jax.methods.shapes import check_rows
+from rlbf_jax.runs.experiment import ExperimentConfig
+from rlbf_jax.runs.shapes import check_rows
 from rlbf_jax.training.reinforcement import ReinforcementConfig
 
 MESHED = """
 import dataclasses, pathlib, sys
-from rlbf_jax.cli import load_experiment
-from rlbf_jax.methods import runner
+from rlbf_jax.cli.main import load_experiment
+from rlbf_jax.runs import execute as runner
 from rlbf_jax.parallel.mesh import MeshConfig
 replace = dataclasses.replace
 config, _ = load_experiment(pathlib.Path("experiments/smoke.py"))
@@ -44,8 +44,14 @@ def test_batches_that_do_not_divide_over_the_mesh_are_named():
     check_rows(even, 8)
     uneven = dataclasses.replace(even, reinforcement=ReinforcementConfig(guidance_batch_size=12))
     check_rows(uneven, 4)
-    with pytest.raises(UserError, match=r"reinforcement.guidance_batch_size: 12 rows .* multiple of 8"):
+    with pytest.raises(
+        UserError, match=r"reinforcement.guidance_batch_size: 12 rows .* multiple of 8"
+    ):
         check_rows(uneven, 8)
-    parts = dataclasses.replace(even, sft=dataclasses.replace(even.sft, batch_size=32, accumulate=8))
-    with pytest.raises(UserError, match=r"sft.batch_size: 32 rows .* 8 microbatches; choose a multiple of 64"):
+    parts = dataclasses.replace(
+        even, sft=dataclasses.replace(even.sft, batch_size=32, accumulate=8)
+    )
+    with pytest.raises(
+        UserError, match=r"sft.batch_size: 32 rows .* 8 microbatches; choose a multiple of 64"
+    ):
         check_rows(parts, 8)

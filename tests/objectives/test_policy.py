@@ -52,10 +52,15 @@ def test_group_advantages_equal_a_loop_over_groups(seed):
     reward = rng.choice([-1.0, -0.5, -0.23, 0.17, 1.0], 12).astype(np.float32)
     scored = rng.random(12) < 0.7
     reward[~scored] = np.nan
-    got = group_advantages(jnp.asarray(reward), jnp.asarray(scored), jnp.asarray(group), 5, eps=1e-4)
+    got = group_advantages(
+        jnp.asarray(reward), jnp.asarray(scored), jnp.asarray(group), 5, eps=1e-4
+    )
     advantage, flat, counted = slow_group_advantages(reward, scored, group, 5, 1e-4)
     np.testing.assert_allclose(got.advantage, advantage, atol=2e-3, rtol=1e-3)
-    assert (float(got.zero_variance.numerator), float(got.zero_variance.denominator)) == (flat, counted)
+    assert (float(got.zero_variance.numerator), float(got.zero_variance.denominator)) == (
+        flat,
+        counted,
+    )
 
 
 def test_groups_of_one_and_flat_groups_teach_nothing_and_are_counted():
@@ -69,8 +74,12 @@ def test_groups_of_one_and_flat_groups_teach_nothing_and_are_counted():
 
 def test_an_unscored_member_changes_nobody_elses_advantage():
     scored = jnp.asarray([True, True, False, True])
-    with_it = group_advantages(jnp.asarray([0.3, -0.4, np.nan, 1.0]), scored, jnp.zeros(4, jnp.int32), 1).advantage
-    without = group_advantages(jnp.asarray([0.3, -0.4, 1.0]), jnp.ones(3, bool), jnp.zeros(3, jnp.int32), 1).advantage
+    with_it = group_advantages(
+        jnp.asarray([0.3, -0.4, np.nan, 1.0]), scored, jnp.zeros(4, jnp.int32), 1
+    ).advantage
+    without = group_advantages(
+        jnp.asarray([0.3, -0.4, 1.0]), jnp.ones(3, bool), jnp.zeros(3, jnp.int32), 1
+    ).advantage
     np.testing.assert_allclose(np.asarray(with_it)[[0, 1, 3]], without, rtol=1e-6)
     assert with_it[2] == 0
 
@@ -95,18 +104,27 @@ def test_gae_equals_its_definition_with_holes_between_actions(seed, lam):
     rng = np.random.default_rng(seed)
     action = holes(rng)
     reward, value = rng.normal(size=(2, *action.shape)).astype(np.float32)
-    advantage, returns = generalized_advantages(jnp.asarray(reward), jnp.asarray(value), jnp.asarray(action), lam)
+    advantage, returns = generalized_advantages(
+        jnp.asarray(reward), jnp.asarray(value), jnp.asarray(action), lam
+    )
     np.testing.assert_allclose(advantage, slow_gae(reward, value, action, lam), atol=1e-5)
-    np.testing.assert_allclose(returns, np.where(action, slow_gae(reward, value, action, lam) + value, 0), atol=1e-5)
+    np.testing.assert_allclose(
+        returns, np.where(action, slow_gae(reward, value, action, lam) + value, 0), atol=1e-5
+    )
 
 
 @given(seed=SEEDS)
 def test_with_lambda_one_the_advantage_is_return_minus_value(seed):
     rng = np.random.default_rng(seed)
     action = holes(rng)
-    final, value = rng.normal(size=5).astype(np.float32), rng.normal(size=action.shape).astype(np.float32)
+    final, value = (
+        rng.normal(size=5).astype(np.float32),
+        rng.normal(size=action.shape).astype(np.float32),
+    )
     reward = terminal_rewards(jnp.asarray(final), jnp.asarray(action))
-    advantage, returns = generalized_advantages(reward, jnp.asarray(value), jnp.asarray(action), 1.0)
+    advantage, returns = generalized_advantages(
+        reward, jnp.asarray(value), jnp.asarray(action), 1.0
+    )
     np.testing.assert_allclose(advantage, np.where(action, final[:, None] - value, 0), atol=1e-5)
     np.testing.assert_allclose(returns, np.where(action, final[:, None], 0), atol=1e-5)
 
@@ -158,9 +176,13 @@ def test_surrogate_equals_a_loop_over_ids(normalization, seed):
     rng = np.random.default_rng(seed)
     action = holes(rng)
     action[1, 2] = True
-    logprobs, behavior, advantage = rng.normal(scale=0.4, size=(3, *action.shape)).astype(np.float32)
+    logprobs, behavior, advantage = rng.normal(scale=0.4, size=(3, *action.shape)).astype(
+        np.float32
+    )
     loss, clipped = clipped_surrogate(logprobs, behavior, advantage, action, 0.2, normalization)
-    slow_loss, slow_clipped = slow_surrogate(logprobs, behavior, advantage, action, 0.2, normalization)
+    slow_loss, slow_clipped = slow_surrogate(
+        logprobs, behavior, advantage, action, 0.2, normalization
+    )
     assert float(loss.mean) == pytest.approx(slow_loss, abs=1e-4)
     assert float(clipped.mean) == pytest.approx(slow_clipped, abs=1e-6)
 
@@ -172,14 +194,18 @@ def test_on_policy_the_gradient_is_that_of_the_policy_gradient_theorem(normaliza
     logprobs, advantage = rng.normal(size=(2, *action.shape)).astype(np.float32)
 
     def loss(x):
-        return clipped_surrogate(x, jnp.asarray(logprobs), advantage, action, 0.2, normalization)[0].mean
+        return clipped_surrogate(x, jnp.asarray(logprobs), advantage, action, 0.2, normalization)[
+            0
+        ].mean
 
     weight = {
         "token": np.full(action.shape, 1 / action.sum()),
         "sequence": np.repeat(1 / (4 * np.maximum(action.sum(1, keepdims=True), 1)), 9, axis=1),
         "trajectory": np.full(action.shape, 1 / 4),
     }[normalization]
-    np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(logprobs)), -advantage * weight * action, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(loss)(jnp.asarray(logprobs)), -advantage * weight * action, atol=1e-6
+    )
 
 
 def test_beyond_the_clip_only_the_way_back_has_a_gradient():
@@ -188,7 +214,9 @@ def test_beyond_the_clip_only_the_way_back_has_a_gradient():
     advantage = jnp.asarray([[1.0, -1.0, -1.0, 1.0]])
 
     def loss(x):
-        return clipped_surrogate(x, behavior, advantage, jnp.ones((1, 4), bool), 0.2, "token")[0].numerator
+        return clipped_surrogate(x, behavior, advantage, jnp.ones((1, 4), bool), 0.2, "token")[
+            0
+        ].numerator
 
     np.testing.assert_allclose(jax.grad(loss)(logprobs), [[0.0, 0.0, 1.5, -0.5]], atol=1e-6)
 
@@ -228,7 +256,9 @@ def test_value_loss_equals_a_loop_over_ids(seed, clip):
             near = old[b, t] + min(max(value[b, t] - old[b, t], -clip), clip)
             error = max(error, (near - returns[b, t]) ** 2)
         slow.append(error / 2)
-    got = value_loss(jnp.asarray(value), jnp.asarray(old), jnp.asarray(returns), jnp.asarray(action), clip)
+    got = value_loss(
+        jnp.asarray(value), jnp.asarray(old), jnp.asarray(returns), jnp.asarray(action), clip
+    )
     assert float(got.mean) == pytest.approx(np.mean(slow) if slow else 0.0, abs=1e-5)
 
 

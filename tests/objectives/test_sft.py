@@ -23,7 +23,8 @@ def problem(batch, time, share=0.6, width=8, vocab=13, seed=0):
     return hidden, table, targets, jnp.asarray(rng.random((batch, time)) < share)
 
 
-# 16 ids a chunk: rows of one chunk, of several, of several and a rest, and more rows than a chunk holds.
+# 16 ids a chunk: rows of one chunk, of several, of several and a rest, and more rows than a chunk
+# holds.
 @pytest.mark.parametrize("shape", [(1, 1), (1, 37), (2, 8), (3, 11), (4, 13), (20, 3)])
 @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
 def test_value_and_gradients_equal_plain_log_softmax(monkeypatch, shape, share):
@@ -49,7 +50,9 @@ def test_gradients_follow_the_scale_of_the_loss(scale):
 
 def test_large_logits_stay_finite():
     hidden, table, targets, counts = problem(2, 9)
-    got, gradients = jax.value_and_grad(linear_nll, (0, 1))(hidden * 100, table * 100, targets, counts)
+    got, gradients = jax.value_and_grad(linear_nll, (0, 1))(
+        hidden * 100, table * 100, targets, counts
+    )
     wanted = plain(hidden * 100, table * 100, targets, counts)
     assert float(got) == pytest.approx(float(wanted), rel=1e-5)
     assert all(np.isfinite(g).all() for g in gradients)
@@ -57,7 +60,9 @@ def test_large_logits_stay_finite():
 
 def test_bfloat16_hidden_states_keep_a_float32_loss_and_their_own_dtypes():
     hidden, table, targets, counts = problem(2, 9)
-    got, gradients = jax.value_and_grad(linear_nll, (0, 1))(hidden.astype(jnp.bfloat16), table, targets, counts)
+    got, gradients = jax.value_and_grad(linear_nll, (0, 1))(
+        hidden.astype(jnp.bfloat16), table, targets, counts
+    )
     assert got.dtype == jnp.float32
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
     # bfloat16 keeps 8 bits of inputs of order 1, over sums of 8 products.
@@ -67,5 +72,7 @@ def test_bfloat16_hidden_states_keep_a_float32_loss_and_their_own_dtypes():
 def test_token_nll_equals_log_softmax():
     hidden, table, targets, _ = problem(2, 5)
     logits = hidden @ table.T
-    wanted = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(targets)[..., None], -1)[..., 0]
+    wanted = -np.take_along_axis(
+        np.asarray(jax.nn.log_softmax(logits)), np.asarray(targets)[..., None], -1
+    )[..., 0]
     np.testing.assert_allclose(token_nll(logits, targets), wanted, atol=1e-5)

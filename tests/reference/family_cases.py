@@ -1,4 +1,5 @@
-"""The tiny models of the family tests: configurations as transformers saves them, and weights from a tensor's name.
+"""The tiny models of the family tests: configurations as transformers saves them, and weights from
+a tensor's name.
 
 Pure numpy, read by the tests and by `make_families.py`, so that weights need not be stored.
 """
@@ -11,7 +12,8 @@ import numpy as np
 
 VOCAB, TIME = 48, 32
 FIRST_CONTROL = 44
-"""Ids from here on are control ids of the sampler's rule, which greedy decoding leaves out on both sides."""
+"""Ids from here on are control ids of the sampler's rule, which greedy decoding leaves out on both
+sides."""
 PROMPT, DRAWN = 6, 64
 
 _SHAPE = dict(
@@ -24,7 +26,8 @@ _LLAMA3 = dict(
 )  # fmt: skip
 _LOCAL, _FULL = "sliding_attention", "full_attention"
 
-# Name -> (configuration class of transformers, its arguments). Windows and trained lengths are shorter than the rows.
+# Name -> (configuration class of transformers, its arguments). Windows and trained lengths are
+# shorter than the rows.
 CASES: dict[str, tuple[str, dict]] = {
     "gemma2": (
         "Gemma2Config",
@@ -62,16 +65,20 @@ CASES: dict[str, tuple[str, dict]] = {
 
 
 def weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """float32 numbers of one published tensor, all of which matter; the same for the same name, shape and seed."""
+    """float32 numbers of one published tensor, all of which matter; the same for the same name,
+    shape and seed."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     draws = rng.standard_normal(shape).astype(np.float32)
     if len(shape) > 1:
-        return draws * np.float32(0.35 if "wte" in name or "embed" in name or "lm_head" in name else 0.25)
+        return draws * np.float32(
+            0.35 if "wte" in name or "embed" in name or "lm_head" in name else 0.25
+        )
     return draws * np.float32(0.2) + np.float32(name.endswith("weight"))
 
 
 def rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [3, TIME] and which of them are real: a whole row, one padded on the left, one on the right."""
+    """Ids [3, TIME] and which of them are real: a whole row, one padded on the left, one on the
+    right."""
     rng = np.random.default_rng([seed, 1])
     ids = rng.integers(0, VOCAB, (3, TIME)).astype(np.int64)
     real = np.ones((3, TIME), np.int64)
@@ -83,5 +90,13 @@ def rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def gradient_tensors(case: str) -> tuple[str, str, str]:
     """The published tensors whose gradients are compared."""
     if case == "gpt2":
-        return "transformer.wte.weight", "transformer.h.1.attn.c_attn.weight", "transformer.h.0.mlp.c_proj.weight"
-    return "model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight", "model.layers.0.mlp.down_proj.weight"
+        return (
+            "transformer.wte.weight",
+            "transformer.h.1.attn.c_attn.weight",
+            "transformer.h.0.mlp.c_proj.weight",
+        )
+    return (
+        "model.embed_tokens.weight",
+        "model.layers.1.self_attn.k_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+    )

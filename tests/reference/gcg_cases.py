@@ -2,7 +2,8 @@
 
     python -m tests.reference.gcg_cases FOLDER      writes the model as a Hugging Face checkpoint
 
-`make_gcg.py` reads that folder with transformers and nanoGCG. Weights come from names and a seed, so none are stored.
+`make_gcg.py` reads that folder with transformers and nanoGCG. Weights come from names and a seed,
+so none are stored.
 """
 
 from __future__ import annotations
@@ -34,15 +35,22 @@ MODEL = styled(
 
 
 def params(seed: int = 0, model: ModelConfig = MODEL) -> dict:
-    """Parameters whose values come from numpy, larger than at the start of training, so that every id matters."""
+    """Parameters whose values come from numpy, larger than at the start of training, so that every
+    id matters."""
 
     def filled(path, leaf) -> np.ndarray:
         name = "/".join(str(part.key) for part in path)
-        draws = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(leaf.shape, np.float32)
+        draws = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(
+            leaf.shape, np.float32
+        )
         if name.endswith("scale"):
             return 1 + 0.1 * draws
         fan_in = (
-            leaf.shape[1] if "embedding" in name else leaf.size // leaf.shape[-1] if "out" in name else leaf.shape[0]
+            leaf.shape[1]
+            if "embedding" in name
+            else leaf.size // leaf.shape[-1]
+            if "out" in name
+            else leaf.shape[0]
         )
         return draws * np.float32((2.0 if "unembedding" in name else 1.0) / fan_in**0.5)
 

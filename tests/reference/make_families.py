@@ -1,11 +1,14 @@
-"""Reference numbers of the tiny models in `family_cases.py`, by transformers on torch (CPU, float32).
+"""Reference numbers of the tiny models in `family_cases.py`, by transformers on torch (CPU,
+float32).
 
     python make_families.py make OUT.npz [--seed S] [--save DIR]    logits, gradients, greedy ids; checkpoints in DIR
     python make_families.py read DIR OUT.npz [--seed S]             logits of the checkpoint folders in DIR
     python make_families.py half DIR OUT.npz [--seed S]             the same in bfloat16, and as `exact` the float32
-                                                                    logits of the weights that bfloat16 leaves
+                                                                    logits of the weights that
+                                                                    bfloat16 leaves
 
-`families.npz` beside this file is `make families.npz`. Needs torch and transformers, which the package does not.
+`families.npz` beside this file is `make families.npz`. Needs torch and transformers, which the
+package does not.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ def build(case: str, seed: int):
     config = getattr(transformers, kind)(**fields)
     # torch gives a padding id no gradient through the embedding, which nobody else does.
     config.eos_token_id = config.bos_token_id = config.pad_token_id = None
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", dtype=torch.float32
+    )
     for name, parameter in model.named_parameters():
         parameter.data = torch.from_numpy(cases.weight(name, tuple(parameter.shape), seed))
     model.tie_weights()
@@ -81,7 +86,9 @@ def make(args: argparse.Namespace) -> None:
 def read(args: argparse.Namespace) -> None:
     out = {}
     for folder in sorted(args.folder.iterdir()):
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager"
+        ).eval()
         with torch.no_grad():
             out[folder.name] = logits_of(model, args.seed).float().numpy()
     np.savez_compressed(args.out, **out)
@@ -101,7 +108,9 @@ def half(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("make")
     command.add_argument("out", type=pathlib.Path)

@@ -1,10 +1,12 @@
-"""Reference numbers of GCG by nanoGCG 0.3.0 on torch (CPU, float32), on the model that `gcg_cases.py` writes.
+"""Reference numbers of GCG by nanoGCG 0.3.0 on torch (CPU, float32), on the model that
+`gcg_cases.py` writes.
 
     python -m tests.reference.gcg_cases FOLDER                     with our package
     python tests/reference/make_gcg.py record FOLDER OUT.npz       with nanogcg and transformers <= 4.47.1
     python tests/reference/make_gcg.py seeds FOLDER OUT.npz [--seeds N] [--steps N]     best loss of every seed
 
-`gcg.npz` beside this file is `record`: three runs of 30 steps (plain, with a buffer, with mellowmax).
+`gcg.npz` beside this file is `record`: three runs of 30 steps (plain, with a buffer, with
+mellowmax).
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import nanogcg_peer as peer
 
-VARIANTS = {"plain": {}, "buffer": {"buffer_size": 4, "n_replace": 2}, "mellowmax": {"use_mellowmax": True}}
+VARIANTS = {
+    "plain": {},
+    "buffer": {"buffer_size": 4, "n_replace": 2},
+    "mellowmax": {"use_mellowmax": True},
+}
 SMALL = {"positions": np.uint8, "ranks": np.uint16, "history": np.uint16, "best": np.uint16}
 
 
@@ -30,7 +36,9 @@ def record(args: argparse.Namespace) -> None:
     for variant, options in VARIANTS.items():
         if "buffer_size" in options:  # entries beyond the first, which nanoGCG would draw
             rng = np.random.default_rng(1)
-            rows = rng.integers(0, case["forbidden"], (options["buffer_size"] - 1, len(case["init"])))
+            rows = rng.integers(
+                0, case["forbidden"], (options["buffer_size"] - 1, len(case["init"]))
+            )
             out[f"{variant}.starts"] = np.concatenate([[case["init"]], rows]).astype(np.uint16)
             texts = [peer.words(row) for row in out[f"{variant}.starts"]]
             found = with_starts(model, case, tokenizer, texts, options)
@@ -57,12 +65,17 @@ def with_starts(model, case, tokenizer, texts, options):
 
 def seeds(args: argparse.Namespace) -> None:
     model, case, tokenizer = peer.load(args.folder)
-    best = [peer.run(model, case, tokenizer, seed, steps=args.steps).best_loss for seed in range(args.seeds)]
+    best = [
+        peer.run(model, case, tokenizer, seed, steps=args.steps).best_loss
+        for seed in range(args.seeds)
+    ]
     np.savez(args.out, best=np.asarray(best))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=("record", "seeds"))
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)

@@ -1,6 +1,8 @@
-"""What nanoGCG needs around it so that it works on ids alone: a tokenizer whose words are numbers, and taps.
+"""What nanoGCG needs around it so that it works on ids alone: a tokenizer whose words are numbers,
+and taps.
 
-Needs torch, transformers <= 4.47.1 and nanogcg 0.3.0; imported by `make_gcg.py` and by benchmarks' peers.
+Needs torch, transformers <= 4.47.1 and nanogcg 0.3.0; imported by `make_gcg.py` and by benchmarks'
+peers.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ class Numbers:
 def load(folder: pathlib.Path):
     """Model, its case and a tokenizer."""
     case = json.loads((folder / "case.json").read_text())
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval().float()
+    model = (
+        transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+        .eval()
+        .float()
+    )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model, case, Numbers(case["vocab"], case["forbidden"], tuple(case["after"]))
@@ -56,12 +62,16 @@ def run(model, case: dict, tokenizer: Numbers, seed: int, steps: int | None = No
         num_steps=steps or case["steps"], optim_str_init=words(case["init"]), search_width=case["width"],
         topk=case["topk"], filter_ids=False, seed=seed, verbosity="ERROR", **options,
     )  # fmt: skip
-    return nano.run(model, tokenizer, words(case["prefix"]) + " {optim_str}", words(case["target"]), config)
+    return nano.run(
+        model, tokenizer, words(case["prefix"]) + " {optim_str}", words(case["target"]), config
+    )
 
 
 def recorded(model, case: dict, tokenizer: Numbers, seed: int, **options) -> dict[str, np.ndarray]:
     """A run with its draws, gradients and candidate losses."""
-    log: dict[str, list] = {name: [] for name in ("gradient", "best", "positions", "ranks", "candidates", "losses")}
+    log: dict[str, list] = {
+        name: [] for name in ("gradient", "best", "positions", "ranks", "candidates", "losses")
+    }
     sample, evaluate = nano.sample_ids_from_grad, nano.GCG._compute_candidates_loss_original
 
     def sampling(ids, grad, search_width, topk=256, n_replace=1, not_allowed_ids=False):
@@ -71,7 +81,9 @@ def recorded(model, case: dict, tokenizer: Numbers, seed: int, **options) -> dic
         ranks = torch.randint(0, topk, (search_width, n_replace, 1))[..., 0]
         torch.set_rng_state(state)
         made = sample(ids, grad, search_width, topk, n_replace, not_allowed_ids=not_allowed_ids)
-        log["best"].append((-grad).topk(topk, dim=1).indices.numpy())  # forbidden columns are set by now
+        log["best"].append(
+            (-grad).topk(topk, dim=1).indices.numpy()
+        )  # forbidden columns are set by now
         for name, value in (("positions", positions), ("ranks", ranks), ("candidates", made)):
             log[name].append(value.numpy().copy())
         return made

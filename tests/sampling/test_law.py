@@ -13,19 +13,36 @@ from rlbf_jax.sampling.scoring import hidden_states, pack_traces, score
 from tests.fakes import LetterTokenizer, random_model
 
 BOTH = [Semantics.KEEP, Semantics.REWIND]
-PROMPTS = ["a", "tell me", "what is it.", "the quick brown fox jumps", "z", "no", "hello there", "a b c d e f"]
+PROMPTS = [
+    "a",
+    "tell me",
+    "what is it.",
+    "the quick brown fox jumps",
+    "z",
+    "no",
+    "hello there",
+    "a b c d e f",
+]
 
 
 def sample(semantics, model=None, knobs=None, rows=32, reset=False, **fields):
     tokenizer = LetterTokenizer(reset=reset)
     config, params = model or random_model(tokenizer, **fields)
     rng = np.random.default_rng(3)
-    knobs = knobs or Knobs(max_tokens=40, budget=6, control_bias={"categories": 2.0} if not reset else {})
+    knobs = knobs or Knobs(
+        max_tokens=40, budget=6, control_bias={"categories": 2.0} if not reset else {}
+    )
     requests = [
-        Request(PROMPTS[i % 8], tuple(rng.integers(5, tokenizer.rule.end_id, rng.integers(0, 12)).tolist()), knobs)
+        Request(
+            PROMPTS[i % 8],
+            tuple(rng.integers(5, tokenizer.rule.end_id, rng.integers(0, 12)).tolist()),
+            knobs,
+        )
         for i in range(rows)
     ]
-    sampler = Sampler(config, tokenizer, SamplerConfig(semantics, batch_size=16, min_context=32, min_room=40))
+    sampler = Sampler(
+        config, tokenizer, SamplerConfig(semantics, batch_size=16, min_context=32, min_room=40)
+    )
     return sampler, params, sampler(params, requests, 0)
 
 
@@ -59,7 +76,11 @@ def test_recorded_logprobs_equal_one_pass(semantics, windows):
     worst, directives = compare(generations, logprobs)
     assert directives >= 100
     assert any(e.clamped for g in generations for e in g.edits)
-    assert any(b.index - a.index <= 2 for g in generations for a, b in zip(g.edits, g.edits[1:], strict=False))
+    assert any(
+        b.index - a.index <= 2
+        for g in generations
+        for a, b in zip(g.edits, g.edits[1:], strict=False)
+    )
     assert worst < 1e-4
     hidden, _ = hidden_states(sampler.model, params, sampler.rule, traces, semantics)
     assert np.std(transformer.unembed(sampler.model, params, hidden)[traces.is_action]) >= 1
@@ -95,7 +116,9 @@ def test_the_law_holds_for_what_makes_families(semantics, style):
 
 @pytest.mark.parametrize("semantics", BOTH)
 def test_law_without_grammar_holds_for_lone_and_bare_directives(semantics):
-    knobs = Knobs(max_tokens=40, budget=9, grammar=False, control_bias={"categories": 2.0, "retractions": 0.5})
+    knobs = Knobs(
+        max_tokens=40, budget=9, grammar=False, control_bias={"categories": 2.0, "retractions": 0.5}
+    )
     sampler, params, generations = sample(semantics, knobs=knobs)
     assert sum(g.malformed for g in generations) > 20
     assert sum(e.category is None for g in generations for e in g.edits) > 20
@@ -116,7 +139,8 @@ def test_law_in_bfloat16_holds_within_its_bound():
     sampler, params, generations = sample(Semantics.REWIND, dtype="bfloat16")
     _, logprobs = scored(sampler, params, generations, Semantics.REWIND)
     worst, directives = compare(generations, logprobs)
-    # bfloat16 keeps 8 bits: logits of order 10 carry errors of a few hundredths, summed over two layers.
+    # bfloat16 keeps 8 bits: logits of order 10 carry errors of a few hundredths, summed over two
+    # layers.
     assert directives >= 100 and worst < 0.5
 
 
@@ -124,15 +148,19 @@ def test_law_in_bfloat16_holds_within_its_bound():
 @pytest.mark.parametrize("semantics", BOTH)
 @pytest.mark.parametrize("style", STYLES)
 def test_law_in_bfloat16_for_what_makes_families(semantics, style):
-    """Parameters too. Seen: 0.16 at most (Gemma 3, five layers), 0.02 on average; Llama 0.09, GPT-2 0.05."""
-    sampler, params, generations = sample(semantics, dtype="bfloat16", param_dtype="bfloat16", **STYLES[style])
+    """Parameters too. Seen: 0.16 at most (Gemma 3, five layers), 0.02 on average; Llama 0.09, GPT-2
+    0.05."""
+    sampler, params, generations = sample(
+        semantics, dtype="bfloat16", param_dtype="bfloat16", **STYLES[style]
+    )
     _, logprobs = scored(sampler, params, generations, semantics)
     worst, directives = compare(generations, logprobs)
     assert directives >= 90 and worst < 0.5
 
 
 def test_rewound_logits_equal_a_fresh_decode_of_the_live_ids():
-    """From the second id after a retraction on; the first is drawn from the directive's query, which sees all."""
+    """From the second id after a retraction on; the first is drawn from the directive's query,
+    which sees all."""
     sampler, params, generations = sample(Semantics.REWIND)
     traces = pack_traces(generations, sampler.rule, 80)
     hidden, where = hidden_states(sampler.model, params, sampler.rule, traces, Semantics.REWIND)
@@ -156,17 +184,23 @@ def test_rewound_logits_equal_a_fresh_decode_of_the_live_ids():
 
 
 def test_ring_of_a_window_survives_consecutive_maximal_retractions():
-    """Slots = window + budget x (x_max + 2): the ring must not lose what it rewinds to, across its seam."""
+    """Slots = window + budget x (x_max + 2): the ring must not lose what it rewinds to, across its
+    seam."""
     tokenizer = LetterTokenizer(x_max=6)
     config, params = random_model(tokenizer, windows=(4,))
     rule = tokenizer.rule
     directive = [rule.category_id("one"), rule.backtrack_id(6)]
     letters = tokenizer.encode("abcdefghijklmnopqrstuvwxyzabcdefghij")
     forced = (*letters, *directive, *directive, *letters[:9], *directive)
-    # One forced id fewer each time, so that the sampler itself crosses the seam at every phase of the ring.
-    knobs = Knobs(max_tokens=90, budget=9, control_bias={"categories": 1.0, "[BACKTRACK_BY_6]": 6.0})
+    # One forced id fewer each time, so that the sampler itself crosses the seam at every phase of
+    # the ring.
+    knobs = Knobs(
+        max_tokens=90, budget=9, control_bias={"categories": 1.0, "[BACKTRACK_BY_6]": 6.0}
+    )
     requests = [Request("abc", forced[:k], knobs) for k in range(len(forced) - 16, len(forced) + 1)]
-    sampler = Sampler(config, tokenizer, SamplerConfig(Semantics.REWIND, batch_size=17, min_room=90))
+    sampler = Sampler(
+        config, tokenizer, SamplerConfig(Semantics.REWIND, batch_size=17, min_room=90)
+    )
     generations = sampler(params, requests, 1)
     assert sum(e.requested == 6 for g in generations for e in g.edits) > 30
     traces = pack_traces(generations, rule, 128)
@@ -176,9 +210,14 @@ def test_ring_of_a_window_survives_consecutive_maximal_retractions():
 
 def test_budget_zero_and_never():
     sampler, params, generations = sample(
-        Semantics.REWIND, knobs=Knobs(max_tokens=40, forbid_from=0, forbid_to=NEVER, control_bias={"categories": 9.0})
+        Semantics.REWIND,
+        knobs=Knobs(
+            max_tokens=40, forbid_from=0, forbid_to=NEVER, control_bias={"categories": 9.0}
+        ),
     )
     for g in generations:
         drawn = g.trace[g.num_forced :]
-        closing = 1 if g.num_forced and sampler.rule.is_category(int(g.trace[g.num_forced - 1])) else 0
+        closing = (
+            1 if g.num_forced and sampler.rule.is_category(int(g.trace[g.num_forced - 1])) else 0
+        )
         assert not any(sampler.rule.is_control(int(t)) for t in drawn[closing:])

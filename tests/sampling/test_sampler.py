@@ -1,4 +1,5 @@
-"""The sampler around its law: rows alone and together, limits, knobs, compilations, errors, reading."""
+"""The sampler around its law: rows alone and together, limits, knobs, compilations, errors,
+reading."""
 
 from __future__ import annotations
 
@@ -51,7 +52,12 @@ def same(one, other, tolerance=None):
         np.testing.assert_array_equal(one.logprobs, other.logprobs)
     else:
         np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=tolerance)
-    assert (one.text, one.edits, one.visible, one.finished) == (other.text, other.edits, other.visible, other.finished)
+    assert (one.text, one.edits, one.visible, one.finished) == (
+        other.text,
+        other.edits,
+        other.visible,
+        other.finished,
+    )
 
 
 def drawn_ids(generation):
@@ -69,14 +75,17 @@ def controls(ids):
 @settings(max_examples=8)
 def test_a_row_is_bit_equal_whatever_its_neighbors_slot_and_order(order, count):
     order = order[:count]
-    for row, g in zip(order, SAMPLER(PARAMS, [REQUESTS[i] for i in order], jax.random.key(0)), strict=True):
+    for row, g in zip(
+        order, SAMPLER(PARAMS, [REQUESTS[i] for i in order], jax.random.key(0)), strict=True
+    ):
         same(g, together()[row])
     assert sum(len(g.edits) for g in together()) > 5
 
 
 def test_a_row_is_bit_equal_beside_strangers():
     strangers = [
-        Request("q" * n, tuple(TOKENIZER.encode("abc"[: n % 4])), Knobs(max_tokens=3 * n)) for n in range(1, 8)
+        Request("q" * n, tuple(TOKENIZER.encode("abc"[: n % 4])), Knobs(max_tokens=3 * n))
+        for n in range(1, 8)
     ]
     for slot, request in enumerate(REQUESTS):
         mixed = [*strangers[:slot], request, *strangers[slot:]]
@@ -115,21 +124,28 @@ def test_prompts_are_read_whole_at_any_length():
 # Limits -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("forced", [(), tuple(TOKENIZER.encode("abcd")), (*TOKENIZER.encode("ab"), CATEGORY)])
+@pytest.mark.parametrize(
+    "forced", [(), tuple(TOKENIZER.encode("abcd")), (*TOKENIZER.encode("ab"), CATEGORY)]
+)
 def test_one_new_id_and_none(forced):
     for extra in (0, 1):
         knobs = dataclasses.replace(BUSY, max_tokens=len(forced) + extra, stop_ids=())
         (g,) = SAMPLER(PARAMS, [Request("hi", forced, knobs)], 0)
         assert g.trace[: len(forced)].tolist() == list(forced)
         assert len(g.trace) == len(forced) + extra
-        assert np.isnan(g.logprobs[: len(forced)]).all() and np.isfinite(g.logprobs[len(forced) :]).all()
+        assert (
+            np.isnan(g.logprobs[: len(forced)]).all()
+            and np.isfinite(g.logprobs[len(forced) :]).all()
+        )
         assert not g.finished
         # No room for a directive, but an open category must be closed.
         assert len(controls(drawn_ids(g))) == (extra and CATEGORY in forced)
 
 
 def test_budget_zero_never_starts_a_directive():
-    knobs = dataclasses.replace(BUSY, budget=0, control_bias={"categories": 50.0, "retractions": 50.0})
+    knobs = dataclasses.replace(
+        BUSY, budget=0, control_bias={"categories": 50.0, "retractions": 50.0}
+    )
     generations = SAMPLER(PARAMS, [Request(r.prompt, (), knobs) for r in REQUESTS], 0)
     assert not any(controls(g.trace) for g in generations)
     for grammar in (True, False):
@@ -166,9 +182,15 @@ def test_forced_ids_may_end_a_response():
 def test_forced_directives_are_applied():
     greedy = dataclasses.replace(BUSY, temperature=0.0)
     forced = (*TOKENIZER.encode("abc"), CATEGORY, BACK_2, *TOKENIZER.encode("xy"))
-    edited, plain = SAMPLER(PARAMS, [Request("z", f, greedy) for f in (forced, tuple(TOKENIZER.encode("axy")))], 0)
+    edited, plain = SAMPLER(
+        PARAMS, [Request("z", f, greedy) for f in (forced, tuple(TOKENIZER.encode("axy")))], 0
+    )
     assert edited.edits[0].removed == tuple(TOKENIZER.encode("bc"))
-    assert (edited.edits[0].index, edited.edits[0].category, edited.edits[0].requested) == (4, "two", 2)
+    assert (edited.edits[0].index, edited.edits[0].category, edited.edits[0].requested) == (
+        4,
+        "two",
+        2,
+    )
     # Two ids after a retraction nothing tells the two apart but how many ids were emitted.
     assert drawn_ids(edited)[0] == drawn_ids(plain)[0]
     assert edited.logprobs[len(forced)] == pytest.approx(plain.logprobs[3], abs=1e-4)
@@ -240,7 +262,10 @@ def test_control_bias_decides_what_is_drawn():
     assert len(edits) > 10
     assert {(e.category, e.requested) for e in edits} == {("two", 5)}
     silent = Knobs(max_tokens=32, control_bias={"categories": -1e9})
-    assert not any(controls(g.trace) for g in SAMPLER(PARAMS, [Request(r.prompt, (), silent) for r in REQUESTS], 0))
+    assert not any(
+        controls(g.trace)
+        for g in SAMPLER(PARAMS, [Request(r.prompt, (), silent) for r in REQUESTS], 0)
+    )
 
 
 def test_template_ids_are_never_drawn():
@@ -248,7 +273,9 @@ def test_template_ids_are_never_drawn():
     loud = PARAMS | {"unembedding": PARAMS["unembedding"].at[jnp.asarray(never)].multiply(20.0)}
     generations = SAMPLER(loud, [Request(r.prompt, (), BUSY, r.id) for r in REQUESTS], 0)
     traces = pack_traces(generations, RULE, 80)
-    raw = np.asarray(teacher_forced_logits(loud, traces)[0]).argmax(-1)[np.asarray(traces.in_response)]
+    raw = np.asarray(teacher_forced_logits(loud, traces)[0]).argmax(-1)[
+        np.asarray(traces.in_response)
+    ]
     # The model wants little else.
     assert np.isin(raw, never).mean() > 0.5
     assert not any(np.isin(g.trace, never).any() for g in generations)
@@ -277,7 +304,14 @@ def test_a_sweep_of_49_settings_compiles_once():
     generations = sampler(PARAMS, [Request("tell me", (), k) for k in knobs], 0)
     assert loop.generate._cache_size() == before + 1
     assert len({tuple(g.trace) for g in generations}) > 30
-    sampler(PARAMS, [Request("no", (7, 8), dataclasses.replace(k, budget=9, temperature=0.9)) for k in knobs[:9]], 5)
+    sampler(
+        PARAMS,
+        [
+            Request("no", (7, 8), dataclasses.replace(k, budget=9, temperature=0.9))
+            for k in knobs[:9]
+        ],
+        5,
+    )
     assert loop.generate._cache_size() == before + 1
 
 
@@ -311,14 +345,18 @@ def test_a_model_smaller_than_its_tokenizer_is_refused():
 
 def test_scores_of_drawn_ids_alone_are_the_same():
     traces = pack_traces(together(), RULE, 80)
-    read = jax.jit(lambda t, drawn: score(MODEL, PARAMS, RULE, t, Semantics.REWIND, drawn), static_argnums=1)
+    read = jax.jit(
+        lambda t, drawn: score(MODEL, PARAMS, RULE, t, Semantics.REWIND, drawn), static_argnums=1
+    )
     whole = read(traces, None)
     most = int((traces.length - traces.prompt_length - traces.num_forced).max())
     for count in (most, 500):
         part = read(traces, count)
         action = np.asarray(traces.is_action)
         for full, some in zip(whole, part, strict=True):
-            np.testing.assert_allclose(np.asarray(some)[action], np.asarray(full)[action], atol=1e-5)
+            np.testing.assert_allclose(
+                np.asarray(some)[action], np.asarray(full)[action], atol=1e-5
+            )
             assert not np.asarray(some)[~action].any()
     assert np.asarray(whole.logprobs)[np.asarray(traces.in_response & ~traces.is_action)].any()
 
@@ -341,29 +379,41 @@ def test_scoring_in_time_chunks_changes_neither_values_nor_gradients(monkeypatch
     for a, b in zip(whole, pieces, strict=True):
         np.testing.assert_allclose(np.asarray(a)[action], np.asarray(b)[action], atol=1e-5)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(a).max() + 1)), gradient, other
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(a).max() + 1)),
+        gradient,
+        other,
     )
 
 
 @pytest.mark.parametrize("semantics", list(Semantics))
 def test_answers_up_to_the_last_learned_position_are_those_of_a_loose_bucket(semantics):
-    """The table's rows beyond the text are padding's alone: 45 positions (a bucket that is cut), and the same in a
-    table of 64 with other rows behind, give the same ids and log-probabilities; scoring agrees."""
+    """The table's rows beyond the text are padding's alone: 45 positions (a bucket that is cut),
+    and the same in a table of 64 with other rows behind, give the same ids and log-probabilities;
+    scoring agrees."""
     tokenizer = LetterTokenizer()
-    tight, params = random_model(tokenizer, learned_positions=True, max_positions=45, norm="layer", gated_mlp=False)
+    tight, params = random_model(
+        tokenizer, learned_positions=True, max_positions=45, norm="layer", gated_mlp=False
+    )
     loose = dataclasses.replace(tight, max_positions=64)
     more = jax.random.normal(jax.random.key(9), (19, tight.width))
     wide = params | {"position_embedding": jnp.concatenate([params["position_embedding"], more])}
     knobs = Knobs(max_tokens=12, budget=3, control_bias={"categories": 2.0}, stop_ids=())
-    requests = [Request("tell me all about the fox and ab"[: 30 - 3 * i], (7,) * i, knobs) for i in range(4)]
+    requests = [
+        Request("tell me all about the fox and ab"[: 30 - 3 * i], (7,) * i, knobs) for i in range(4)
+    ]
     assert max(len(tokenizer.encode_prompt(r.prompt)) for r in requests) + knobs.max_tokens == 45
     shapes = SamplerConfig(semantics, batch_size=4, min_context=8, min_room=8)
-    found = [Sampler(c, tokenizer, shapes)(p, requests, 3) for c, p in ((tight, params), (loose, wide))]
+    found = [
+        Sampler(c, tokenizer, shapes)(p, requests, 3) for c, p in ((tight, params), (loose, wide))
+    ]
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a.trace, b.trace)
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
         assert np.isfinite(a.logprobs[a.num_forced :]).all()
-    assert sum(len(g.edits) for g in found[0]) > 2 and max(len(g.prompt_ids) + len(g.trace) for g in found[0]) == 45
+    assert (
+        sum(len(g.edits) for g in found[0]) > 2
+        and max(len(g.prompt_ids) + len(g.trace) for g in found[0]) == 45
+    )
     traces = pack_traces(found[0], tokenizer.rule, 45)
     read = np.asarray(score(tight, params, tokenizer.rule, traces, semantics).logprobs)
     for row, g in enumerate(found[0]):

@@ -17,7 +17,15 @@ from rlbf_jax.errors import InputError
 from rlbf_jax.models import transformer
 from rlbf_jax.sampling import loop, prefill
 from rlbf_jax.sampling.request import Knobs, Request
-from rlbf_jax.sampling.sampler import IDLE, Row, Sampler, SamplerConfig, batches_of, make_batch, sharing
+from rlbf_jax.sampling.sampler import (
+    IDLE,
+    Row,
+    Sampler,
+    SamplerConfig,
+    batches_of,
+    make_batch,
+    sharing,
+)
 from tests.fakes import LetterTokenizer, random_model
 
 TOKENIZER = LetterTokenizer()
@@ -59,16 +67,17 @@ def assert_same(generations, others, tolerance=1e-4):
     for one, other in zip(generations, others, strict=True):
         np.testing.assert_array_equal(one.trace, other.trace)
         np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=tolerance)
-        assert dataclasses.replace(one, trace=None, logprobs=None, prompt_ids=None) == dataclasses.replace(
-            other, trace=None, logprobs=None, prompt_ids=None
-        )
+        assert dataclasses.replace(
+            one, trace=None, logprobs=None, prompt_ids=None
+        ) == dataclasses.replace(other, trace=None, logprobs=None, prompt_ids=None)
         np.testing.assert_array_equal(one.prompt_ids, other.prompt_ids)
 
 
 @pytest.mark.parametrize("semantics", list(Semantics))
 @pytest.mark.parametrize("rows_per_context", [3, 12])
 def test_rows_that_share_a_context_draw_what_they_draw_alone(rows_per_context, semantics):
-    """All settings beside each other, contexts with directives among them; 7 rows a context fill no group of these."""
+    """All settings beside each other, contexts with directives among them; 7 rows a context fill no
+    group of these."""
     config = dataclasses.replace(ALONE, semantics=semantics)
     expected = sampler(1, config=config)(PARAMS, REQUESTS, 0)
     assert_same(sampler(rows_per_context, config=config)(PARAMS, REQUESTS, 0), expected)
@@ -104,7 +113,9 @@ def test_contexts_are_read_once(monkeypatch):
     config = dataclasses.replace(ALONE, rows_per_context=4)
     (one,) = batches_of(rows, config)
     batch, room = make_batch(MODEL, config, RULE, one, jax.random.key(0), TOKENIZER.eos_ids)
-    state = jax.eval_shape(lambda: prefill.prefill(MODEL, PARAMS, RULE, Semantics.REWIND, batch, room, 0))
+    state = jax.eval_shape(
+        lambda: prefill.prefill(MODEL, PARAMS, RULE, Semantics.REWIND, batch, room, 0)
+    )
     assert read == [(3, 32)] and state.logits.shape[0] == 12 and len(batch.context) == 3
     assert all(x.shape[0] == 12 for x in jax.tree.leaves(state))
 
@@ -112,14 +123,21 @@ def test_contexts_are_read_once(monkeypatch):
 def test_a_grid_of_settings_compiles_once():
     shapes = dataclasses.replace(ALONE, min_room=29)
     before = loop.generate._cache_size()
-    for requests in (REQUESTS, REQUESTS[:5], [dataclasses.replace(REQUESTS[9], prompt="no", forced=())]):
+    for requests in (
+        REQUESTS,
+        REQUESTS[:5],
+        [dataclasses.replace(REQUESTS[9], prompt="no", forced=())],
+    ):
         sampler(6, config=shapes)(PARAMS, requests, 0)
     assert loop.generate._cache_size() == before + 1
 
 
 def test_the_end_of_rows_is_asked_for_by_place():
     # Sorting and grouping move rows about; places stay those of the list.
-    long = [dataclasses.replace(r, knobs=dataclasses.replace(r.knobs, max_tokens=60, stop_ids=())) for r in REQUESTS]
+    long = [
+        dataclasses.replace(r, knobs=dataclasses.replace(r.knobs, max_tokens=60, stop_ids=()))
+        for r in REQUESTS
+    ]
     shapes = dataclasses.replace(ALONE, min_room=60)
     whole = sampler(1, config=shapes)(PARAMS, long, 0)
     asked: set[int] = set()
@@ -147,19 +165,27 @@ def test_progress_counts_every_response_once(rows_per_context):
 def test_nothing_is_sampled_before_every_request_is_checked():
     told: list[int] = []
     with pytest.raises(InputError, match="top_k is -1"):
-        sampler(1)(PARAMS, [*REQUESTS[:30], Request("a", (), Knobs(top_k=-1))], 0, progress=told.append)
+        sampler(1)(
+            PARAMS, [*REQUESTS[:30], Request("a", (), Knobs(top_k=-1))], 0, progress=told.append
+        )
     assert told == []
 
 
 def test_a_batch_divides_into_groups():
     for batch_size, shared in ((12, 5), (12, 24), (12, 0), (0, 1), (-3, -3)):
-        with pytest.raises(ValueError, match=f"batch_size = {batch_size} must be a multiple of rows_per_context"):
+        with pytest.raises(
+            ValueError, match=f"batch_size = {batch_size} must be a multiple of rows_per_context"
+        ):
             SamplerConfig(batch_size=batch_size, rows_per_context=shared)
 
 
 # Batches ----------------------------------------------------------------------------------------
 
-ROWS = st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.sampled_from((0, 5)), st.sampled_from((0.5, 1.0))))
+ROWS = st.lists(
+    st.tuples(
+        st.integers(0, 3), st.booleans(), st.sampled_from((0, 5)), st.sampled_from((0.5, 1.0))
+    )
+)
 
 
 @given(ROWS, st.sampled_from((1, 2, 3, 4)), st.integers(1, 3))
@@ -179,8 +205,14 @@ def test_batches_hold_every_row_once_and_groups_share_a_context(drawn, shared, g
         group = flat[start : start + shared]
         busy = [row for row in group if row is not IDLE]
         assert group[: len(busy)] == busy and len({(r.prompt, r.request.forced) for r in busy}) <= 1
-        kinds.append((any(r.request.knobs.top_p < 1 for r in busy), any(r.request.knobs.top_k > 0 for r in busy)))
-    # No more groups than contexts need, rows that sweep alike together, and idle groups only at the end.
+        kinds.append(
+            (
+                any(r.request.knobs.top_p < 1 for r in busy),
+                any(r.request.knobs.top_k > 0 for r in busy),
+            )
+        )
+    # No more groups than contexts need, rows that sweep alike together, and idle groups only at the
+    # end.
     contexts = [(row.prompt, row.request.forced) for row in rows]
     needed = sum(-(-contexts.count(context) // shared) for context in set(contexts))
     assert len(batches) == -(-needed // groups)
@@ -211,7 +243,16 @@ def test_idle_rows_of_a_group_draw_nothing():
     (one,) = batches_of(rows, config)
     batch, room = make_batch(MODEL, config, RULE, one, jax.random.key(0), TOKENIZER.eos_ids)
     trace, logprobs, emitted = loop.generate(
-        PARAMS, batch, config=MODEL, rule=RULE, semantics=Semantics.REWIND, room=room, rewound=0, one_hot=False
+        PARAMS,
+        batch,
+        config=MODEL,
+        rule=RULE,
+        semantics=Semantics.REWIND,
+        room=room,
+        rewound=0,
+        one_hot=False,
     )
-    assert int(emitted[0]) > len(REQUESTS[9].forced) and not bool(jnp.isnan(logprobs[0, int(emitted[0]) - 1]))
+    assert int(emitted[0]) > len(REQUESTS[9].forced) and not bool(
+        jnp.isnan(logprobs[0, int(emitted[0]) - 1])
+    )
     assert batch.limits.max_emitted[1:].tolist() == [0] * 11

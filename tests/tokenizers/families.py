@@ -1,7 +1,8 @@
-"""Small tokenizers in the shapes of published ones: folders of files, trained on a few lines of text.
+"""Small tokenizers in the shapes of published ones: folders of files, trained on a few lines of
+text.
 
-What a family has that matters here is kept: kind of model, normalizer, pre-tokenizer, decoder, post-processor, flags of
-added tokens, spare tokens, chat template, several ends of sequence.
+What a family has that matters here is kept: kind of model, normalizer, pre-tokenizer, decoder,
+post-processor, flags of added tokens, spare tokens, chat template, several ends of sequence.
 """
 
 from __future__ import annotations
@@ -13,10 +14,20 @@ import random
 
 import sentencepiece
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 WORDS = (
-    "the moon shines over quiet hills and a river runs past old stones while birds sing songs of summer user assistant "
+    "the moon shines over quiet hills and a river runs past old stones while birds sing songs of "
+    "summer user assistant "
     "model system start turn 12 7 é ñ 字"
 ).split()
 LLAMA_SPLIT = (
@@ -98,10 +109,14 @@ def byte_level(size: int = 500) -> tokenizers.Tokenizer:
 
 def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
-def write(folder: pathlib.Path, made: tokenizers.Tokenizer | dict, config: dict, **files) -> pathlib.Path:
+def write(
+    folder: pathlib.Path, made: tokenizers.Tokenizer | dict, config: dict, **files
+) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     document = made if isinstance(made, dict) else json.loads(made.to_str())
     (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
@@ -116,33 +131,49 @@ def write_configs(folder: pathlib.Path, config: dict, **files) -> pathlib.Path:
 
 
 def llama(folder: pathlib.Path) -> pathlib.Path:
-    """Llama 3: byte-level BPE that takes whole words from its vocabulary, reserved tokens, two ends of sequence."""
+    """Llama 3: byte-level BPE that takes whole words from its vocabulary, reserved tokens, two ends
+    of sequence."""
     made = byte_level()
     made.pre_tokenizer = split_by(LLAMA_SPLIT)
-    named = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|start_header_id|>"]
+    named = [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|reserved_special_token_0|>",
+        "<|start_header_id|>",
+    ]
     named += ["<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"]
-    made.add_special_tokens(special(*named, *(f"<|reserved_special_token_{i}|>" for i in range(1, 40))))
+    made.add_special_tokens(
+        special(*named, *(f"<|reserved_special_token_{i}|>" for i in range(1, 40)))
+    )
     bos = ("<|begin_of_text|>", made.token_to_id("<|begin_of_text|>"))
     made.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
     document = json.loads(made.to_str())
     document["model"]["ignore_merges"] = True
     config = {"bos_token": bos[0], "eos_token": "<|eot_id|>", "chat_template": LLAMA_TEMPLATE}
     config["added_tokens_decoder"] = {
-        str(entry["id"]): {k: v for k, v in entry.items() if k != "id"} for entry in document["added_tokens"]
+        str(entry["id"]): {k: v for k, v in entry.items() if k != "id"}
+        for entry in document["added_tokens"]
     }
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     ends = [made.token_to_id(name) for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
-    return write(folder, document, config, generation_config={"eos_token_id": ends, "bos_token_id": bos[1]})
+    return write(
+        folder, document, config, generation_config={"eos_token_id": ends, "bos_token_id": bos[1]}
+    )
 
 
 def qwen(folder: pathlib.Path) -> pathlib.Path:
-    """Qwen 3: NFC, no beginning of sequence, tokens that are added but not special, rows beyond the tokenizer."""
+    """Qwen 3: NFC, no beginning of sequence, tokens that are added but not special, rows beyond the
+    tokenizer."""
     made = byte_level()
     made.normalizer = normalizers.NFC()
     made.pre_tokenizer = split_by(LLAMA_SPLIT.replace("{1,3}", ""))
     made.add_special_tokens(special("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    made.add_tokens([AddedToken(name, normalized=False) for name in ("<tool_response>", "</tool_response>")])
-    made.add_tokens([AddedToken(name, normalized=False) for name in ("<|fim_prefix|>", "<think>", "</think>")])
+    made.add_tokens(
+        [AddedToken(name, normalized=False) for name in ("<tool_response>", "</tool_response>")]
+    )
+    made.add_tokens(
+        [AddedToken(name, normalized=False) for name in ("<|fim_prefix|>", "<think>", "</think>")]
+    )
     config = {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     config["tokenizer_class"] = "Qwen2Tokenizer"
     ends = [made.token_to_id("<|im_end|>"), made.token_to_id("<|endoftext|>")]
@@ -192,7 +223,10 @@ GEMMA_CONFIG = {
     },
     "add_bos_token": True,
     "additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"],
-    "chat_template": [{"name": "default", "template": GEMMA_TEMPLATE}, {"name": "tool_use", "template": "{{ 1 }}"}],
+    "chat_template": [
+        {"name": "default", "template": GEMMA_TEMPLATE},
+        {"name": "tool_use", "template": "{{ 1 }}"},
+    ],
     "tokenizer_class": "GemmaTokenizer",
 }
 
@@ -207,11 +241,16 @@ def gemma_sentencepiece(folder: pathlib.Path) -> pathlib.Path:
     return write_configs(folder, GEMMA_CONFIG, generation_config={"eos_token_id": ends})
 
 
-def sentencepiece_document(model: bytes, normalizer, pre_tokenizer, decoder) -> tokenizers.Tokenizer:
-    """The BPE of a SentencePiece model as tokenizer.json has it: pieces and the merges that their order implies."""
+def sentencepiece_document(
+    model: bytes, normalizer, pre_tokenizer, decoder
+) -> tokenizers.Tokenizer:
+    """The BPE of a SentencePiece model as tokenizer.json has it: pieces and the merges that their
+    order implies."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     vocab = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
-    fixed = {p for p, i in vocab.items() if not processor.is_byte(i) and not processor.is_control(i)}
+    fixed = {
+        p for p, i in vocab.items() if not processor.is_byte(i) and not processor.is_control(i)
+    }
     merges = []
     for piece in sorted(fixed, key=vocab.__getitem__):
         if len(piece) > 1 and not piece.startswith("<") and "\n" not in piece:
@@ -228,15 +267,20 @@ def sentencepiece_document(model: bytes, normalizer, pre_tokenizer, decoder) -> 
 
 
 def gemma(folder: pathlib.Path) -> pathlib.Path:
-    """Gemma 2: SentencePiece pieces as BPE with byte fallback; newlines and HTML tags are ordinary added tokens."""
-    decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    """Gemma 2: SentencePiece pieces as BPE with byte fallback; newlines and HTML tags are ordinary
+    added tokens."""
+    decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     made = sentencepiece_document(
         gemma_pieces(),
         normalizers.Replace(" ", "\u2581"),
         pre_tokenizers.Split(" ", "merged_with_previous"),
         decoder,
     )
-    made.add_special_tokens(special("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"))
+    made.add_special_tokens(
+        special("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+    )
     plain = [*(f"<unused{i}>" for i in range(30)), "\n", "\n\n", "\n\n\n", "<table>"]
     made.add_tokens([AddedToken(name, normalized=False) for name in plain])
     bos = ("<bos>", made.token_to_id("<bos>"))
@@ -246,11 +290,14 @@ def gemma(folder: pathlib.Path) -> pathlib.Path:
 
 
 def unigram(folder: pathlib.Path) -> pathlib.Path:
-    """A Unigram model (T5, XLM-R) with NFKC and byte fallback, whose vocabulary itself holds the special tokens."""
+    """A Unigram model (T5, XLM-R) with NFKC and byte fallback, whose vocabulary itself holds the
+    special tokens."""
     made = tokenizers.Tokenizer(models.Unigram())
     made.normalizer = normalizers.NFKC()
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
-    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")])
+    made.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")]
+    )
     markers = [
         "<unk>",
         "<pad>",
@@ -260,7 +307,9 @@ def unigram(folder: pathlib.Path) -> pathlib.Path:
         "<end_of_turn>",
         *(f"<unused{i}>" for i in range(30)),
     ]
-    trainer = trainers.UnigramTrainer(vocab_size=500, unk_token="<unk>", special_tokens=markers, show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=500, unk_token="<unk>", special_tokens=markers, show_progress=False
+    )
     made.train_from_iterator(corpus(), trainer)
     document = json.loads(made.to_str())
     document["model"]["byte_fallback"] = True
@@ -271,15 +320,28 @@ def unigram(folder: pathlib.Path) -> pathlib.Path:
 
 
 def mistral(folder: pathlib.Path, legacy: bool = False) -> pathlib.Path:
-    """Mistral: SentencePiece pieces, a space put before text, `[INST]` (special, or in older files plain text)."""
+    """Mistral: SentencePiece pieces, a space put before text, `[INST]` (special, or in older files
+    plain text)."""
     first = None if legacy else pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     spaces = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    decoder = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    decoder = [
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     model = gemma_pieces()
     normalizer = normalizers.Sequence(spaces if legacy else [])
     made = sentencepiece_document(model, normalizer, first, decoders.Sequence(decoder))
-    made.add_special_tokens(special("<unk>", "<bos>", "<eos>", *(() if legacy else ("[INST]", "[/INST]"))))
-    config = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "chat_template": MISTRAL_TEMPLATE}
+    made.add_special_tokens(
+        special("<unk>", "<bos>", "<eos>", *(() if legacy else ("[INST]", "[/INST]")))
+    )
+    config = {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "chat_template": MISTRAL_TEMPLATE,
+    }
     config["tokenizer_class"] = "LlamaTokenizer"
     return write(folder, made, config)
 
@@ -289,7 +351,12 @@ def gpt2(folder: pathlib.Path) -> pathlib.Path:
     made = byte_level()
     made.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=True)])
     end = "<|endoftext|>"
-    config = {"bos_token": end, "eos_token": end, "unk_token": end, "tokenizer_class": "GPT2Tokenizer"}
+    config = {
+        "bos_token": end,
+        "eos_token": end,
+        "unk_token": end,
+        "tokenizer_class": "GPT2Tokenizer",
+    }
     return write(folder, made, config)
 
 

@@ -1,4 +1,5 @@
-"""Chat templates: what they write is told from what messages say, and harmless messages render as ever."""
+"""Chat templates: what they write is told from what messages say, and harmless messages render as
+ever."""
 
 import datetime
 
@@ -16,7 +17,9 @@ content = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 
 
 def chat(*contents: str) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    return [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)
+    ]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -46,7 +49,11 @@ def test_a_content_that_spells_a_token_is_opaque_to_the_template():
 
 @pytest.mark.parametrize(
     "body",
-    ["{{ content | upper }}", "{{ content[:-1] ~ '!' if 'x' in content else content }}", "{{ content | tojson }}"],
+    [
+        "{{ content | upper }}",
+        "{{ content[:-1] ~ '!' if 'x' in content else content }}",
+        "{{ content | tojson }}",
+    ],
 )
 def test_templates_that_change_text_are_refused(body):
     template = ChatTemplate("{% set content = messages[0].content %}" + body, VARIABLES)
@@ -64,7 +71,9 @@ def test_templates_that_trim_split_or_measure_are_fine(body):
 
 
 def test_private_use_characters_of_anybody_stay_what_they_are():
-    template = ChatTemplate("\U000f0000{{ messages[0].content }}\U000f0001{{ bos_token }}", {"bos_token": "\U000f0002"})
+    template = ChatTemplate(
+        "\U000f0000{{ messages[0].content }}\U000f0001{{ bos_token }}", {"bos_token": "\U000f0002"}
+    )
     text, trusted = template.render(chat("a\U000f0000\U000f0003"))
     assert text == "\U000f0000a\U000f0000\U000f0003\U000f0001\U000f0002"
     assert list(trusted) == [1, 0, 0, 0, 1, 1]

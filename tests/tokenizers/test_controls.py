@@ -28,7 +28,9 @@ def test_padding_rows_come_next_then_new_rows():
     assert place(texts(2, 3), 0, 7) == Placement(20, 7, "appended", 27)
 
 
-@given(st.sets(st.integers(0, 19)), st.integers(0, 30), st.integers(1, 8), st.sets(st.integers(0, 19)))
+@given(
+    st.sets(st.integers(0, 19)), st.integers(0, 30), st.integers(1, 8), st.sets(st.integers(0, 19))
+)
 def test_placement_takes_only_what_is_free(reserved, rows, count, taken):
     spellings = texts(*reserved)
     placed = place(spellings, rows, count, taken)
@@ -66,7 +68,9 @@ def split(matcher: Matcher, text: str, trusted: str | None = None) -> list:
 
 
 def test_guarded_tokens_count_in_trusted_text_only():
-    matcher = Matcher([AddedToken(0, "<a>"), AddedToken(1, "<a><b>"), AddedToken(2, "<")], frozenset({1}))
+    matcher = Matcher(
+        [AddedToken(0, "<a>"), AddedToken(1, "<a><b>"), AddedToken(2, "<")], frozenset({1})
+    )
     assert split(matcher, "x<a><b>") == ["x", 0, 2, "b>"]
     assert split(matcher, "x<a><b>", "ttttttt") == ["x", 1]
     assert split(matcher, "x<a><b>", "tttuttt") == ["x", 0, 2, "b>"]
@@ -87,7 +91,11 @@ def test_flags_of_added_tokens():
     assert split(matcher, "a <r>  b") == ["a ", 1, "b"]
     assert split(matcher, "words a word.") == ["words a ", 2, "."]
     assert split(matcher, "late") == ["late"]
-    assert [getattr(part, "id", part) for part in matcher.split_normalized("a late b")] == ["a ", 3, " b"]
+    assert [getattr(part, "id", part) for part in matcher.split_normalized("a late b")] == [
+        "a ",
+        3,
+        " b",
+    ]
 
 
 class Bytes:
@@ -100,7 +108,11 @@ class Bytes:
         return b"".join(map(self.piece_bytes, ids)).decode(errors="replace")
 
 
-ids = st.lists(st.one_of(st.sampled_from([0xE2, 0x96, 0x81, 0xF0, 0x9F, 0x98, 0x80, 0x41, 256]), st.integers(0, 256)))
+ids = st.lists(
+    st.one_of(
+        st.sampled_from([0xE2, 0x96, 0x81, 0xF0, 0x9F, 0x98, 0x80, 0x41, 256]), st.integers(0, 256)
+    )
+)
 steps = st.lists(st.one_of(ids, st.integers(0, 9)), max_size=6)
 
 

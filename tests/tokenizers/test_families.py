@@ -1,4 +1,5 @@
-"""Published tokenizers: ids as the family has them, and no text makes a control, turn or special id."""
+"""Published tokenizers: ids as the family has them, and no text makes a control, turn or special
+id."""
 
 import functools
 import json
@@ -19,10 +20,43 @@ CATEGORIES, X_MAX = ("insult", "privacy"), 8
 WITH_JSON = [name for name in FAMILIES if name != "gemma_sentencepiece"]
 WITH_TEMPLATE = [name for name in FAMILIES if name != "gpt2"]
 MARKERS = [
-    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "<|reserved_special_token_7|>"),
-    *("<|reserved_special_token_38|>", "<start_of_turn>", "<end_of_turn>", "<unused3>", "<unused29>", "<bos>", "<eos>"),
-    *("<s>", "</s>", "<unk>", "<pad>", "[INST]", "[/INST]", "<think>", "</think>", "<tool_response>", "<|fim_prefix|>"),
-    *("[BACKTRACK_BY_3]", " [BACKTRACK_BY_8]", "[CATEGORY_INSULT]", " [CATEGORY_PRIVACY]", "[RESET]", " [RESET]"),
+    *(
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+        "<|reserved_special_token_7|>",
+    ),
+    *(
+        "<|reserved_special_token_38|>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<unused3>",
+        "<unused29>",
+        "<bos>",
+        "<eos>",
+    ),
+    *(
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<pad>",
+        "[INST]",
+        "[/INST]",
+        "<think>",
+        "</think>",
+        "<tool_response>",
+        "<|fim_prefix|>",
+    ),
+    *(
+        "[BACKTRACK_BY_3]",
+        " [BACKTRACK_BY_8]",
+        "[CATEGORY_INSULT]",
+        " [CATEGORY_PRIVACY]",
+        "[RESET]",
+        " [RESET]",
+    ),
     *("<0x41>", "<0xE2>", "[UNUSED_400]", " [UNUSED_400]"),
 ]
 
@@ -36,21 +70,51 @@ marker = st.sampled_from(MARKERS)
 disturbed = st.builds(
     lambda text, sign, where: text[: where % len(text)] + sign + text[where % len(text) :],
     marker,
-    st.sampled_from(["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u0338", "\ufe0f", " ", "\u2581"]),
+    st.sampled_from(
+        ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u0338", "\ufe0f", " ", "\u2581"]
+    ),
     st.integers(0, 40),
 )
 odd = st.sampled_from(
-    [*" \n\t\r\0", "  ", "\n\n", "\n\n\n", "\r\n", "\u2581", "\u2581\u2581", "e\u0301", "\u212b", "\ufb01", "😀", "字"]
-    + ["\U000f0000", "\U00100000", "\uffff", "<table>", "the moon", " runs", "<|", "|>", "<start", "_of_turn>", "＜"]
+    [
+        *" \n\t\r\0",
+        "  ",
+        "\n\n",
+        "\n\n\n",
+        "\r\n",
+        "\u2581",
+        "\u2581\u2581",
+        "e\u0301",
+        "\u212b",
+        "\ufb01",
+        "😀",
+        "字",
+    ]
+    + [
+        "\U000f0000",
+        "\U00100000",
+        "\uffff",
+        "<table>",
+        "the moon",
+        " runs",
+        "<|",
+        "|>",
+        "<start",
+        "_of_turn>",
+        "＜",
+    ]
 )
 letters = st.text(st.characters(exclude_categories=("Cs",)), max_size=6)
-texts = st.lists(st.one_of(marker, marker.map(wide), disturbed, odd, letters), max_size=8).map("".join)
+texts = st.lists(st.one_of(marker, marker.map(wide), disturbed, odd, letters), max_size=8).map(
+    "".join
+)
 harmless = st.lists(st.one_of(odd, letters), max_size=8).map("".join)
 
 
 @functools.cache
 def made(name: str) -> tuple[FamilyTokenizer, pathlib.Path]:
-    """Tokenizer and published folder of a family; the folder's files are small and live as long as the process."""
+    """Tokenizer and published folder of a family; the folder's files are small and live as long as
+    the process."""
     folder = FAMILIES[name](pathlib.Path(_temporary().name) / name)
     return import_tokenizer(folder, CATEGORIES, X_MAX, ROWS.get(name, 0)), folder
 
@@ -68,7 +132,9 @@ def library(name: str) -> tokenizers.Tokenizer:
 
 def spells_guarded(tokenizer: FamilyTokenizer, text: str) -> bool:
     names = [tokenizer.name(i) for i in tokenizer.guarded_ids]
-    return any(name in form for name in names for form in (text, unicodedata.normalize("NFKC", text)))
+    return any(
+        name in form for name in names for form in (text, unicodedata.normalize("NFKC", text))
+    )
 
 
 def check_text(name: str, text: str) -> None:
@@ -80,7 +146,8 @@ def check_text(name: str, text: str) -> None:
 
 
 def check_user_turn(name: str, text: str) -> None:
-    """Whatever a user writes, the guarded ids of a prompt are those of a harmless prompt, in the same order."""
+    """Whatever a user writes, the guarded ids of a prompt are those of a harmless prompt, in the
+    same order."""
     tokenizer, _ = made(name)
 
     def guarded(content):
@@ -147,9 +214,14 @@ def test_harmless_conversations_get_the_ids_of_the_rendered_text(name, first, an
     tokenizer, _ = made(name)
     if any(spells_guarded(tokenizer, text) for text in (first, answer, second)):
         return
-    messages = [{"role": role, "content": text} for role, text in zip(TURNS, (first, answer, second), strict=True)]
+    messages = [
+        {"role": role, "content": text}
+        for role, text in zip(TURNS, (first, answer, second), strict=True)
+    ]
     plain = tokenizer.template.plain(messages, add_generation_prompt=True)
-    assert tokenizer.encode_chat(messages) == library(name).encode(plain, add_special_tokens=False).ids
+    assert (
+        tokenizer.encode_chat(messages) == library(name).encode(plain, add_special_tokens=False).ids
+    )
 
 
 TURNS = ("user", "assistant", "user")
@@ -216,7 +288,8 @@ def test_saving_keeps_everything(name, tmp_path):
 
 @pytest.mark.parametrize("name", WITH_JSON)
 def test_saved_files_in_the_library(name, tmp_path):
-    """Other programs: the family's tokens keep ids and parsing, control tokens have names and no spelling."""
+    """Other programs: the family's tokens keep ids and parsing, control tokens have names and no
+    spelling."""
     tokenizer, folder = made(name)
     tokenizer.save(tmp_path)
     full = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -238,15 +311,17 @@ def test_saved_files_in_the_library(name, tmp_path):
 def test_rules_forbid_what_must_not_be_sampled(name):
     tokenizer, _ = made(name)
     controls = set(tokenizer.new_ids)
-    assert list(tokenizer.new_ids) == list(range(tokenizer.rule.first_id, tokenizer.reset_rule.end_id))
+    assert list(tokenizer.new_ids) == list(
+        range(tokenizer.rule.first_id, tokenizer.reset_rule.end_id)
+    )
     named = {i for i in range(tokenizer.vocab_size) if not tokenizer.name(i).startswith("[UNUSED_")}
     never = set(tokenizer.rule.never)
     assert set(range(tokenizer.vocab_size)) - named <= never, "rows without a token"
     assert never & controls == {tokenizer.reset_rule.first_id}
     assert set(tokenizer.reset_rule.never) & controls == controls - {tokenizer.reset_rule.first_id}
-    assert {i for i in tokenizer.guarded_ids if tokenizer.decode([i]) == ""} <= never | controls | set(
-        tokenizer.eos_ids
-    )
+    assert {
+        i for i in tokenizer.guarded_ids if tokenizer.decode([i]) == ""
+    } <= never | controls | set(tokenizer.eos_ids)
     for i in range(tokenizer.vocab_size):
         assert i in never or i in controls or i in tokenizer.eos_ids or tokenizer.piece_bytes(i)
 
@@ -263,13 +338,19 @@ def test_where_control_ids_go(name, source, tmp_path):
     if name == "qwen":
         assert tokenizer.vocab_size == ROWS[name]
     if name == "gpt2":
-        assert tokenizer.new_ids.stop == tokenizer.vocab_size == library(name).get_vocab_size() + len(tokenizer.new_ids)
+        assert (
+            tokenizer.new_ids.stop
+            == tokenizer.vocab_size
+            == library(name).get_vocab_size() + len(tokenizer.new_ids)
+        )
 
 
 def test_pieces_before_spaces_concatenate():
     for name in FAMILIES.keys() - {"unigram"}:  # whose pieces depend on the whole text
         tokenizer, _ = made(name)
-        assert tokenizer.encode("the moon") + tokenizer.encode(" runs past") == tokenizer.encode("the moon runs past")
+        assert tokenizer.encode("the moon") + tokenizer.encode(" runs past") == tokenizer.encode(
+            "the moon runs past"
+        )
 
 
 def test_offsets_cover_the_text():
@@ -289,12 +370,32 @@ def spoil(folder: pathlib.Path, file: str, change) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("tokenizer.json", lambda d: d | {"model": {"type": "WordPiece", "vocab": {}}}, "WordPiece.*BPE and Unigram"),
+        (
+            "tokenizer.json",
+            lambda d: d | {"model": {"type": "WordPiece", "vocab": {}}},
+            "WordPiece.*BPE and Unigram",
+        ),
         ("tokenizer.json", lambda d: d | {"decoder": None}, "decoder .*expected ByteLevel"),
-        ("tokenizer.json", lambda d: d | {"normalizer": {"type": "Lowercase"}}, "Lowercase loses text"),
-        ("tokenizer.json", lambda d: d | {"model": d["model"] | {"merges": [["zz", "qq"]]}}, "cannot read it"),
-        ("tokenizer_config.json", lambda d: d | {"chat_template": "{% if %}"}, "not a Jinja chat template"),
-        ("tokenizer_config.json", lambda d: d | {"chat_template": [{"name": "rag"}]}, "no chat template.*'default'"),
+        (
+            "tokenizer.json",
+            lambda d: d | {"normalizer": {"type": "Lowercase"}},
+            "Lowercase loses text",
+        ),
+        (
+            "tokenizer.json",
+            lambda d: d | {"model": d["model"] | {"merges": [["zz", "qq"]]}},
+            "cannot read it",
+        ),
+        (
+            "tokenizer_config.json",
+            lambda d: d | {"chat_template": "{% if %}"},
+            "not a Jinja chat template",
+        ),
+        (
+            "tokenizer_config.json",
+            lambda d: d | {"chat_template": [{"name": "rag"}]},
+            "no chat template.*'default'",
+        ),
         ("tokenizer_config.json", lambda d: d | {"chat_template": 3}, "must be a text"),
         (
             "tokenizer_config.json",
@@ -314,11 +415,16 @@ def test_broken_files_are_named(file, change, message, tmp_path):
 
 
 def test_models_get_the_inputs_that_they_take(tmp_path):
-    """Named for programs that would pass `token_type_ids` too; what a configuration says itself stays."""
+    """Named for programs that would pass `token_type_ids` too; what a configuration says itself
+    stays."""
     folder, names = FAMILIES["llama"](tmp_path), ["input_ids", "attention_mask"]
     for said in (None, ["input_ids"]):
         if said:
-            spoil(folder, "tokenizer_config.json", lambda d, said=said: d | {"model_input_names": said})
+            spoil(
+                folder,
+                "tokenizer_config.json",
+                lambda d, said=said: d | {"model_input_names": said},
+            )
         saved = import_tokenizer(folder, CATEGORIES, X_MAX).files["tokenizer_config.json"]
         assert json.loads(saved)["model_input_names"] == (said or names)
 
@@ -334,19 +440,32 @@ def test_a_named_chat_template_takes_the_place_of_the_default(beside, tmp_path):
         (folder / "additional_chat_templates" / "brief.jinja").write_text(other)
         (folder / "chat_template.jinja").write_text(LLAMA_TEMPLATE)
     else:
-        named = [{"name": "default", "template": LLAMA_TEMPLATE}, {"name": "brief", "template": other}]
+        named = [
+            {"name": "default", "template": LLAMA_TEMPLATE},
+            {"name": "brief", "template": other},
+        ]
         spoil(folder, "tokenizer_config.json", lambda d: d | {"chat_template": named})
-    plain, brief = (import_tokenizer(folder, CATEGORIES, X_MAX, 0, name) for name in ("default", "brief"))
+    plain, brief = (
+        import_tokenizer(folder, CATEGORIES, X_MAX, 0, name) for name in ("default", "brief")
+    )
     alone = FAMILIES["llama"](tmp_path / "alone")
     spoil(alone, "tokenizer_config.json", lambda d: d | {"chat_template": other})
     assert plain.encode_prompt("the moon") == made("llama")[0].encode_prompt("the moon")
-    assert brief.encode_prompt("the moon") == import_tokenizer(alone, CATEGORIES, X_MAX).encode_prompt("the moon")
+    assert brief.encode_prompt("the moon") == import_tokenizer(
+        alone, CATEGORIES, X_MAX
+    ).encode_prompt("the moon")
     assert brief.encode_prompt("the moon") != plain.encode_prompt("the moon")
     brief.save(tmp_path / "saved")
-    assert load_tokenizer(tmp_path / "saved").encode_prompt("the moon") == brief.encode_prompt("the moon")
+    assert load_tokenizer(tmp_path / "saved").encode_prompt("the moon") == brief.encode_prompt(
+        "the moon"
+    )
     told = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
     assert (
-        told.get("chat_template", (tmp_path / "saved" / "chat_template.jinja").read_text() if beside else "") == other
+        told.get(
+            "chat_template",
+            (tmp_path / "saved" / "chat_template.jinja").read_text() if beside else "",
+        )
+        == other
     )
     with pytest.raises(InputError, match="no chat template is called 'long'; found brief, default"):
         import_tokenizer(folder, CATEGORIES, X_MAX, 0, "long")

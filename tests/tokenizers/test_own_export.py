@@ -1,4 +1,5 @@
-"""A run's own vocabulary as tokenizer.json: the same ids as SentencePiece gives, by the `tokenizers` library."""
+"""A run's own vocabulary as tokenizer.json: the same ids as SentencePiece gives, by the
+`tokenizers` library."""
 
 from __future__ import annotations
 
@@ -11,21 +12,35 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbf_jax.data.toy_world import ToyWorld, ToyWorldConfig
+from rlbf_jax.data.worlds.toy_world import ToyWorld, ToyWorldConfig
 from rlbf_jax.errors import InputError
-from rlbf_jax.tokenizers import FamilyTokenizer, SentencePieceTokenizer, load_tokenizer, train_tokenizer
+from rlbf_jax.tokenizers import (
+    FamilyTokenizer,
+    SentencePieceTokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from rlbf_jax.tokenizers.own_export import published_files
 
 SPELLED = ["<pad>", "<s>", "</s>", "<unk>", "[USER]", "[MODEL]"]
 """What other programs parse unless they are told not to."""
-CONTROLS = ["[BACKTRACK_BY_3]", " [BACKTRACK_BY_3]", "[CATEGORY_insult]", " [RESET]", "<0x41>", "\u2581[RESET]"]
+CONTROLS = [
+    "[BACKTRACK_BY_3]",
+    " [BACKTRACK_BY_3]",
+    "[CATEGORY_insult]",
+    " [RESET]",
+    "<0x41>",
+    "\u2581[RESET]",
+]
 
 
 @pytest.fixture(scope="module")
 def ours() -> SentencePieceTokenizer:
     rng, world = np.random.default_rng(0), ToyWorld(ToyWorldConfig())
     documents = [world.document(rng) for _ in range(300)]
-    texts = [text for d in documents for text in (d.prompt.text, d.response)] + ["banana aaaa ababab haha  two  spaces"]
+    texts = [text for d in documents for text in (d.prompt.text, d.response)] + [
+        "banana aaaa ababab haha  two  spaces"
+    ]
     return train_tokenizer(texts, 700, world.categories, 40)
 
 
@@ -49,14 +64,22 @@ def ids_of(library, text: str) -> list[int]:
 def test_random_texts_get_the_same_ids(ours, library):
     draw = random.Random(0)
     pieces = [ours.decode([i]) for i in range(260, ours.num_pieces)] + SPELLED + CONTROLS
-    alphabets = ["ab", "an ", "".join(sorted({c for p in pieces for c in p})), "\u2581\u2585 a\t\n\0", "é字😀 ﬁÅ\u200b"]
+    alphabets = [
+        "ab",
+        "an ",
+        "".join(sorted({c for p in pieces for c in p})),
+        "\u2581\u2585 a\t\n\0",
+        "é字😀 ﬁÅ\u200b",
+    ]
     for index in range(3000):
         if index % 3 == 0:
             text = "".join(draw.choices(pieces, k=draw.randint(0, 8)))
         elif index % 3 == 1:
             text = "".join(draw.choices(draw.choice(alphabets), k=draw.randint(0, 40)))
         else:
-            text = draw.choice(pieces)[: draw.randint(1, 3)] * draw.randint(1, 12) + draw.choice(pieces)
+            text = draw.choice(pieces)[: draw.randint(1, 3)] * draw.randint(1, 12) + draw.choice(
+                pieces
+            )
         ids = ours.encode(text)
         assert ids_of(library, text) == ids, ascii(text)
         assert library.decode(ids, skip_special_tokens=False) == text
@@ -77,13 +100,19 @@ def test_spellings_stay_text(ours, library, exported, text):
     default = tokenizers.Tokenizer.from_str(library.to_str())
     default.encode_special_tokens = False
     found = ids_of(default, text)
-    assert max(found) < ours.rule.first_id  # control tokens are out of reach under default loading too
+    assert (
+        max(found) < ours.rule.first_id
+    )  # control tokens are out of reach under default loading too
     assert (found == ours.encode(text)) == (not any(s in text for s in SPELLED))
 
 
 def test_the_rest_is_the_same(ours, exported, tmp_path):
     assert exported.rule == ours.rule and exported.reset_rule == ours.reset_rule
-    assert (exported.pad_id, exported.bos_id, exported.eos_ids) == (ours.pad_id, ours.bos_id, ours.eos_ids)
+    assert (exported.pad_id, exported.bos_id, exported.eos_ids) == (
+        ours.pad_id,
+        ours.bos_id,
+        ours.eos_ids,
+    )
     assert exported.vocab_size == ours.vocab_size
     assert [exported.piece_bytes(i) for i in range(3, ours.vocab_size)][1:] == [
         ours.piece_bytes(i) for i in range(4, ours.vocab_size)

@@ -1,4 +1,5 @@
-"""Exported tokenizers in `transformers`, loaded as everybody loads them. Set RLBF_JAX_PEERS to a python that has it."""
+"""Exported tokenizers in `transformers`, loaded as everybody loads them. Set RLBF_JAX_PEERS to a
+python that has it."""
 
 import json
 import os
@@ -16,12 +17,23 @@ CHILD = pathlib.Path(__file__).with_name("peers_child.py")
 NEED_PROTOBUF = {"gemma_sentencepiece"}
 PREFIXED = {"mistral", "mistral_legacy"}
 """Families that put a space before a text; our `encode` does not."""
-MODEL_TYPES = {"llama": "llama", "qwen": "qwen3", "gemma": "gemma2", "gemma_sentencepiece": "gemma2", "gpt2": "gpt2"}
+MODEL_TYPES = {
+    "llama": "llama",
+    "qwen": "qwen3",
+    "gemma": "gemma2",
+    "gemma_sentencepiece": "gemma2",
+    "gpt2": "gpt2",
+}
 MODEL_TYPES |= {"mistral": "mistral", "mistral_legacy": "mistral", "unigram": ""}
 """`model_type` of config.json, which `transformers` looks at to choose a class."""
 HARMLESS = ["Hello there", " two  spaces\n\nand lines\n", "é ﬁ Å 字 😀", "1 + 1 = 2?", "\ttabs\r\n"]
 SIGNS = ["\u200b", "\u200d", "\ufeff", "\u0338"]
-HOSTILE = [*MARKERS, *map(wide, MARKERS), "".join(MARKERS), *(m[:2] + s + m[2:] for m in MARKERS for s in SIGNS)]
+HOSTILE = [
+    *MARKERS,
+    *map(wide, MARKERS),
+    "".join(MARKERS),
+    *(m[:2] + s + m[2:] for m in MARKERS for s in SIGNS),
+]
 CONVERSATIONS = [
     [{"role": "user", "content": "Hello there"}],
     [{"role": "user", "content": "  the moon \n"}],
@@ -58,7 +70,12 @@ def peers_python() -> str:
 def peers(peers_python, tmp_path_factory) -> dict:
     """Our tokenizers, and what `transformers` found in the published and in the exported folders."""
     root = tmp_path_factory.mktemp("families")
-    protobuf = subprocess.run([peers_python, "-c", "import google.protobuf"], capture_output=True).returncode == 0
+    protobuf = (
+        subprocess.run(
+            [peers_python, "-c", "import google.protobuf"], capture_output=True
+        ).returncode
+        == 0
+    )
     names = [name for name in FAMILIES if protobuf or name not in NEED_PROTOBUF]
     ours, folders = {}, {}
     for name in names:
@@ -100,11 +117,14 @@ def test_models_get_the_inputs_that_they_take(peers, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_turn_tokens_parse_as_in_the_published_folder(peers, name):
-    """All ids of a text are as before export, unless it held a spare token that is a control token now."""
+    """All ids of a text are as before export, unless it held a spare token that is a control token
+    now."""
     ours, published, exported = both(peers, name)
     controls = set(ours.new_ids)
     compared = 0
-    for text, before, after in zip(HARMLESS + HOSTILE, published["ids"], exported["ids"], strict=True):
+    for text, before, after in zip(
+        HARMLESS + HOSTILE, published["ids"], exported["ids"], strict=True
+    ):
         if controls.isdisjoint(before):
             assert after == before, text
             compared += 1

@@ -12,7 +12,11 @@ def test_rows_come_back_in_order_and_a_missing_file_is_empty(tmp_path):
     journal.write({"step": 0, "text": "naïve"})
     journal.write_all({"step": i} for i in (1, 2))
     journal.close()
-    assert read_journal(tmp_path / "deep" / "rows.jsonl") == [{"step": 0, "text": "naïve"}, {"step": 1}, {"step": 2}]
+    assert read_journal(tmp_path / "deep" / "rows.jsonl") == [
+        {"step": 0, "text": "naïve"},
+        {"step": 1},
+        {"step": 2},
+    ]
     assert read_journal(tmp_path / "none.jsonl") == []
 
 

@@ -11,7 +11,9 @@ from rlbf_jax.training.optimizer import OptimizerConfig, learning_rate, make_opt
 
 
 def rates(schedule, steps=50, **fields):
-    config = OptimizerConfig(learning_rate=0.2, schedule=schedule, warmup_steps=10, final_share=0.1, **fields)
+    config = OptimizerConfig(
+        learning_rate=0.2, schedule=schedule, warmup_steps=10, final_share=0.1, **fields
+    )
     return [float(learning_rate(config, steps)(step)) for step in range(steps + 1)]
 
 
@@ -40,15 +42,23 @@ def first_update(config, gradient):
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-    config = OptimizerConfig(name="sgd", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=1.0)
+    config = OptimizerConfig(
+        name="sgd", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=1.0
+    )
     np.testing.assert_allclose(first_update(config, [3.0, 0.0, 4.0]), [-0.3, 0.0, -0.4], atol=1e-6)
     np.testing.assert_allclose(first_update(config, [0.3, 0.0, 0.4]), [-0.15, 0.0, -0.2], atol=1e-6)
-    unclipped = OptimizerConfig(name="sgd", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=0.0)
-    np.testing.assert_allclose(first_update(unclipped, [3.0, 0.0, 4.0]), [-1.5, 0.0, -2.0], atol=1e-6)
+    unclipped = OptimizerConfig(
+        name="sgd", learning_rate=0.5, schedule="constant", warmup_steps=0, clip_norm=0.0
+    )
+    np.testing.assert_allclose(
+        first_update(unclipped, [3.0, 0.0, 4.0]), [-1.5, 0.0, -2.0], atol=1e-6
+    )
 
 
 def test_adamw_is_optaxs_with_our_numbers():
-    config = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_steps=0, clip_norm=0.0, weight_decay=0.3)
+    config = OptimizerConfig(
+        learning_rate=0.1, schedule="constant", warmup_steps=0, clip_norm=0.0, weight_decay=0.3
+    )
     plain = optax.adamw(0.1, b1=0.9, b2=0.99, weight_decay=0.3)
     params = {"w": jnp.ones(3)}
     wanted = plain.update({"w": jnp.asarray([3.0, -1.0, 0.5])}, plain.init(params), params)[0]["w"]

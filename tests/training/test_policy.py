@@ -1,4 +1,5 @@
-"""The reinforcement update on a tiny random model: who is an action, who is praised, and where probabilities go."""
+"""The reinforcement update on a tiny random model: who is an action, who is praised, and where
+probabilities go."""
 
 import dataclasses
 import functools
@@ -11,10 +12,11 @@ import optax
 import pytest
 
 from rlbf_jax.critics.base import Verdict
-from rlbf_jax.critics.rewards import Judged, Outcome
+from rlbf_jax.critics.judging import Judged
 from rlbf_jax.data.schema import Prompt
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
+from rlbf_jax.objectives.trajectory_reward import Outcome
 from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
@@ -31,7 +33,13 @@ from rlbf_jax.training.policy import (
     policy_weights,
     read_traces,
 )
-from rlbf_jax.training.reinforcement import ReinforcementConfig, Rollout, _expand, _recorded, rewards_of
+from rlbf_jax.training.reinforcement import (
+    ReinforcementConfig,
+    Rollout,
+    _expand,
+    _recorded,
+    rewards_of,
+)
 from rlbf_jax.training.state import init_state, make_update
 from rlbf_jax.training.supervised import Rows
 from tests.fakes import LetterTokenizer, random_model
@@ -44,12 +52,20 @@ FORCED = (5, 6, 7)
 def rollouts():
     """12 responses of 3 prompts, the second with forced ids, and the model that drew them."""
     tokenizer = LetterTokenizer()
-    config, params = random_model(tokenizer, num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=16)
+    config, params = random_model(
+        tokenizer, num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=16
+    )
     knobs = Knobs(max_tokens=20, budget=4, control_bias={"categories": 2.0})
     requests = [
-        Request(prompt, FORCED if prompt == "bb" else (), knobs) for prompt in ("a", "bb", "ccc") for _ in range(SIZE)
+        Request(prompt, FORCED if prompt == "bb" else (), knobs)
+        for prompt in ("a", "bb", "ccc")
+        for _ in range(SIZE)
     ]
-    sampler = Sampler(config, tokenizer, SamplerConfig(Semantics.REWIND, batch_size=12, min_context=12, min_room=20))
+    sampler = Sampler(
+        config,
+        tokenizer,
+        SamplerConfig(Semantics.REWIND, batch_size=12, min_context=12, min_room=20),
+    )
     generations = sampler(params, requests, 5)
     assert sum(len(edit.removed) for g in generations for edit in g.edits) > 10
     traces = pack_traces(generations, tokenizer.rule, TIME)
@@ -137,8 +153,12 @@ def test_kl_is_zero_against_oneself_and_apart_for_content_and_control_ids():
 def test_grpo_advantages_are_the_normalized_rewards_of_each_group():
     got, metrics = measured(PolicyConfig(algorithm="grpo"), REWARD)
     reward = np.asarray(REWARD).reshape(GROUPS, SIZE)
-    wanted = ((reward - reward.mean(1, keepdims=True)) / (reward.std(1, keepdims=True) + 1e-4)).reshape(-1)
-    np.testing.assert_allclose(got.advantage, np.where(actions_by_hand(), wanted[:, None], 0), atol=1e-4)
+    wanted = (
+        (reward - reward.mean(1, keepdims=True)) / (reward.std(1, keepdims=True) + 1e-4)
+    ).reshape(-1)
+    np.testing.assert_allclose(
+        got.advantage, np.where(actions_by_hand(), wanted[:, None], 0), atol=1e-4
+    )
     assert metrics["zero_variance"] == 0
 
 
@@ -148,14 +168,18 @@ def test_an_unscored_row_is_no_action_and_leaves_its_groups_mean():
     assert not got.action[0].any() and not got.advantage[0].any()
     others = np.asarray(REWARD[1:4])
     wanted = (others - others.mean()) / (others.std() + 1e-4)
-    np.testing.assert_allclose([row[row != 0].mean() for row in got.advantage[1:4]], wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        [row[row != 0].mean() for row in got.advantage[1:4]], wanted, atol=1e-4
+    )
     assert np.isfinite(got.returns).all()
 
 
 def test_a_fresh_value_head_says_zero_and_returns_are_the_reward():
     got, _ = measured(PolicyConfig(algorithm="ppo", gae_lambda=1.0), REWARD)
     assert not got.value.any()
-    np.testing.assert_allclose(got.returns, np.where(got.action, np.asarray(REWARD)[:, None], 0), atol=1e-6)
+    np.testing.assert_allclose(
+        got.returns, np.where(got.action, np.asarray(REWARD)[:, None], 0), atol=1e-6
+    )
     assert got.advantage[got.action].mean() == pytest.approx(0, abs=1e-5)
 
 
@@ -164,18 +188,23 @@ def test_drop_positive_withholds_praise_from_retracted_ids_only(algorithm):
     config = PolicyConfig(algorithm=algorithm, gae_lambda=1.0)
     kept, _ = measured(config, REWARD)
     dropped, _ = measured(
-        PolicyConfig(algorithm=algorithm, gae_lambda=1.0, retracted_advantage="drop_positive"), REWARD
+        PolicyConfig(algorithm=algorithm, gae_lambda=1.0, retracted_advantage="drop_positive"),
+        REWARD,
     )
     erased = erased_by_hand() & kept.action
     assert (kept.advantage[erased] > 0).any() and (kept.advantage[erased] < 0).any()
-    np.testing.assert_allclose(dropped.advantage, np.where(erased, np.minimum(kept.advantage, 0), kept.advantage))
+    np.testing.assert_allclose(
+        dropped.advantage, np.where(erased, np.minimum(kept.advantage, 0), kept.advantage)
+    )
 
 
 def test_a_bound_on_drawn_ids_changes_nothing_where_it_holds():
     plain, _ = measured(PolicyConfig(algorithm="grpo"), REWARD)
     bounded, _ = measured(PolicyConfig(algorithm="grpo", max_drawn=20), REWARD)
     np.testing.assert_allclose(
-        np.where(plain.action, plain.behavior, 0), np.where(plain.action, bounded.behavior, 0), atol=1e-5
+        np.where(plain.action, plain.behavior, 0),
+        np.where(plain.action, bounded.behavior, 0),
+        atol=1e-5,
     )
 
 
@@ -242,7 +271,8 @@ def test_prompt_forced_and_unscored_ids_give_no_gradient():
     config = PolicyConfig(algorithm="grpo", sft_weight=0.0)
     batch, _ = measured(config, REWARD)
     poisoned = batch._replace(
-        advantage=np.where(batch.action, 0.0, 1e6), behavior=np.where(batch.action, batch.behavior, -np.inf)
+        advantage=np.where(batch.action, 0.0, 1e6),
+        behavior=np.where(batch.action, batch.behavior, -np.inf),
     )
     params, metrics = one_step(config, poisoned)
     assert bool(metrics.finite) and float(metrics.grad_norm) == 0.0
@@ -276,7 +306,9 @@ def test_weights_name_only_terms_that_are_asked_for():
 # Knobs that a policy gradient cannot use --------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "fields", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"temperature": 0.0}]
+)
 def test_truncated_and_greedy_sampling_are_refused(fields):
     prompt = Rollout(Request("a", knobs=Knobs(**fields)), Prompt("1", "a"))
     with pytest.raises(UserError, match="temperature and control bias only"):
@@ -284,18 +316,24 @@ def test_truncated_and_greedy_sampling_are_refused(fields):
 
 
 def test_a_group_shares_everything_but_its_row_keys():
-    prompts = [Rollout(Request(text, FORCED, Knobs(temperature=0.8)), Prompt(text, text)) for text in "ab"]
+    prompts = [
+        Rollout(Request(text, FORCED, Knobs(temperature=0.8)), Prompt(text, text)) for text in "ab"
+    ]
     rows, group = _expand(prompts, ReinforcementConfig(prompts_per_step=2, group_size=3))
     assert [r.request.prompt for r in rows] == list("aaabbb")
     assert [r.request.id for r in rows] == list(range(6))
-    assert {r.request.forced for r in rows} == {FORCED} and {r.request.knobs.temperature for r in rows} == {0.8}
+    assert {r.request.forced for r in rows} == {FORCED} and {
+        r.request.knobs.temperature for r in rows
+    } == {0.8}
     np.testing.assert_array_equal(group, [0, 0, 0, 1, 1, 1])
 
 
 def test_a_reward_that_is_not_finite_stops_the_run_and_an_unjudged_one_does_not():
     outcome, verdict = Outcome(False, False, True, True, True), Verdict()
     good, unjudged = Judged(0.5, outcome, verdict, ()), Judged(float("nan"), None, verdict, ())
-    np.testing.assert_array_equal(rewards_of([good, unjudged], 3), np.asarray([0.5, np.nan], np.float32))
+    np.testing.assert_array_equal(
+        rewards_of([good, unjudged], 3), np.asarray([0.5, np.nan], np.float32)
+    )
     for value in (float("inf"), float("nan")):
         with pytest.raises(UserError, match=r"step 3: rollouts \[1\].*not finite"):
             rewards_of([good, Judged(value, outcome, verdict, ())], 3)
@@ -306,4 +344,6 @@ def test_a_prompt_that_may_draw_more_ids_than_are_scored_is_refused():
     forced = Rollout(Request("a", forced=(5, 6), knobs=Knobs(max_tokens=6)), Prompt("1", "a"))
     assert len(_expand([forced], config)[0]) == 2
     with pytest.raises(ValueError, match="may draw 6 ids, policy.max_drawn is 4"):
-        _expand([dataclasses.replace(forced, request=Request("a", knobs=Knobs(max_tokens=6)))], config)
+        _expand(
+            [dataclasses.replace(forced, request=Request("a", knobs=Knobs(max_tokens=6)))], config
+        )

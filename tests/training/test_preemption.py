@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT: at once outside training loops, at the next step inside, never lost; twice ends the process."""
+"""SIGTERM and SIGINT: at once outside training loops, at the next step inside, never lost; twice
+ends the process."""
 
 import os
 import select
@@ -59,7 +60,9 @@ def child(body):
     from rlbf_jax.training.preemption import interruptible, stop_on_signals
     """
     source = textwrap.dedent(program) + textwrap.dedent(body)
-    process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     wait_for_line(process)
     return process
 

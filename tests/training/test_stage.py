@@ -24,7 +24,11 @@ def mesh():
 
 
 def state_of(value=1.0):
-    return {"w": jnp.full((2, 3), value), "half": jnp.full(4, value, jnp.bfloat16), "step": jnp.int32(value)}
+    return {
+        "w": jnp.full((2, 3), value),
+        "half": jnp.full(4, value, jnp.bfloat16),
+        "step": jnp.int32(value),
+    }
 
 
 def same(a, b):
@@ -86,7 +90,8 @@ def add_one(state, number):
 
 
 def run_stage(folder, mesh, step=add_one, steps=6, every=2, log=None):
-    """One run of a stage from where its folder stands; `log` collects the extras that it is given back."""
+    """One run of a stage from where its folder stands; `log` collects the extras that it is given
+    back."""
     run = StageRun(folder, "toy", steps, every, mesh)
     first, state, extra = run.start(state_of(0.0), ("notes",))
     if log is not None:
@@ -103,7 +108,9 @@ def run_stage(folder, mesh, step=add_one, steps=6, every=2, log=None):
 def test_a_finished_stage_has_its_rows_its_checkpoint_and_is_not_run_again(tmp_path, mesh):
     state = run_stage(tmp_path, mesh)
     same(state, state_of(6.0))
-    assert read_journal(tmp_path / "metrics.jsonl") == [{"step": i, "loss": float(i)} for i in range(6)]
+    assert read_journal(tmp_path / "metrics.jsonl") == [
+        {"step": i, "loss": float(i)} for i in range(6)
+    ]
     assert len(read_journal(tmp_path / "timing.jsonl")) == 6
 
     def never(state, number):
@@ -129,7 +136,9 @@ def test_a_crashed_stage_goes_on_from_its_checkpoint_and_writes_the_same_bytes(t
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_metric_that_is_not_finite_stops_the_stage_and_keeps_the_last_good_checkpoint(tmp_path, mesh, bad):
+def test_a_metric_that_is_not_finite_stops_the_stage_and_keeps_the_last_good_checkpoint(
+    tmp_path, mesh, bad
+):
     def poison(state, number):
         state, _ = add_one(state, number)
         return state, {"loss": bad if number == 3 else 0.0, "fine": 1.0}
@@ -167,7 +176,8 @@ def test_a_signal_during_the_last_step_is_not_lost(tmp_path, mesh, number):
 
 
 def points(folder):
-    """(step, loss) of TensorBoard's event files, read as TensorBoard does: a restart drops later steps seen before."""
+    """(step, loss) of TensorBoard's event files, read as TensorBoard does: a restart drops later
+    steps seen before."""
     found = []
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
@@ -197,7 +207,9 @@ def test_tensorboard_shows_every_step_once_after_a_crash(tmp_path, mesh):
     assert [row["step"] for row in read_journal(tmp_path / "timing.jsonl")] == list(range(6))
 
 
-def test_a_half_written_checkpoint_is_cleared_away_by_the_stage_and_left_alone_by_readers(tmp_path, mesh):
+def test_a_half_written_checkpoint_is_cleared_away_by_the_stage_and_left_alone_by_readers(
+    tmp_path, mesh
+):
     run_stage(tmp_path, mesh, steps=2)
     half = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
     (half / "state").mkdir(parents=True)

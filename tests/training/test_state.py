@@ -33,7 +33,9 @@ def problem(rows=8, seed=0):
     x, y = rng.normal(size=(rows, 3)), rng.normal(size=rows)
     mask = rng.random(rows) < 0.6
     mask[0] = True
-    return {"w": jnp.asarray(rng.normal(size=3), jnp.float32)}, tuple(map(jnp.asarray, (x, y, mask)))
+    return {"w": jnp.asarray(rng.normal(size=3), jnp.float32)}, tuple(
+        map(jnp.asarray, (x, y, mask))
+    )
 
 
 def exact_gradient(params, batch):
@@ -52,7 +54,9 @@ def updater(optimizer, params, accumulate=1):
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 def test_gradients_do_not_depend_on_the_number_of_microbatches(accumulate):
     params, batch = problem()
-    got, sums = accumulated_gradients(terms, WEIGHTS, denominators(batch), params, batch, accumulate)
+    got, sums = accumulated_gradients(
+        terms, WEIGHTS, denominators(batch), params, batch, accumulate
+    )
     np.testing.assert_allclose(got["w"], exact_gradient(params, batch), atol=1e-6)
     whole = terms(params, batch)
     for name, term in sums.items():
@@ -70,18 +74,24 @@ def test_an_update_is_a_hand_written_optax_step(accumulate):
     update = updater(optimizer, params, accumulate)
     state, metrics = update(init_state(jax.tree.map(jnp.copy, params), optimizer), batch)
     np.testing.assert_allclose(state.params["w"], wanted["w"], atol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.opt_state, opt_state)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.opt_state, opt_state
+    )
     assert int(state.step) == 1 and bool(metrics.finite)
     assert float(metrics.grad_norm) == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
 
 
 def test_metrics_are_means_over_what_counted():
     params, batch = problem()
-    _, metrics = updater(optax.sgd(0.1), params)(init_state(jax.tree.map(jnp.copy, params), optax.sgd(0.1)), batch)
+    _, metrics = updater(optax.sgd(0.1), params)(
+        init_state(jax.tree.map(jnp.copy, params), optax.sgd(0.1)), batch
+    )
     x, y, mask = map(np.asarray, batch)
     host = means(metrics)
     assert set(host) == {"error", "size", "seen", "grad_norm"}
-    assert host["error"] == pytest.approx(np.mean(((x @ np.asarray(params["w"]) - y) ** 2)[mask]), rel=1e-5)
+    assert host["error"] == pytest.approx(
+        np.mean(((x @ np.asarray(params["w"]) - y) ** 2)[mask]), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

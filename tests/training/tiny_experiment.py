@@ -1,9 +1,10 @@
-"""The smoke run, smaller still and with checkpoints often: what `test_resume.py` kills and restarts."""
+"""The smoke run, smaller still and with checkpoints often: what `test_resume.py` kills and
+restarts."""
 
 import dataclasses
 
 from experiments.smoke import get_config as smoke
-from rlbf_jax.methods.config import ExperimentConfig
+from rlbf_jax.runs.experiment import ExperimentConfig
 
 
 def get_config() -> ExperimentConfig:
@@ -14,8 +15,12 @@ def get_config() -> ExperimentConfig:
         model=dataclasses.replace(config.model, num_layers=1),
         pretraining=supervised,
         sft=supervised,
-        reinforcement=dataclasses.replace(config.reinforcement, steps=5, updates_per_step=1, checkpoint_every=2),
-        evaluation=dataclasses.replace(config.evaluation, n=2, attacks=("direct", "middle_filling")),
+        reinforcement=dataclasses.replace(
+            config.reinforcement, steps=5, updates_per_step=1, checkpoint_every=2
+        ),
+        evaluation=dataclasses.replace(
+            config.evaluation, n=2, attacks=("direct", "middle_filling")
+        ),
         perplexity_examples=4,
         baselines=False,
     )

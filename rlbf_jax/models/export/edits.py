@@ -1,10 +1,12 @@
 """Edits of a response, id by id: standard library only, so that it runs wherever the ids are.
 
-`rlbf export` puts a copy of this file into `custom_generate/`, where the recipe for `transformers` uses it; users of
-vLLM or TGI import it to edit a stream of token ids. It says in plain Python what `rlbf_jax.directives` says in arrays.
+`rlbf export` puts a copy of this file into `custom_generate/`, where the recipe for `transformers`
+uses it; users of vLLM or TGI import it to edit a stream of token ids. It says in plain Python what
+`rlbf_jax.directives` says in arrays.
 
-A response is all ids after the prompt, forced ones included. A category id announces the retraction that follows at
-once; a retraction id takes the last X visible ids back. Neither is ever visible. X beyond the text takes all there is.
+A response is all ids after the prompt, forced ones included. A category id announces the retraction
+that follows at once; a retraction id takes the last X visible ids back. Neither is ever visible. X
+beyond the text takes all there is.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Rule:
     """
 
     kind: str
-    """`backtrack`: id `first_retraction + X - 1` takes X ids back, X in 1..x_max. `reset`: one id that takes all."""
+    """`backtrack`: id `first_retraction + X - 1` takes X ids back, X in 1..x_max. `reset`: one id
+    that takes all."""
     first_id: int
     categories: tuple[str, ...]
     x_max: int
@@ -81,11 +84,17 @@ class Rule:
 
 
 def rule_from(fields: Mapping[str, Any]) -> Rule:
-    """The rule of the fields of `rlbf_rule.json`. Raises ValueError that names the field that is wrong or missing."""
+    """The rule of the fields of `rlbf_rule.json`. Raises ValueError that names the field that is
+    wrong or missing."""
     if fields.get("format") != FORMAT:
-        raise ValueError(f"format is {fields.get('format')!r}, this code reads {FORMAT}; export the checkpoint again")
+        raise ValueError(
+            f"format is {fields.get('format')!r}, this code reads {FORMAT}; export the checkpoint "
+            "again"
+        )
     if fields.get("semantics") != "keep":
-        raise ValueError(f"semantics is {fields.get('semantics')!r}, these edits are those of 'keep'")
+        raise ValueError(
+            f"semantics is {fields.get('semantics')!r}, these edits are those of 'keep'"
+        )
     try:
         rule = Rule(
             fields["kind"],
@@ -99,21 +108,27 @@ def rule_from(fields: Mapping[str, Any]) -> Rule:
     except KeyError as error:
         raise ValueError(f"field {error} is missing; export the checkpoint again") from None
     except TypeError as error:
-        raise ValueError(f"a field has the wrong type ({error}); export the checkpoint again") from None
+        raise ValueError(
+            f"a field has the wrong type ({error}); export the checkpoint again"
+        ) from None
     if rule.kind not in (BACKTRACK, RESET):
         raise ValueError(f"kind is {rule.kind!r}, expected {BACKTRACK!r} or {RESET!r}")
     if not isinstance(rule.first_id, int) or not isinstance(rule.x_max, int):
-        raise ValueError(f"first_id and x_max are {rule.first_id!r} and {rule.x_max!r}, expected integers")
+        raise ValueError(
+            f"first_id and x_max are {rule.first_id!r} and {rule.x_max!r}, expected integers"
+        )
     if rule.first_retraction != fields.get("first_retraction"):
         raise ValueError(
-            f"first_retraction is {fields.get('first_retraction')!r}, but first_id and categories make it "
+            f"first_retraction is {fields.get('first_retraction')!r}, but first_id and categories "
+            "make it "
             f"{rule.first_retraction}; export the checkpoint again"
         )
     return rule
 
 
 def read_rule(path: str | Path) -> Rule:
-    """Reads `rlbf_rule.json`. Raises ValueError that names file and field, OSError if there is no such file."""
+    """Reads `rlbf_rule.json`. Raises ValueError that names file and field, OSError if there is no
+    such file."""
     try:
         return rule_from(json.loads(Path(path).read_text(encoding="utf-8")))
     except ValueError as error:
@@ -149,7 +164,8 @@ class Editor:
         for token in response:
             event = editor.push(token)  # ("append", token), ("retract", n ids) or None
 
-    `editor.visible` is then what the reader sees, and `editor.legal()` which kinds of id may come next.
+    `editor.visible` is then what the reader sees, and `editor.legal()` which kinds of id may come
+    next.
     """
 
     def __init__(self, rule: Rule, max_emitted: int | None = None):
@@ -197,9 +213,11 @@ class Editor:
         return ("retract", count) if count else None
 
     def legal(self) -> Legal:
-        """Budget, room (3 ids for category, retraction and one more; 2 for a bare retraction), windows, grammar.
+        """Budget, room (3 ids for category, retraction and one more; 2 for a bare retraction),
+        windows, grammar.
 
-        They are checked where a directive starts; the retraction that closes a category is always legal.
+        They are checked where a directive starts; the retraction that closes a category is always
+        legal.
         """
         limits, remaining = self.rule.limits, self.max_emitted - self.emitted
         forbidden = limits.forbid_from <= self.emitted < limits.forbid_to
@@ -224,11 +242,13 @@ def render(rule: Rule, response: Iterable[int]) -> Editor:
 def text_events(
     rule: Rule, stream: Iterable[int], decode: Callable[[list[int]], str]
 ) -> Iterator[tuple[str, str | int]]:
-    """Turns a stream of response ids into events for a screen: ("append", text) and ("retract", n characters).
+    """Turns a stream of response ids into events for a screen: ("append", text) and ("retract", n
+    characters).
 
-    Applied in order to an empty string, the events give `decode` of the visible ids. Ends at the first of `eos_ids`.
-    A character whose bytes are not all there yet is held back. The whole text is decoded at every id, because pieces
-    do not decode alone; for very long responses edit ids with `Editor` and decode by the sentence.
+    Applied in order to an empty string, the events give `decode` of the visible ids. Ends at the
+    first of `eos_ids`. A character whose bytes are not all there yet is held back. The whole text
+    is decoded at every id, because pieces do not decode alone; for very long responses edit ids
+    with `Editor` and decode by the sentence.
     """
     editor, shown = Editor(rule), ""
     for token in stream:
@@ -242,7 +262,10 @@ def text_events(
 
 
 def _change(old: str, new: str) -> Iterator[tuple[str, str | int]]:
-    same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b),
+        min(len(old), len(new)),
+    )
     if same < len(old):
         yield "retract", len(old) - same
     if same < len(new):

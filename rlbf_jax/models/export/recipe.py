@@ -6,8 +6,9 @@
     FOLDER/custom_generate/rlbf_rule.json     control ids, limits, ends of a response
     FOLDER/custom_generate/rule.py            the same for generate.py
 
-Why twice: `transformers` runs the recipe from a cache, where it copies Python modules only and keys them by their
-contents; with a JSON file alone two checkpoints in folders of one name would share a rule.
+Why twice: `transformers` runs the recipe from a cache, where it copies Python modules only and keys
+them by their contents; with a JSON file alone two checkpoints in folders of one name would share a
+rule.
 """
 
 from __future__ import annotations
@@ -62,14 +63,16 @@ def write_recipe(
         rule: a `BacktrackRule` or `ResetRule`.
         eos_ids: ids that end a response, at least one.
         limits: of a response, forced ids included.
-        semantics: that of the checkpoint's training. `transformers` only appends to its cache, so KEEP.
+        semantics: that of the checkpoint's training. `transformers` only appends to its cache, so
+          KEEP.
 
     Raises:
         UserError: REWIND, or limits or ids that no response could follow.
     """
     if semantics is not Semantics.KEEP:
         raise UserError(
-            "semantics is rewind, but transformers and vLLM keep what was taken back in their context; "
+            "semantics is rewind, but transformers and vLLM keep what was taken back in their "
+            "context; "
             "train with semantics keep to export, or ask for an export without this recipe"
         )
     exported = exported_rule(rule, eos_ids, limits)
@@ -88,23 +91,34 @@ def read_recipe(folder: str | Path) -> Recipe:
     try:
         found = edits.read_rule(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; export the checkpoint again with its recipe") from None
+        raise InputError(
+            f"{path}: no such file; export the checkpoint again with its recipe"
+        ) from None
     except ValueError as error:
         raise InputError(str(error)) from error
     common = (found.first_id, found.categories, found.never)
-    rule = ResetRule(*common) if found.kind == edits.RESET else BacktrackRule(*common, x_max=found.x_max)
+    rule = (
+        ResetRule(*common)
+        if found.kind == edits.RESET
+        else BacktrackRule(*common, x_max=found.x_max)
+    )
     return Recipe(rule, found.eos_ids, ResponseLimits(**dataclasses.asdict(found.limits)))
 
 
 def exported_rule(rule: EditRule, eos_ids: Sequence[int], limits: ResponseLimits) -> edits.Rule:
     """Our rule as the exported editor knows it. Raises UserError for what no response could follow."""
     if not isinstance(rule, (BacktrackRule, ResetRule)):
-        raise UserError(f"a {type(rule).__name__} has no recipe; export with a BacktrackRule or a ResetRule")
+        raise UserError(
+            f"a {type(rule).__name__} has no recipe; export with a BacktrackRule or a ResetRule"
+        )
     if not eos_ids:
         raise UserError("eos_ids is empty; name at least one id that ends a response")
     barred = sorted(i for i in eos_ids if i in rule.never or rule.is_control(i))
     if barred:
-        raise UserError(f"eos_ids: {barred} can never be emitted as an end; take them out of eos_ids or of rule.never")
+        raise UserError(
+            f"eos_ids: {barred} can never be emitted as an end; take them out of eos_ids or of "
+            "rule.never"
+        )
     for name in ("max_emitted", "budget", "forbid_from", "forbid_to"):
         if getattr(limits, name) < 0:
             raise UserError(f"limits.{name} is {getattr(limits, name)}, expected 0 or more")
@@ -133,7 +147,9 @@ RULE = {{
 
 def _readme(rule: EditRule, exported: edits.Rule) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )
     names = rule.names()
     return environment.get_template("README.md.j2").render(

@@ -1,11 +1,13 @@
-"""Which tensor of a published checkpoint is which part of which of our parameters: one table for each way of naming.
+"""Which tensor of a published checkpoint is which part of which of our parameters: one table for
+each way of naming.
 
-A row says `HF name, our parameter, axes`. Axes are letters: `"kgh d -> dkgh"` reads "the published tensor is
-[k g h, d], ours is [d, k, g, h]". `o` has size 1: it stands for a place along an axis that several tensors share, and
-the fourth entry of a row says which (`query`, `key`, `value`, `gate` or `up`). Reading and writing use the same rows
-in opposite directions.
+A row says `HF name, our parameter, axes`. Axes are letters: `"kgh d -> dkgh"` reads "the published
+tensor is [k g h, d], ours is [d, k, g, h]". `o` has size 1: it stands for a place along an axis
+that several tensors share, and the fourth entry of a row says which (`query`, `key`, `value`,
+`gate` or `up`). Reading and writing use the same rows in opposite directions.
 
-d width, k key heads, g query heads a key head, h head size, n = k g, f MLP width, v vocabulary, t positions, c = 3.
+d width, k key heads, g query heads a key head, h head size, n = k g, f MLP width, v vocabulary, t
+positions, c = 3.
 """
 
 from __future__ import annotations
@@ -62,7 +64,10 @@ _TOP: tuple[Row, ...] = (
     ("norm.weight", "final_norm/scale", "d -> d"),
 )
 LLAMA = Names(
-    "model.", "layers.{}.", (*_ATTENTION, ("post_attention_layernorm.weight", "mlp_norm/scale", "d -> d")), _TOP
+    "model.",
+    "layers.{}.",
+    (*_ATTENTION, ("post_attention_layernorm.weight", "mlp_norm/scale", "d -> d")),
+    _TOP,
 )
 GEMMA = Names(
     "model.",
@@ -100,7 +105,9 @@ GPT2 = Names(
     ),
     ignored=(".attn.bias", ".attn.masked_bias"),
 )
-NAMES = {"gemma2": GEMMA, "gemma3": GEMMA, "gpt2": GPT2} | dict.fromkeys(("llama", "qwen2", "qwen3", "mistral"), LLAMA)
+NAMES = {"gemma2": GEMMA, "gemma3": GEMMA, "gpt2": GPT2} | dict.fromkeys(
+    ("llama", "qwen2", "qwen3", "mistral"), LLAMA
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +148,9 @@ class Placement:
     @property
     def is_whole(self) -> bool:
         """The published tensor is, number for number, our parameter."""
-        return self.index is None and self.axis is None and self.order == tuple(range(len(self.order)))
+        return (
+            self.index is None and self.axis is None and self.order == tuple(range(len(self.order)))
+        )
 
 
 def placements(config: ModelConfig, paths: Sequence[tuple[str, ...]]) -> list[Placement]:
@@ -159,11 +168,15 @@ def placements(config: ModelConfig, paths: Sequence[tuple[str, ...]]) -> list[Pl
         scanned = config.scan_layers and repeat < config.repeats
         path = ("stack" if scanned else f"blocks_{repeat}", f"layers_{place}")
         prefix = names.prefix + names.layer.format(number)
-        found += [_place(config, row, prefix, path, repeat if scanned else None) for row in names.rows]
+        found += [
+            _place(config, row, prefix, path, repeat if scanned else None) for row in names.rows
+        ]
     return [placement for placement in found if placement.path in known]
 
 
-def _place(config: ModelConfig, row: Row, prefix: str, path: tuple[str, ...], index: int | None) -> Placement:
+def _place(
+    config: ModelConfig, row: Row, prefix: str, path: tuple[str, ...], index: int | None
+) -> Placement:
     name, parameter, axes = row[:3]
     sizes = _sizes(config)
     theirs, ours = axes.split(" -> ")
@@ -179,7 +192,9 @@ def _place(config: ModelConfig, row: Row, prefix: str, path: tuple[str, ...], in
     group = config.groups
     start, stop = {"query": (0, group), "key": (group, group + 1), "value": (group + 1, group + 2),
                    "gate": (0, 1), "up": (1, 2)}[row[3]]  # fmt: skip
-    return dataclasses.replace(place, axis=ours.index("g" if row[3] == "query" else "o"), start=start, stop=stop)
+    return dataclasses.replace(
+        place, axis=ours.index("g" if row[3] == "query" else "o"), start=start, stop=stop
+    )
 
 
 def _sizes(config: ModelConfig) -> dict[str, int]:

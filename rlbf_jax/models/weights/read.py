@@ -1,8 +1,10 @@
-"""A published checkpoint folder -> `ModelConfig` and parameters, tensor by tensor, straight into place.
+"""A published checkpoint folder -> `ModelConfig` and parameters, tensor by tensor, straight into
+place.
 
-Every parameter gets one buffer on the host, which its published tensors fill in our axes and dtype; then it moves to
-its devices. On CPU the buffer *is* the parameter (it is aligned as JAX wants it), so the peak is the parameters and
-the tensor being read; on an accelerator it is the largest parameter and that tensor.
+Every parameter gets one buffer on the host, which its published tensors fill in our axes and dtype;
+then it moves to its devices. On CPU the buffer *is* the parameter (it is aligned as JAX wants it),
+so the peak is the parameters and the tensor being read; on an accelerator it is the largest
+parameter and that tensor.
 """
 
 from __future__ import annotations
@@ -54,13 +56,15 @@ def read_checkpoint(
       mesh: where parameters live, by `parallel.mesh.RULES`; None: the first device.
       dtype: of the parameters and of activations; None: as stored (float16 becomes float32).
       scan_layers: parameters for scanned layers.
-      new: rows for control tokens; the tables are read at their final size, so this takes no second copy.
+      new: rows for control tokens; the tables are read at their final size, so this takes no second
+        copy.
 
     Returns:
       The model and its parameters.
 
     Raises:
-      UserError: naming the field or the tensor that is wrong, missing or unknown, before any tensor is read.
+      UserError: naming the field or the tensor that is wrong, missing or unknown, before any tensor
+        is read.
     """
     config = config_from_hf(read_config(folder))
     stored = find_tensors(folder)
@@ -70,7 +74,10 @@ def read_checkpoint(
     rows = config.vocab_size
     final = config if new is None else dataclasses.replace(config, vocab_size=new.vocab_size)
     shapes = jax.eval_shape(functools.partial(transformer.init, final), jax.random.key(0))
-    leaves = {tuple(part.key for part in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    leaves = {
+        tuple(part.key for part in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    }
     sources = match(config, placements(config, list(leaves)), stored, folder)
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     places = jax.tree.leaves(shardings(shapes, mesh))
@@ -94,23 +101,33 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     if (folder / SINGLE).is_file():
         return open_tensors(folder / SINGLE)
     if not (folder / INDEX).is_file():
-        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} here; weights in other formats are not read")
+        raise UserError(
+            f"{folder}: neither {SINGLE} nor {INDEX} here; weights in other formats are not read"
+        )
     listed = _read_json(folder / INDEX, "expected the index of the checkpoint").get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
-        raise UserError(f"{folder / INDEX}: weight_map is missing, expected tensor names and their files")
+        raise UserError(
+            f"{folder / INDEX}: weight_map is missing, expected tensor names and their files"
+        )
     if outside := [file for file in listed.values() if Path(file).name != file]:
-        raise UserError(f"{folder / INDEX}: weight_map names {outside[0]!r}, expected files of this folder")
+        raise UserError(
+            f"{folder / INDEX}: weight_map names {outside[0]!r}, expected files of this folder"
+        )
     files = {file: open_tensors(folder / file) for file in sorted(set(listed.values()))}
     for name, file in listed.items():
         if name not in files[file]:
-            raise UserError(f"{folder / file}: tensor {name} is missing, which {INDEX} says is there; copy it again")
+            raise UserError(
+                f"{folder / file}: tensor {name} is missing, which {INDEX} says is there; copy it "
+                "again"
+            )
     return {name: files[file][name] for name, file in listed.items()}
 
 
 def match(
     config: ModelConfig, expected: list[Placement], stored: Mapping[str, StoredTensor], folder: Path
 ) -> dict[Placement, StoredTensor]:
-    """Which stored tensor is which. Raises UserError for the first that is missing, misshapen or unknown."""
+    """Which stored tensor is which. Raises UserError for the first that is missing, misshapen or
+    unknown."""
     names = NAMES[config.family]
     # A checkpoint of the bare decoder has the same names without the prefix.
     bare = not any(name.startswith(names.prefix) for name in stored)
@@ -118,10 +135,13 @@ def match(
     for placement in expected:
         name = placement.name.removeprefix(names.prefix) if bare else placement.name
         if name not in stored:
-            raise UserError(f"{folder}: tensor {name} is missing, expected shape {list(placement.shape)}")
+            raise UserError(
+                f"{folder}: tensor {name} is missing, expected shape {list(placement.shape)}"
+            )
         if stored[name].shape != placement.shape:
             raise UserError(
-                f"{stored[name].file}: tensor {name} has shape {list(stored[name].shape)}, expected "
+                f"{stored[name].file}: tensor {name} has shape {list(stored[name].shape)}, "
+                "expected "
                 f"{list(placement.shape)} by config.json"
             )
         stored[name].dtype  # noqa: B018  (raises for numbers that cannot be read)
@@ -132,7 +152,10 @@ def match(
     extra = sorted(name for name in stored if name not in used and not name.endswith(constants))
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise UserError(f"{stored[extra[0]].file}: tensor {extra[0]}{more} is unknown to a {config.family} model")
+        raise UserError(
+            f"{stored[extra[0]].file}: tensor {extra[0]}{more} is unknown to a {config.family} "
+            "model"
+        )
     return found
 
 
@@ -152,7 +175,10 @@ def _fill(buffer: np.ndarray, parts: list[tuple[Placement, StoredTensor]]) -> No
             continue
         target, source = placement.part(buffer), placement.to_ours(tensor.read())
         if target.dtype == source.dtype == ml_dtypes.bfloat16:
-            target, source = target.view(np.uint16), source.view(np.uint16)  # numpy moves plain integers faster
+            target, source = (
+                target.view(np.uint16),
+                source.view(np.uint16),
+            )  # numpy moves plain integers faster
         np.copyto(target, source, casting="unsafe")
 
 

@@ -1,7 +1,8 @@
 """The safetensors format: an 8-byte length, a JSON header, raw little-endian numbers.
 
-Read with plain reads into memory that the caller owns, not through a memory map, whose pages would count as resident
-memory; written with sorted names and a fixed header, so that equal tensors are equal bytes.
+Read with plain reads into memory that the caller owns, not through a memory map, whose pages would
+count as resident memory; written with sorted names and a fixed header, so that equal tensors are
+equal bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ import numpy as np
 
 from rlbf_jax.errors import UserError
 
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _LONGEST_HEADER = 100 << 20
 
@@ -43,7 +48,8 @@ class StoredTensor:
         """Raises UserError for numbers that are not float32, float16 or bfloat16."""
         if self.code not in DTYPES:
             raise UserError(
-                f"{self.file}: tensor {self.name} is {self.code}, expected one of {', '.join(DTYPES)}; "
+                f"{self.file}: tensor {self.name} is {self.code}, expected one of "
+                f"{', '.join(DTYPES)}; "
                 "convert the checkpoint (quantized weights are not supported)"
             )
         return DTYPES[self.code]
@@ -57,7 +63,9 @@ class StoredTensor:
                 # One call reads at most 2 GiB.
                 count = os.preadv(file.fileno(), [view[done : done + (1 << 30)]], self.start + done)
                 if count == 0:
-                    raise UserError(f"{self.file}: ends within tensor {self.name}; copy the file again")
+                    raise UserError(
+                        f"{self.file}: ends within tensor {self.name}; copy the file again"
+                    )
                 done += count
 
     def read(self) -> np.ndarray:
@@ -75,16 +83,27 @@ def open_tensors(file: Path) -> dict[str, StoredTensor]:
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-                raise UserError(f"{file}: truncated, or not a safetensors file ({size} bytes); copy the file again")
+                raise UserError(
+                    f"{file}: truncated, or not a safetensors file ({size} bytes); copy the file "
+                    "again"
+                )
             header = json.loads(stream.read(length))
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; expected a safetensors file of the checkpoint") from error
+        raise UserError(
+            f"{file}: {error.strerror}; expected a safetensors file of the checkpoint"
+        ) from error
     except ValueError as error:
         raise UserError(f"{file}: its header is not JSON ({error}); copy the file again") from error
     try:
-        found = {name: _stored(file, name, told, 8 + length) for name, told in header.items() if name != "__metadata__"}
+        found = {
+            name: _stored(file, name, told, 8 + length)
+            for name, told in header.items()
+            if name != "__metadata__"
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{file}: its header is not that of a safetensors file ({error!r})") from error
+        raise UserError(
+            f"{file}: its header is not that of a safetensors file ({error!r})"
+        ) from error
     for tensor in found.values():
         if tensor.start + tensor.size > size:
             raise UserError(
@@ -96,10 +115,18 @@ def open_tensors(file: Path) -> dict[str, StoredTensor]:
 
 def _stored(file: Path, name: str, told: Mapping[str, Any], base: int) -> StoredTensor:
     begin, end = (int(offset) for offset in told["data_offsets"])
-    tensor = StoredTensor(file, name, str(told["dtype"]), tuple(map(int, told["shape"])), base + begin, end - begin)
+    tensor = StoredTensor(
+        file, name, str(told["dtype"]), tuple(map(int, told["shape"])), base + begin, end - begin
+    )
     wide = DTYPES.get(tensor.code)
-    if begin < 0 or end < begin or (wide is not None and math.prod(tensor.shape) * wide.itemsize != tensor.size):
-        raise ValueError(f"{name}: {end - begin} bytes for shape {list(tensor.shape)} of {tensor.code}")
+    if (
+        begin < 0
+        or end < begin
+        or (wide is not None and math.prod(tensor.shape) * wide.itemsize != tensor.size)
+    ):
+        raise ValueError(
+            f"{name}: {end - begin} bytes for shape {list(tensor.shape)} of {tensor.code}"
+        )
     return tensor
 
 
@@ -119,7 +146,8 @@ class TensorToWrite:
 
 
 def write_tensors(file: Path, tensors: list[TensorToWrite]) -> None:
-    """Writes a safetensors file, one tensor in memory at a time; the file is there only when it is whole."""
+    """Writes a safetensors file, one tensor in memory at a time; the file is there only when it is
+    whole."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:

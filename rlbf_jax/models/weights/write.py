@@ -1,4 +1,5 @@
-"""`ModelConfig` and parameters -> a Hugging Face checkpoint folder: config.json and safetensors, byte-stable."""
+"""`ModelConfig` and parameters -> a Hugging Face checkpoint folder: config.json and safetensors,
+byte-stable."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from rlbf_jax.models.weights.tensors import TensorToWrite, write_tensors
 from rlbf_jax.storage import write_whole
 
 SHARD_BYTES = 5 << 30
-"""Most bytes of tensors in one file, as transformers has it (a larger tensor has a file of its own)."""
+"""Most bytes of tensors in one file, as transformers has it (a larger tensor has a file of its
+own)."""
 
 
 def write_checkpoint(
@@ -39,12 +41,18 @@ def write_checkpoint(
       shard_bytes: most bytes of tensors in one file.
 
     Raises:
-      UserError: the family cannot say what `config` says (before anything is written), or the folder has weights.
+      UserError: the family cannot say what `config` says (before anything is written), or the
+        folder has weights.
     """
     hf = {**config_to_hf(config), **(extra or {})}
-    if folder.is_dir() and (old := [f.name for f in folder.iterdir() if f.name.startswith("model")]):
+    if folder.is_dir() and (
+        old := [f.name for f in folder.iterdir() if f.name.startswith("model")]
+    ):
         raise UserError(f"{folder}: has {sorted(old)[0]} already; choose another folder")
-    leaves = {tuple(part.key for part in path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {
+        tuple(part.key for part in path): x
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+    }
     order = sorted(placements(config, list(leaves)), key=lambda p: p.name)
     tensors = [_tensor(p, leaves[p.path]) for p in order]
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +67,9 @@ def write_checkpoint(
             listed |= {tensor.name: name for tensor in shard}
         index = {"metadata": {"total_size": sum(t.size for t in tensors)}, "weight_map": listed}
         write_whole(folder / INDEX, json.dumps(index, indent=2) + "\n")
-    write_whole(folder / "config.json", json.dumps(hf, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_whole(
+        folder / "config.json", json.dumps(hf, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    )
 
 
 def split(tensors: list[TensorToWrite], shard_bytes: int) -> list[list[TensorToWrite]]:

@@ -1,0 +1,41 @@
+"""Edit rules: which emitted ids a reader sees, and which ids later queries may still attend to.
+
+Everything that samples, scores, trains or evaluates shares the rule objects of this room. Start
+with `rule`; then `backtrack` (RLBF) and `reset` (RESET) are one screen each; `layout` gives
+lifetimes, `render` is the output handler.
+"""
+
+from rlbf_jax.directives.backtrack import BacktrackRule
+from rlbf_jax.directives.layout import Layout, layout
+from rlbf_jax.directives.render import Edit, Rendered, render
+from rlbf_jax.directives.reset import ResetRule
+from rlbf_jax.directives.rule import (
+    CATEGORY,
+    CONTENT,
+    NEVER,
+    RETRACTION,
+    EditRule,
+    EditState,
+    Legal,
+    Limits,
+    Semantics,
+)
+
+__all__ = [
+    "CATEGORY",
+    "CONTENT",
+    "NEVER",
+    "RETRACTION",
+    "BacktrackRule",
+    "Edit",
+    "EditRule",
+    "EditState",
+    "Layout",
+    "Legal",
+    "Limits",
+    "Rendered",
+    "ResetRule",
+    "Semantics",
+    "layout",
+    "render",
+]

@@ -1,0 +1,172 @@
+"""Attacks on a finished stage, beside what its evaluation ran: `rlbf attack RUN --attack NAME`.
+
+Attacks that draw their prompts and forced words from the run's world (`ATTACKS`), and those that
+search a suffix for the stage's checkpoint (`OPTIMIZED`). Rows go to
+`evaluation/attacks/NAME_STAGE.jsonl`, numbers to `results.json`. The stage's own evaluation stays
+as it is: records of an attack that evaluations run too say in their knobs who asked. An attack that
+is asked of a stage again, by other options too, replaces its rows and all its numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rlbf_jax.attacks import ATTACKS, STANDARD
+from rlbf_jax.attacks.base import Attempt
+from rlbf_jax.attacks.decoding import DecodingGrid
+from rlbf_jax.attacks.forced.geometry import GeometryGrid
+from rlbf_jax.attacks.search.optimized import OPTIMIZED, OptimizedConfig
+from rlbf_jax.critics.base import Critic
+from rlbf_jax.data.world import Pool
+from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.intervals import interval
+from rlbf_jax.evaluation.results import Record, read_results, write_results
+from rlbf_jax.evaluation.suite import (
+    SuiteConfig,
+    build_attempts,
+    evaluate,
+    exchange_of,
+    judge_distinct,
+)
+from rlbf_jax.evaluation.worst_of_n import any_pick, picks
+from rlbf_jax.methods.rlbf import method_name
+from rlbf_jax.progress import say
+from rlbf_jax.report.tables import ASKED
+from rlbf_jax.runs import execute as runner
+from rlbf_jax.runs.optimized_attacks import Measured, search_file, searched
+from rlbf_jax.runs.workspace import Workspace
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackOptions:
+    """How a stage is attacked; None: as the run's configuration says."""
+
+    attacks: tuple[str, ...] = ("middle_grid", "benign_grid")
+    data: Pool | None = None
+    n_prompts: int | None = None
+    """None: 8 where a suffix is searched."""
+    max_tokens: int | None = None
+    """Forced ids included."""
+    grid: Literal["run", "paper"] = "run"
+    """Settings of `decoding`: the run's, or the 49 of the reference implementation."""
+    geometry: Literal["run", "wide"] = "run"
+    """Lengths of `middle_grid`, `benign_grid` and `prefilling_depth`: the run's, or up to 256
+    benign ids."""
+    optimized: OptimizedConfig = OptimizedConfig()
+    """Of the attacks that search a suffix."""
+
+
+def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Record]:
+    """Attacks a finished stage, writes rows and records: first the attacks that draw, then those
+    that search.
+
+    A search that was broken off goes on from `attacks/NAME_STAGE.npz`. Raises UserError for an
+    unknown attack, or one that does not fit, before anything is written.
+    """
+    drawn = tuple(name for name in options.attacks if name in ATTACKS)
+    if unknown := [name for name in options.attacks if name not in (*ATTACKS, *OPTIMIZED)]:
+        raise UserError(f"attack {unknown[0]!r}: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
+    work = runner.open_run(workdir)
+    of_evaluations = {*STANDARD, *work.config.evaluation.attacks}
+    work.config = dataclasses.replace(
+        work.config, evaluation=_suite(work.config.evaluation, drawn, options)
+    )
+    try:
+        attempts = (
+            build_attempts(work.world, work.tokenizer, work.config.evaluation) if drawn else []
+        )
+    except ValueError as error:
+        raise UserError(f"{error} (--max_tokens)") from error
+    params = work.params(stage)
+    read_results(
+        work.folder / "results.json"
+    )  # a damaged file is named before the work, not after it
+    found: list[Record] = []
+    for name in (*drawn, *(name for name in options.attacks if name in OPTIMIZED)):
+        if name in OPTIMIZED:
+            n = 8 if options.n_prompts is None else options.n_prompts
+            records, rows, said = searched(work, stage, params, name, n, options.optimized)
+        else:
+            records, rows, said = _asked(
+                work, stage, params, name, [a for a in attempts if a.attack == name]
+            )
+        if name in of_evaluations:
+            records = [dataclasses.replace(r, knobs={**r.knobs, **ASKED}) for r in records]
+        work.write_lines(f"evaluation/attacks/{name}_{stage}.jsonl", rows)
+        write_results(
+            work.folder / "results.json", records, functools.partial(_asked_before, records[0])
+        )
+        search_file(work, stage, name).unlink(
+            missing_ok=True
+        )  # rows and records hold what was found
+        found += records
+        say(f"{stage}: {name}{said}")
+    return found
+
+
+def _asked_before(new: Record, old: Record) -> bool:
+    """Whether an old record is of an attack that is asked of its stage again, and none of the
+    stage's evaluation."""
+    asked = (record.knobs.get(key) for record in (new, old) for key in ASKED)
+    return len({*asked}) == 1 and all(
+        getattr(old, name) == getattr(new, name)
+        for name in ("method", "stage", "benchmark", "attack")
+    )
+
+
+def _suite(suite: SuiteConfig, drawn: tuple[str, ...], options: AttackOptions) -> SuiteConfig:
+    """The run's suite as the options change it."""
+    n = options.n_prompts
+    room = suite.knobs.max_tokens if options.max_tokens is None else options.max_tokens
+    return dataclasses.replace(
+        suite,
+        attacks=drawn or suite.attacks,
+        pool=options.data or suite.pool,
+        n=suite.n if n is None else n,
+        n_decoding=suite.n_decoding if n is None else n,
+        knobs=dataclasses.replace(suite.knobs, max_tokens=room),
+        decoding=DecodingGrid.paper() if options.grid == "paper" else suite.decoding,
+        geometry=GeometryGrid.wide() if options.geometry == "wide" else suite.geometry,
+    )
+
+
+def _asked(
+    work: Workspace, stage: str, params: dict, name: str, attempts: Sequence[Attempt]
+) -> Measured:
+    """An attack that searches nothing."""
+    context = work.context(stage, method_name(work.config, stage))
+    contexts = {(attempt.request.prompt, attempt.request.forced) for attempt in attempts}
+    sample = work.sampling(
+        params, name, rows_per_prompt=round(len(attempts) / max(1, len(contexts)))
+    )
+    records, rows = evaluate(sample, attempts, work.judge, work.tokenizer, context)
+    if name == "decoding":
+        records += scored_records(work.critic, rows, attempts, records[0])
+    return records, rows, f", {len(rows)} responses"
+
+
+def scored_records(
+    scorer: Critic, rows: Sequence[dict[str, Any]], attempts: Sequence[Attempt], template: Record
+) -> list[Record]:
+    """`asr_scored`, `leak_scored`: any of the settings' picks, picked by the scorer and rated by
+    the judge."""
+    exchanges = [
+        exchange_of(attempt, row["visible"]) for row, attempt in zip(rows, attempts, strict=True)
+    ]
+    judged = judge_distinct(scorer, exchanges)
+    chosen = picks(rows, [judged[exchange] for exchange in exchanges])
+    knobs = {"settings": len({str(row["knobs"]) for row in rows}), "scorer": scorer.name}
+    records = []
+    for metric in ("asr", "leak"):
+        worst = any_pick(rows, chosen, metric)
+        if worst:
+            records.append(
+                template.measured(
+                    f"{metric}_scored", interval(list(worst.values()), list(worst)), knobs
+                )
+            )
+    return records

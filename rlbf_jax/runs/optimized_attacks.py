@@ -1,0 +1,119 @@
+"""Attacks that are made for one stage of a finished run: search, sample, judge. `attacking.py`
+writes down."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.attacks.search.optimized import OptimizedAttempt, OptimizedConfig, attack_model
+from rlbf_jax.errors import InputError, UserError
+from rlbf_jax.evaluation.intervals import interval
+from rlbf_jax.evaluation.results import Record
+from rlbf_jax.evaluation.suite import evaluate
+from rlbf_jax.methods.rlbf import method_name
+from rlbf_jax.runs.workspace import Workspace
+
+Measured = tuple[list[Record], list[dict[str, Any]], str]
+"""Records, rows, and what to say of them after the attack's name."""
+
+
+def search_file(work: Workspace, stage: str, name: str) -> Path:
+    """Where the state of a search is kept until its results are written."""
+    return work.folder / "attacks" / f"{name}_{stage}.npz"
+
+
+def searched(
+    work: Workspace, stage: str, params: dict, name: str, n: int, config: OptimizedConfig
+) -> Measured:
+    """One of `OPTIMIZED` on n prompts, with pool, splits and knobs of the workspace's suite.
+
+    Rows are those of an evaluation, each with its search; records have `target_loss` and
+    `start_loss` (nats an id of the objective) beside the usual metrics. Raises UserError where no
+    suffix can be searched.
+    """
+    suite = work.config.evaluation
+    sample = work.sampling(params, name)
+    told = AttackConfig(suite.pool, suite.splits[-1], suite.knobs, suite.room)
+    # One generator for all harmful attacks: they want the same answers from the same prompts.
+    rng = np.random.default_rng([suite.seed, config.search.seed, *b"optimized"])
+    mesh, file = work.mesh if work.mesh.size > 1 else None, search_file(work, stage, name)
+    try:
+        made = attack_model(
+            name,
+            work.model,
+            params,
+            work.tokenizer,
+            sample,
+            work.world,
+            rng,
+            n,
+            told,
+            config,
+            mesh=mesh,
+            file=file,
+        )
+    except InputError as error:
+        raise UserError(str(error)) from error
+    attempts = [
+        dataclasses.replace(
+            a.attempt, request=dataclasses.replace(a.attempt.request, id=_id(name, i))
+        )
+        for i, a in enumerate(made)
+    ]
+    context = work.context(stage, method_name(work.config, stage))
+    found, rows = evaluate(sample, attempts, work.judge, work.tokenizer, context)
+    found += [_loss_record(found[0], metric, made) for metric in ("target_loss", "start_loss")]
+    found = [
+        dataclasses.replace(record, knobs={**record.knobs, **_search_knobs(config)})
+        for record in found
+    ]
+    lines = [row | {"search": _search_json(a)} for row, a in zip(rows, made, strict=True)]
+    shown = {
+        r.metric: round(r.value, 3) for r in found if r.metric in ("target_loss", "emitted", "asr")
+    }
+    return found, lines, ": " + ", ".join(f"{metric} {value}" for metric, value in shown.items())
+
+
+def _search_knobs(config: OptimizedConfig) -> dict[str, Any]:
+    """The budget of a search, and what of it differs from the default."""
+    default = OptimizedConfig()
+    own = {
+        f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "search"
+    }
+    found = {name: value for name, value in own.items() if value != getattr(default, name)}
+    for field in dataclasses.fields(config.search):
+        value = getattr(config.search, field.name)
+        if field.name in ("steps", "search_width") or value != getattr(default.search, field.name):
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+    return {"candidates": config.search.steps * config.search.search_width, **found}
+
+
+def _id(name: str, index: int) -> int:
+    """Request id of the n-th attempt; the same for every stage."""
+    return zlib.crc32(f"optimized/{name}/{index}".encode()) & 0x7FFFFFFF
+
+
+def _loss_record(like: Record, metric: str, made: Sequence[OptimizedAttempt]) -> Record:
+    values = [a.found.loss if metric == "target_loss" else a.found.start_loss for a in made]
+    return like.measured(metric, interval(values, [a.attempt.prompt.id for a in made], counts=True))
+
+
+def _search_json(made: OptimizedAttempt) -> dict[str, Any]:
+    found = made.found
+    return {
+        "message": found.text,
+        "suffix_ids": list(found.ids),
+        "loss": found.loss,
+        "start_loss": found.start_loss,
+        "losses": [float(x) if np.isfinite(x) else None for x in found.losses],
+        "evaluations": found.evaluations,
+        "filtered_steps": found.filtered_steps,
+        "stopped": found.stopped,
+    }

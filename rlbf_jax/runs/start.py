@@ -1,0 +1,156 @@
+"""A run that starts from a published checkpoint: its tokenizer, model and parameters, where others
+train their own.
+
+RUN/tokenizer/                the checkpoint's, with control tokens
+RUN/start_from/               the checkpoint's configurations: a finished run needs its folder no more
+RUN/manifest.json             `data.start_from`: what the folder held when the run's data was made
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from rlbf_jax.errors import UserError
+from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.published_config import config_from_hf
+from rlbf_jax.models.weights.read import read_checkpoint, read_config
+from rlbf_jax.models.weights.rows import rows_of
+from rlbf_jax.runs.experiment import ExperimentConfig
+from rlbf_jax.storage import write_whole
+from rlbf_jax.tokenizers import FamilyTokenizer, import_tokenizer
+from rlbf_jax.tokenizers.folder import DEFAULT, GENERATION_FILE, META_FILE, meta, read
+
+FOLDER = "start_from"
+PIECE, PIECES = 1 << 16, 16
+"""Bytes of a piece of a weight file, and pieces, that its digest reads: a megabyte, whatever the
+file's size."""
+OF_THE_RUN = ("dtype", "param_dtype", "remat", "scan_layers")
+"""Fields of the model that the experiment decides; the checkpoint decides all others."""
+
+
+def model_of(config: ExperimentConfig, run: Path) -> ModelConfig:
+    """The checkpoint's model as the run computes it; its vocabulary is still the checkpoint's.
+
+    Raises UserError where neither the run nor the folder has a config.json, or it is of an unknown
+    architecture.
+    """
+    made = (run / "done" / "data").exists() and (run / FOLDER / "config.json").is_file()
+    model = config_from_hf(read_config(run / FOLDER if made else _folder(config)))
+    return dataclasses.replace(model, **{name: getattr(config.model, name) for name in OF_THE_RUN})
+
+
+def take_tokenizer(config: ExperimentConfig, run: Path, categories: Sequence[str]) -> None:
+    """Writes the run's tokenizer, made of the checkpoint's, and copies of the checkpoint's
+    configurations.
+
+    Raises UserError where the tokenizer cannot be used, or has control tokens of another run
+    already.
+    """
+    folder = _folder(config)
+    find_tokenizer(folder, categories, config.data.x_max, config.chat_template).save(
+        run / "tokenizer"
+    )
+    for name in ("config.json", GENERATION_FILE):
+        if (folder / name).is_file():
+            write_whole(run / FOLDER / name, (folder / name).read_bytes())
+
+
+def find_tokenizer(
+    folder: Path, categories: Sequence[str], x_max: int, template: str = DEFAULT
+) -> FamilyTokenizer:
+    """The tokenizer of a checkpoint folder, which gets control tokens unless it has the right ones.
+
+    Raises UserError where it has others or another chat template, or does not fit the checkpoint's
+    embedding.
+    """
+    rows = config_from_hf(read_config(folder)).vocab_size
+    if not (folder / META_FILE).is_file():
+        return import_tokenizer(folder, categories, x_max, rows, template)
+    tokenizer = FamilyTokenizer(files := read(folder))
+    if template not in (DEFAULT, held := meta(files).template):
+        raise UserError(
+            f"{folder}: was imported with the chat template {held!r}, --chat_template is "
+            f"{template!r}; import the "
+            "original again with that one, or leave the option out"
+        )
+    rule = tokenizer.rule
+    if (rule.categories, rule.x_max) != (tuple(categories), x_max):
+        raise UserError(
+            f"{folder}: has control tokens for {', '.join(rule.categories)} and x_max "
+            f"{rule.x_max}, expected "
+            f"{', '.join(categories)} and x_max {x_max}; set --data.x_max, or take the checkpoint "
+            "without them"
+        )
+    if tokenizer.vocab_size != rows:
+        raise UserError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} ids, but vocab_size is {rows} in "
+            "config.json; "
+            "`rlbf import --categories` writes a folder in which they agree"
+        )
+    return tokenizer
+
+
+def params_of(
+    config: ExperimentConfig, tokenizer: FamilyTokenizer, mesh: Mesh, noted: str | None
+) -> dict:
+    """The checkpoint's parameters on `mesh`, with new rows for control tokens that it did not have.
+
+    Args:
+      noted: digest of the folder when the run's data was made.
+
+    Raises UserError where the folder is gone or no longer what it was.
+    """
+    folder = _folder(config)
+    if digest(folder) != noted:
+        raise UserError(
+            f"start_from: {folder} is not what it was when this run's data was made (config.json "
+            "or the weight files "
+            "have changed); put the checkpoint back, or choose another --workdir"
+        )
+    rows = config_from_hf(read_config(folder)).vocab_size
+    fresh = not (folder / META_FILE).is_file()
+    new = rows_of(tokenizer, rows, config.seed, str(folder)) if fresh else None
+    model = config.model
+    return read_checkpoint(
+        folder, mesh, dtype=model.param_dtype, scan_layers=model.scan_layers, new=new
+    )[1]
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 (hex) of config.json and of every weight file's name, size, header and `PIECES`
+    pieces of its numbers.
+
+    The whole of a small file; a change of a large one that no piece meets goes unnoticed, other
+    training does not.
+    """
+    read_config(folder)
+    found = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        found.update(f"\n{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            header = min(size, 8 + int.from_bytes(file.read(8), "little"))
+            file.seek(0)
+            found.update(file.read(header))
+            # Evenly from the first number to the last.
+            room = max(0, size - header - PIECE)
+            for at in sorted({header + room * i // (PIECES - 1) for i in range(PIECES)}):
+                file.seek(at)
+                found.update(file.read(PIECE))
+    return found.hexdigest()
+
+
+def _folder(config: ExperimentConfig) -> Path:
+    folder = Path(config.start_from)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"start_from: {folder} holds no config.json; expected a checkpoint folder as "
+            "published, or as "
+            "`rlbf import` or `rlbf export` wrote it"
+        )
+    return folder
