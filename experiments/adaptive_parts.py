@@ -24,41 +24,43 @@ from rlbf_jax.attacks.search.gcg_step import directive_logprobs
 from rlbf_jax.attacks.search.optimized import goals_of
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
-from rlbf_jax.runs import execute as runner
+from rlbf_jax.runs.load import open_run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=pathlib.Path)
-    parser.add_argument("--stage", default="rlbf")
+    parser.add_argument("--stage", default="")
     parser.add_argument("--window", type=int, default=8)
     parser.add_argument("--search_seed", type=int, default=0)
     args = parser.parse_args()
-    work = runner.open_run(args.run)
-    params, suite = work.params(args.stage), work.config.evaluation
-    file = args.run / "evaluation" / "attacks" / f"adaptive_gcg_{args.stage}.jsonl"
+    opened = open_run(args.run)
+    stage = args.stage or opened.last_stage
+    run, evaluator = opened.run, opened.evaluator(stage)
+    policy, suite = evaluator.policy, evaluator.suite
+    file = args.run / "evaluation" / "attacks" / f"adaptive_gcg_{stage}.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    told = AttackConfig(rows[0]["data"], suite.splits[-1], suite.knobs, suite.room)
+    config = AttackConfig(rows[0]["data"], suite.splits[-1], suite.knobs, suite.room)
     rng = np.random.default_rng([suite.seed, args.search_seed, *b"optimized"])
     _, goals = goals_of(
         "adaptive_gcg",
-        work.tokenizer,
-        work.sampling(params, "goals"),
-        work.world,
+        policy.tokenizer,
+        evaluator.sampling("goals"),
+        run.world,
         rng,
         len(rows),
-        told,
+        config,
         args.window,
     )
-    texts = [[*work.tokenizer.encode_prompt(row["search"]["message"])] for row in rows]
+    texts = [[*policy.tokenizer.encode_prompt(row["search"]["message"])] for row in rows]
     width = max(len(text) + len(goal.answer) for text, goal in zip(texts, goals, strict=True))
 
     @jax.jit
     def logits_of(ids):
         hidden, _ = transformer.forward(
-            work.model, params, ids[None], Visibility(jnp.arange(width)[None])
+            run.model, policy.params, ids[None], Visibility(jnp.arange(width)[None])
         )
-        return transformer.unembed(work.model, params, hidden[0])
+        return transformer.unembed(run.model, policy.params, hidden[0])
 
     target, control = [], []
     for row, text, goal in zip(rows, texts, goals, strict=True):
@@ -72,9 +74,7 @@ def main() -> None:
         logits = logits_of(jnp.asarray(ids))[len(text) - 1 :]
         logp = np.asarray(jax.nn.log_softmax(logits))
         target.append(-np.mean([logp[i, goal.answer[i]] for i in range(*goal.target)]))
-        control.append(
-            np.asarray(directive_logprobs(work.tokenizer.rule, logits))[slice(*goal.control)]
-        )
+        control.append(np.asarray(directive_logprobs(policy.rule, logits))[slice(*goal.control)])
     any_of = [1 - np.prod(1 - np.exp(values)) for values in control]
     means, largest = ([f(values) for values in control] for f in (np.mean, np.max))
     print(

@@ -23,45 +23,44 @@ from rlbf_jax.attacks import ATTACKS
 from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.models import transformer
-from rlbf_jax.runs.execute import open_run
+from rlbf_jax.runs.load import open_run
 from rlbf_jax.sampling.request import Knobs
-from rlbf_jax.sampling.sampler import Sampler
 from rlbf_jax.sampling.scoring import hidden_states, pack_traces, score
 
 
 def measure(workdir: Path, stage: str, semantics: Semantics, n: int) -> dict:
     """One row of the table."""
-    work = open_run(workdir)
-    params = work.initial_params() if stage == "random" else work.params(stage)
-    sampler = Sampler(
-        work.model, work.tokenizer, dataclasses.replace(work.sampler.config, semantics=semantics)
-    )
+    opened = open_run(workdir)
+    evaluator = opened.evaluator("base" if stage == "random" else stage)
+    policy, run = evaluator.policy.replace(semantics=semantics), opened.run
+    if stage == "random":
+        policy = policy.replace(params=run.initial_params())
+    shapes = dataclasses.replace(evaluator.sampler().config, semantics=semantics)
     # Random weights draw a directive about as often as any other ids; a trained model takes less
     # persuading.
     bias = 6.0 if stage == "random" else 3.0
-    knobs = Knobs(max_tokens=work.config.rollout_tokens, control_bias={"categories": bias})
-    told = AttackConfig(pool="development", split="rl", knobs=knobs)
+    room = evaluator.suite.knobs.max_tokens
+    where = "categories" if policy.rule.categories else "retractions"
+    knobs = Knobs(max_tokens=room, control_bias={where: bias})
+    config = AttackConfig(pool="development", split="rl", knobs=knobs)
     rng = np.random.default_rng(0)
-    requests = [
-        a.request for a in ATTACKS["middle_filling"](work.world, work.tokenizer, rng, n, told)
-    ]
+    attempts = ATTACKS["middle_filling"](run.world, run.tokenizer, rng, n, config)
+    requests = [a.request for a in attempts]
     with jax.default_matmul_precision("highest"):
-        generations = sampler(params, requests, 0)
-        width = work.config.max_prompt + work.config.rollout_tokens
-        traces = pack_traces(generations, sampler.rule, width)
+        generations = policy.sampler(shapes)(policy.params, requests, 0)
+        traces = pack_traces(generations, policy.rule, opened.experiment.max_prompt + room)
         other = Semantics.KEEP if semantics is Semantics.REWIND else Semantics.REWIND
         right, wrong = (
             np.asarray(
-                jax.jit(lambda p, s=s: score(work.model, p, sampler.rule, traces, s).logprobs)(
-                    params
+                jax.jit(lambda p, s=s: score(run.model, p, policy.rule, traces, s).logprobs)(
+                    policy.params
                 )
             )
             for s in (semantics, other)
         )
-        hidden, _ = hidden_states(work.model, params, sampler.rule, traces, semantics)
-        logits = np.asarray(transformer.unembed(work.model, params, hidden))[
-            np.asarray(traces.is_action)
-        ]
+        hidden, _ = hidden_states(run.model, policy.params, policy.rule, traces, semantics)
+        logits = transformer.unembed(run.model, policy.params, hidden)
+        logits = np.asarray(logits)[np.asarray(traces.is_action)]
     gap, control = 0.0, 0.0
     for row, g in enumerate(generations):
         start = len(g.prompt_ids)

@@ -38,38 +38,21 @@ from rlbf_jax.attacks.forced.middle_filling import MiddleFillingOptions
 from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
+from rlbf_jax.methods.rlbf import ReinforcementConfig, RlbfConfig, RolloutMix
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.objectives.trajectory_reward import RewardConfig
-from rlbf_jax.runs.experiment import DataConfig, ExperimentConfig, RolloutMix
+from rlbf_jax.runs.experiment import BaseConfig, DataConfig, Experiment
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.training.optimizer import OptimizerConfig
 from rlbf_jax.training.policy import PolicyConfig
-from rlbf_jax.training.reinforcement import ReinforcementConfig
 from rlbf_jax.training.supervised import SupervisedConfig
 
 
-def get_config() -> ExperimentConfig:
-    return ExperimentConfig(
-        semantics=Semantics.REWIND,
-        data=DataConfig(
-            path="prompts.csv",
-            max_prompt_words=18,
-            max_response_words=50,
-            vocab_size=2000,
-            pretraining_examples=12_000,
-            sft_examples=3_000,
-            refusal_examples=200,
-            row_length=160,
-            bsafe_plus=BsafePlusConfig(max_tokens=160),
-        ),
-        model=ModelConfig(
-            num_layers=3, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=320
-        ),
-        pretraining=SupervisedConfig(
-            steps=200,
-            batch_size=24,
-            optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20, weight_decay=0.1),
-        ),
+def get_config() -> Experiment[RlbfConfig]:
+    method = RlbfConfig(
+        bsafe_plus=BsafePlusConfig(max_tokens=160),
+        sft_examples=3_000,
+        refusal_examples=200,
         sft=SupervisedConfig(
             steps=120, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)
         ),
@@ -88,10 +71,37 @@ def get_config() -> ExperimentConfig:
         # SFT meets an opener only before a violation; benign twins teach that an opener alone is no
         # reason to go back.
         rollouts=RolloutMix(
-            direct=0.1, prefilling=0.15, middle_filling=0.2, benign_prefill=0.15, benign_middle=0.1
+            direct=0.1,
+            prefilling=0.15,
+            middle_filling=0.2,
+            benign_prefill=0.15,
+            benign_middle=0.1,
+        ),
+        rollout_tokens=104,
+        baselines=False,
+    )
+    return Experiment(
+        method,
+        semantics=Semantics.REWIND,
+        data=DataConfig(
+            path="prompts.csv",
+            max_prompt_words=18,
+            max_response_words=50,
+            vocab_size=2000,
+            pretraining_examples=12_000,
+            row_length=160,
+        ),
+        base=BaseConfig(
+            model=ModelConfig(
+                num_layers=3, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=320
+            ),
+            pretraining=SupervisedConfig(
+                steps=200,
+                batch_size=24,
+                optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20, weight_decay=0.1),
+            ),
         ),
         sampling_batch=64,
-        rollout_tokens=104,
         max_prompt=64,
         evaluation=SuiteConfig(
             benchmark="own_data",
@@ -103,5 +113,4 @@ def get_config() -> ExperimentConfig:
             decoding=DecodingGrid(samples=1),
             n_decoding=16,
         ),
-        baselines=False,
     )

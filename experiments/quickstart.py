@@ -8,26 +8,19 @@ Command: rlbf run experiments/quickstart.py
 from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
+from rlbf_jax.methods.rlbf import ReinforcementConfig, RlbfConfig, RolloutMix
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.objectives.trajectory_reward import RewardConfig
-from rlbf_jax.runs.experiment import DataConfig, ExperimentConfig, RolloutMix
+from rlbf_jax.runs.experiment import BaseConfig, Experiment
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.training.optimizer import OptimizerConfig
 from rlbf_jax.training.policy import PolicyConfig
-from rlbf_jax.training.reinforcement import ReinforcementConfig
 from rlbf_jax.training.supervised import SupervisedConfig
 
 
-def get_config() -> ExperimentConfig:
-    return ExperimentConfig(
-        semantics=Semantics.REWIND,
-        data=DataConfig(bsafe_plus=BsafePlusConfig(share_other_pools=0.4, word_cut_share=0.1)),
-        model=ModelConfig(
-            num_layers=3, width=96, num_heads=3, num_kv_heads=3, head_dim=32, mlp_width=256
-        ),
-        pretraining=SupervisedConfig(
-            steps=320, batch_size=32, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20)
-        ),
+def get_config() -> Experiment[RlbfConfig]:
+    method = RlbfConfig(
+        bsafe_plus=BsafePlusConfig(share_other_pools=0.4, word_cut_share=0.1),
         refusal_sft=SupervisedConfig(
             steps=40, batch_size=16, optimizer=OptimizerConfig(learning_rate=1e-3)
         ),
@@ -56,7 +49,31 @@ def get_config() -> ExperimentConfig:
             rl_forms=0.8,
         ),
         rollout_tokens=76,
-        max_prompt=20,
         max_drawn=44,
-        evaluation=SuiteConfig(pool="test", n=64, knobs=Knobs(temperature=0.7, max_tokens=76)),
     )
+    return Experiment(
+        method,
+        semantics=Semantics.REWIND,
+        base=toy_base(),
+        max_prompt=20,
+        evaluation=toy_evaluation(),
+    )
+
+
+def toy_base() -> BaseConfig:
+    """The base that the toy experiments of all papers share."""
+    return BaseConfig(
+        model=ModelConfig(
+            num_layers=3, width=96, num_heads=3, num_kv_heads=3, head_dim=32, mlp_width=256
+        ),
+        pretraining=SupervisedConfig(
+            steps=320,
+            batch_size=32,
+            optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20),
+        ),
+    )
+
+
+def toy_evaluation() -> SuiteConfig:
+    """The questions that they share."""
+    return SuiteConfig(pool="test", n=64, knobs=Knobs(temperature=0.7, max_tokens=76))

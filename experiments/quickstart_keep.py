@@ -11,15 +11,15 @@ import dataclasses
 import quickstart
 
 from rlbf_jax.directives import Semantics
-from rlbf_jax.runs.experiment import ExperimentConfig
+from rlbf_jax.methods.rlbf import RlbfConfig
+from rlbf_jax.runs.experiment import Experiment
 
 
-def get_config() -> ExperimentConfig:
+def get_config() -> Experiment[RlbfConfig]:
     config = quickstart.get_config()
-    reinforcement = config.reinforcement
+    reinforcement = config.method.reinforcement
     policy = dataclasses.replace(reinforcement.policy, algorithm="grpo")
-    return dataclasses.replace(
-        config,
+    return config.replace(
         semantics=Semantics.KEEP,
         reinforcement=dataclasses.replace(reinforcement, policy=policy),
     )

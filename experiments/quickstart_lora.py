@@ -11,11 +11,12 @@ import dataclasses
 
 import quickstart
 
+from rlbf_jax.methods.rlbf import RlbfConfig
 from rlbf_jax.models.config import LoraConfig
-from rlbf_jax.runs.experiment import ExperimentConfig
+from rlbf_jax.runs.experiment import Experiment
 
 
-def get_config() -> ExperimentConfig:
+def get_config() -> Experiment[RlbfConfig]:
     config = quickstart.get_config()
 
     def faster(stage, rate: float):
@@ -23,9 +24,8 @@ def get_config() -> ExperimentConfig:
             stage, optimizer=dataclasses.replace(stage.optimizer, learning_rate=rate)
         )
 
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, lora=LoraConfig(rank=16, alpha=32.0)),
-        sft=faster(config.sft, 1e-2),
-        reinforcement=faster(config.reinforcement, 2e-3),
+    return config.replace(
+        model=dataclasses.replace(config.base.model, lora=LoraConfig(rank=16, alpha=32.0)),
+        sft=faster(config.method.sft, 1e-2),
+        reinforcement=faster(config.method.reinforcement, 2e-3),
     )

@@ -9,33 +9,24 @@ from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
+from rlbf_jax.methods.rlbf import ReinforcementConfig, RlbfConfig
 from rlbf_jax.models.transformer import ModelConfig
-from rlbf_jax.runs.experiment import DataConfig, ExperimentConfig
+from rlbf_jax.runs.experiment import BaseConfig, DataConfig, Experiment
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.training.optimizer import OptimizerConfig
 from rlbf_jax.training.policy import PolicyConfig
-from rlbf_jax.training.reinforcement import ReinforcementConfig
 from rlbf_jax.training.supervised import SupervisedConfig
 
 
-def get_config() -> ExperimentConfig:
+def get_config() -> Experiment[RlbfConfig]:
     # Reinforcement makes 3 x 2 updates, so that all four supervised stages are one program to the
     # compilation cache.
     optimizer = OptimizerConfig(schedule="linear", warmup_steps=2)
     supervised = SupervisedConfig(steps=6, batch_size=4, optimizer=optimizer, checkpoint_every=3)
-    return ExperimentConfig(
-        semantics=Semantics.REWIND,
-        data=DataConfig(
-            vocab_size=900,
-            pretraining_examples=600,
-            sft_examples=120,
-            refusal_examples=60,
-            bsafe_plus=BsafePlusConfig(share_other_pools=0.4),
-        ),
-        model=ModelConfig(
-            num_layers=2, width=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_width=64
-        ),
-        pretraining=supervised,
+    method = RlbfConfig(
+        bsafe_plus=BsafePlusConfig(share_other_pools=0.4),
+        sft_examples=120,
+        refusal_examples=60,
         refusal_sft=supervised,
         sft=supervised,
         reinforcement=ReinforcementConfig(
@@ -47,6 +38,17 @@ def get_config() -> ExperimentConfig:
             policy=PolicyConfig(algorithm="ppo"),
             optimizer=optimizer,
             checkpoint_every=2,
+        ),
+    )
+    return Experiment(
+        method,
+        semantics=Semantics.REWIND,
+        data=DataConfig(vocab_size=900, pretraining_examples=600),
+        base=BaseConfig(
+            model=ModelConfig(
+                num_layers=2, width=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_width=64
+            ),
+            pretraining=supervised,
         ),
         evaluation=SuiteConfig(
             pool="test",

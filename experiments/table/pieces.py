@@ -10,9 +10,12 @@ from typing import Any
 from rlbf_jax.critics.noisy import NoiseConfig
 from rlbf_jax.data.worlds.toy_world import FORMS
 from rlbf_jax.directives import NEVER, Semantics
-from rlbf_jax.runs.execute import differences, plain
-from rlbf_jax.runs.experiment import ExperimentConfig, RolloutMix
+from rlbf_jax.methods.rlbf import RlbfConfig, RolloutMix
+from rlbf_jax.plain import differences
+from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.sampling.request import Knobs
+
+Rlbf = Experiment[RlbfConfig]
 
 BIASES = (-8.0, -5.0, -2.5, 2.5, 5.0, 8.0)
 """Added to the logits of every category; 0 is the model as it is, which `main` has measured."""
@@ -32,6 +35,7 @@ WIDE_SHARE = 0.5
 """Share of SFT's violations that have forms which otherwise only reinforcement meets."""
 
 RL = ("rlbf", "evaluate_rlbf")
+DATA = "bsafe_plus_data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Piece:
     """What `--only` takes; pieces of one group differ in their seed alone."""
     seed: int
     purpose: str
-    config: ExperimentConfig
+    config: Rlbf
     stages: tuple[str, ...] = ()
     """Stages run here; empty: all of the recipe."""
     source: str = ""
@@ -55,9 +59,7 @@ class Piece:
         return f"{self.group}/seed{self.seed}"
 
 
-def plan(
-    base: ExperimentConfig, seeds: Sequence[int], ablation_seeds: Sequence[int]
-) -> list[Piece]:
+def plan(base: Rlbf, seeds: Sequence[int], ablation_seeds: Sequence[int]) -> list[Piece]:
     """All pieces, each after the one that it builds on. Raises ValueError for an ablation seed that
     is no seed."""
     strange = sorted(set(ablation_seeds) - set(seeds))
@@ -68,10 +70,10 @@ def plan(
         )
     pieces = []
     for seed in seeds:
-        config = dataclasses.replace(base, seed=seed)
+        config = base.replace(seed=seed)
         pieces += [*_main(config), *_keep(config)]
     for seed in ablation_seeds:
-        config = dataclasses.replace(base, seed=seed)
+        config = base.replace(seed=seed)
         pieces += [
             *_evaluations(config),
             *_rewards(config),
@@ -103,10 +105,10 @@ def chosen(pieces: Sequence[Piece], only: Sequence[str]) -> list[Piece]:
     return [piece for piece in pieces if piece.name in wanted]
 
 
-def changed(config: ExperimentConfig, base: ExperimentConfig) -> str:
+def changed(config: Rlbf, base: Rlbf) -> str:
     """How a configuration differs from another, in its own words:
     `reinforcement.policy.sft_weight 5.0 -> 0.0`."""
-    found = differences(plain(base), plain(config))
+    found = differences(base.stored(), config.stored())
     return ", ".join(
         f"`{name}` {_short(old)} → {_short(new)}" for name, old, new in found if name != "seed"
     )
@@ -123,27 +125,24 @@ def _short(value: Any) -> str:
 # Whole methods ----------------------------------------------------------------------------------
 
 
-def _with_policy(config: ExperimentConfig, **fields: Any) -> ExperimentConfig:
-    policy = dataclasses.replace(config.reinforcement.policy, **fields)
-    return dataclasses.replace(
-        config, reinforcement=dataclasses.replace(config.reinforcement, policy=policy)
-    )
+def _with_policy(config: Rlbf, **fields: Any) -> Rlbf:
+    return config.changed({f"reinforcement.policy.{k}": v for k, v in fields.items()})
 
 
-def _main(base: ExperimentConfig) -> list[Piece]:
+def _main(base: Rlbf) -> list[Piece]:
     ppo = _with_policy(base, algorithm="ppo")
     main = Piece("main", base.seed, "every stage of the quickstart, PPO", ppo)
     grpo = _with_policy(base, algorithm="grpo")
     return [
         main,
         Piece(
-            "grpo", base.seed, "GRPO from the same SFT model", grpo, RL, main.name, ("data", "sft")
+            "grpo", base.seed, "GRPO from the same SFT model", grpo, RL, main.name, (DATA, "sft")
         ),
     ]
 
 
-def _keep(base: ExperimentConfig) -> list[Piece]:
-    ppo = dataclasses.replace(_with_policy(base, algorithm="ppo"), semantics=Semantics.KEEP)
+def _keep(base: Rlbf) -> list[Piece]:
+    ppo = _with_policy(base, algorithm="ppo").replace(semantics=Semantics.KEEP)
     stages = ("sft", "sft_control", "rlbf")
     keep = Piece(
         "keep",
@@ -152,30 +151,30 @@ def _keep(base: ExperimentConfig) -> list[Piece]:
         ppo,
         (*stages, *(f"evaluate_{stage}" for stage in stages)),
         f"main/seed{base.seed}",
-        ("data", "base"),
+        (DATA, "base"),
     )
     grpo = _with_policy(ppo, algorithm="grpo")
     return [
         keep,
-        Piece("keep_grpo", base.seed, "GRPO under KEEP", grpo, RL, keep.name, ("data", "sft")),
+        Piece("keep_grpo", base.seed, "GRPO under KEEP", grpo, RL, keep.name, (DATA, "sft")),
     ]
 
 
 # Ablations --------------------------------------------------------------------------------------
 
 
-def _evaluation(base: ExperimentConfig, group: str, purpose: str, **knobs: Any) -> Piece:
+def _evaluation(base: Rlbf, group: str, purpose: str, **knobs: Any) -> Piece:
     """The finished model again, under other knobs."""
     suite = dataclasses.replace(
         base.evaluation, knobs=dataclasses.replace(base.evaluation.knobs, **knobs)
     )
-    config = dataclasses.replace(_with_policy(base, algorithm="ppo"), evaluation=suite)
+    config = _with_policy(base, algorithm="ppo").replace(evaluation=suite)
     return Piece(
         group, base.seed, purpose, config, ("evaluate_rlbf",), f"main/seed{base.seed}", ("rlbf",)
     )
 
 
-def _evaluations(base: ExperimentConfig) -> list[Piece]:
+def _evaluations(base: Rlbf) -> list[Piece]:
     everywhere = Knobs().without_directives()
     first, last = (round(share * base.evaluation.knobs.max_tokens) for share in MIDDLE)
     return [
@@ -213,24 +212,19 @@ def _on_all(bias: float) -> Mapping[str, float]:
     return {"categories": bias}
 
 
-def _reinforced(
-    base: ExperimentConfig, group: str, purpose: str, config: ExperimentConfig
-) -> Piece:
+def _reinforced(base: Rlbf, group: str, purpose: str, config: Rlbf) -> Piece:
     """Reinforcement under another configuration, from the same SFT model."""
-    return Piece(group, base.seed, purpose, config, RL, f"main/seed{base.seed}", ("data", "sft"))
+    return Piece(group, base.seed, purpose, config, RL, f"main/seed{base.seed}", (DATA, "sft"))
 
 
-def _with_reward(config: ExperimentConfig, **fields: Any) -> ExperimentConfig:
-    reward = dataclasses.replace(config.reinforcement.reward, **fields)
-    return dataclasses.replace(
-        config, reinforcement=dataclasses.replace(config.reinforcement, reward=reward)
-    )
+def _with_reward(config: Rlbf, **fields: Any) -> Rlbf:
+    return config.changed({f"reinforcement.reward.{k}": v for k, v in fields.items()})
 
 
-def _rewards(base: ExperimentConfig) -> list[Piece]:
+def _rewards(base: Rlbf) -> list[Piece]:
     """What the base configuration has switched on is switched off here, and the other way around."""
     ppo = _with_policy(base, algorithm="ppo")
-    reward, policy = ppo.reinforcement.reward, ppo.reinforcement.policy
+    reward, policy = ppo.method.reinforcement.reward, ppo.method.reinforcement.policy
     price = 0.0 if reward.price_per_retracted else PRICE_PER_RETRACTED
     overlap = 0.0 if reward.price_per_extra else PRICE_PER_EXTRA
     praise = "keep" if policy.retracted_advantage == "drop_positive" else "drop_positive"
@@ -257,7 +251,7 @@ def _rewards(base: ExperimentConfig) -> list[Piece]:
     ]
 
 
-def _noises(base: ExperimentConfig) -> list[Piece]:
+def _noises(base: Rlbf) -> list[Piece]:
     ppo = _with_policy(base, algorithm="ppo")
     category = next(form.category for form in FORMS)
     noises = (
@@ -273,19 +267,19 @@ def _noises(base: ExperimentConfig) -> list[Piece]:
         ),
     )
     return [
-        _reinforced(base, group, purpose, dataclasses.replace(ppo, critic_noise=noise))
+        _reinforced(base, group, purpose, ppo.replace(critic_noise=noise))
         for group, purpose, noise in noises
     ]
 
 
-def _shares(base: ExperimentConfig) -> list[Piece]:
+def _shares(base: Rlbf) -> list[Piece]:
     ppo = _with_policy(base, algorithm="ppo")
     return [
         _reinforced(
             base,
             f"attacked_{round(100 * share)}",
             f"{share:.0%} of rollouts begin with a forced violation",
-            dataclasses.replace(ppo, rollouts=with_attacked_share(base.rollouts, share)),
+            ppo.replace(rollouts=with_attacked_share(base.method.rollouts, share)),
         )
         for share in ATTACKED_SHARES
     ]
@@ -306,10 +300,10 @@ def with_attacked_share(mix: RolloutMix, share: float) -> RolloutMix:
     return dataclasses.replace(mix, **scaled)
 
 
-def _coverages(base: ExperimentConfig) -> list[Piece]:
+def _coverages(base: Rlbf) -> list[Piece]:
     """SFT again, on fewer forms of violation and on more. This is the one place where the two are
     configured."""
-    ppo, bsafe = _with_policy(base, algorithm="ppo"), base.data.bsafe_plus
+    ppo, bsafe = _with_policy(base, algorithm="ppo"), base.method.bsafe_plus
     coverages = (
         (
             "coverage_narrow",
@@ -324,9 +318,8 @@ def _coverages(base: ExperimentConfig) -> list[Piece]:
     )
     pieces = []
     for group, purpose, fields in coverages:
-        data = dataclasses.replace(base.data, bsafe_plus=dataclasses.replace(bsafe, **fields))
-        config = dataclasses.replace(ppo, data=data)
-        stages = ("data", "sft", "rlbf", "evaluate_sft", "evaluate_rlbf")
+        config = ppo.replace(bsafe_plus=dataclasses.replace(bsafe, **fields))
+        stages = (DATA, "sft", "rlbf", "evaluate_sft", "evaluate_rlbf")
         pieces.append(
             Piece(group, base.seed, purpose, config, stages, f"main/seed{base.seed}", ("base",))
         )

@@ -9,17 +9,18 @@ from pathlib import Path
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.progress import say
-from rlbf_jax.runs import execute as runner
-from rlbf_jax.runs import reuse
-from rlbf_jax.runs.experiment import ExperimentConfig
+from rlbf_jax.runs import execute
+from rlbf_jax.runs.adopt import adopt
+from rlbf_jax.runs.experiment import Experiment
+from rlbf_jax.runs.manifest import open_workdir
 
 from .pieces import Piece
 
-RunStages = Callable[[ExperimentConfig, Path, "Collection[str] | None"], None]
-"""(configuration, folder, stages or None for all), as `runner.run`."""
+RunStages = Callable[[Experiment, Path, "Collection[str] | None"], None]
+"""(configuration, folder, stages or None for all), as `execute.run`."""
 
 
-def run_pieces(pieces: Sequence[Piece], workdir: Path, run: RunStages = runner.run) -> None:
+def run_pieces(pieces: Sequence[Piece], workdir: Path, run: RunStages = execute.run) -> None:
     """Runs unfinished pieces in order.
 
     Raises UserError where a folder was made with other settings: nothing is overwritten.
@@ -38,11 +39,7 @@ def run_piece(piece: Piece, workdir: Path, run: RunStages) -> None:
     if not piece.stages:
         run(piece.config, folder, None)
         return
-    if (
-        "data" in piece.stages
-    ):  # first, so that what is adopted can be held against the tokenizer that came out
-        run(piece.config, folder, ("data",))
-    reuse.adopt(workdir / piece.source, piece.config, folder, piece.adopted)
+    adopt(workdir / piece.source, piece.config, folder, piece.adopted)
     run(piece.config, folder, piece.stages)
 
 
@@ -52,13 +49,13 @@ def finished(piece: Piece, workdir: Path) -> bool:
     folder = workdir / piece.name
     if not (folder / "manifest.json").exists():
         return False
-    runner.open_workdir(piece.config, folder)
+    open_workdir(piece.config, execute.recipe(piece.config), folder)
     return all((folder / "done" / stage).exists() for stage in stages_of(piece))
 
 
 def stages_of(piece: Piece) -> tuple[str, ...]:
     """The stages that the piece runs, of those that its recipe has."""
-    recipe = [stage.name for stage in runner.RECIPES[piece.config.method](piece.config)]
+    recipe = [stage.name for stage in execute.recipe(piece.config)]
     return tuple(name for name in recipe if not piece.stages or name in piece.stages)
 
 

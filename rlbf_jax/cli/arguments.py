@@ -53,7 +53,15 @@ def parse(kind: Any, prog: str, rest: Sequence[str], description: str | None = N
             sys.stderr.write(said.getvalue())
             raise
     # Outside the handler: the exception of a mistake needs no SystemExit as its context.
-    raise UserError(one_line(said.getvalue(), prog))
+    raise mistake(said.getvalue(), prog)
+
+
+class UnknownOption(UserError):
+    """An option that the command does not have."""
+
+    def __init__(self, option: str, hint: str, listed: str):
+        super().__init__(f"{option}: no such option{hint}; {listed}")
+        self.option, self.hint, self.listed = option, hint, listed
 
 
 @contextlib.contextmanager
@@ -70,7 +78,7 @@ def _unwrapped() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def one_line(box: str, prog: str) -> str:
+def mistake(box: str, prog: str) -> UserError:
     """tyro's box of 3 to 30 lines as one line; text of an unknown shape is joined as it stands."""
     framed = (
         "╭" in box
@@ -90,22 +98,22 @@ def one_line(box: str, prog: str) -> str:
     more = sections[1] if len(sections) > 2 else ""
     listed = f"`{prog} --help` lists all options"
     if first.startswith("Unrecognized options:"):
-        return f"{_unknown(first, more)}; {listed}"
+        return _unknown(first, more, listed)
     if first.startswith("Missing from"):
-        return f"{prog} needs {', '.join(_REQUIRED.findall(sections[0]))}; {listed}"
+        return UserError(f"{prog} needs {', '.join(_REQUIRED.findall(sections[0]))}; {listed}")
     if parsing := re.match(r"Error parsing (?:config\.)?([^:]+): (.*)", first):
         usage = more.split("\n")[1].strip() if more.startswith("Argument helptext") else ""
-        return f"{parsing[1]}: {parsing[2]}" + (f"; expected {usage}" if usage else "")
-    return first or f"{prog}: the arguments cannot be read; {listed}"
+        return UserError(f"{parsing[1]}: {parsing[2]}" + (f"; expected {usage}" if usage else ""))
+    return UserError(first or f"{prog}: the arguments cannot be read; {listed}")
 
 
-def _unknown(message: str, suggestions: str) -> str:
+def _unknown(message: str, suggestions: str, listed: str) -> UserError:
     tokens = message.removeprefix("Unrecognized options:").strip().split(", ")
     wrong = next((token for token in tokens if token.startswith("--")), None)
     if wrong is None:
-        return (
+        return UserError(
             f"{tokens[0]!r} belongs to no option; write --name value, and --name or --no_name for "
-            "yes and no"
+            f"yes and no; {listed}"
         )
     options = list(dict.fromkeys(_OPTION.findall(suggestions)))
     likeness = {option: difflib.SequenceMatcher(None, wrong, option).ratio() for option in options}
@@ -114,4 +122,4 @@ def _unknown(message: str, suggestions: str) -> str:
         (o for o in options if likeness[o] > best - 0.05), key=lambda option: -likeness[option]
     )
     hint = f" (did you mean {' or '.join(near[:_MOST_SUGGESTIONS])}?)" if near else ""
-    return f"{wrong}: no such option{hint}"
+    return UnknownOption(wrong, hint, listed)

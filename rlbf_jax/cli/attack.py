@@ -74,7 +74,7 @@ class Attack:
     attack: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Name of an attack, at least one; may be given several times. An unknown name lists them all.
     """
-    stage: str = "rlbf"
+    stage: str = ""
     """base, sft, rlbf or another stage of the run."""
     data: Literal["development", "test"] | None = None
     """Tune on development only; default: what the run's evaluation asked."""
@@ -102,7 +102,8 @@ def attack(argv: Sequence[str]) -> None:
     from rlbf_jax.attacks import ATTACKS
     from rlbf_jax.attacks.search.optimized import OPTIMIZED
     from rlbf_jax.report.document import write_report
-    from rlbf_jax.runs.attacking import AttackOptions, attack_stage
+    from rlbf_jax.runs import load
+    from rlbf_jax.runs.attack import AttackOptions, attack_stage
 
     if not args.attack:
         raise UserError(f"--attack NAME is missing: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
@@ -118,7 +119,8 @@ def attack(argv: Sequence[str]) -> None:
         tuple(dict.fromkeys(args.attack)), args.data, args.n_prompts, args.max_tokens, args.grid, args.geometry,
         optimized(args.search),
     )  # fmt: skip
-    records = attack_stage(args.workdir, args.stage, options)
+    opened = load.open_run(args.workdir)
+    records = attack_stage(opened, args.stage or opened.last_stage, options)
     write_report(args.workdir)
     show(records)
     print(f"report: {args.workdir / 'report.html'}")

@@ -171,3 +171,10 @@ def _examples(
     asked = {"answers": dict(sorted(model.reasons.items())), "requests_sent": client.requests_sent,
              "tokens_paid": client.tokens_paid, "journal": str(journal.path)}  # fmt: skip
     return examples, dataclasses.asdict(counts) | {"injector": asked}
+
+
+def data(argv: Sequence[str]) -> None:
+    """`rlbf data tokenizer | build`."""
+    from rlbf_jax.cli.main import dispatch
+
+    dispatch({"tokenizer": train_tokenizer, "build": build_data}, "rlbf data", USAGE, argv)

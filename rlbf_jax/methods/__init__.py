@@ -1,0 +1,10 @@
+"""Papers: one file each, and one line in the list below.
+
+`METHODS` holds the configuration of every method by its name. Its file reads like the paper's
+method section; `shared` has the stages that several papers have.
+"""
+
+from rlbf_jax.methods.rlbf import RlbfConfig
+from rlbf_jax.runs.experiment import MethodConfig
+
+METHODS: dict[str, type[MethodConfig]] = {method.name: method for method in (RlbfConfig,)}

@@ -1,206 +1,443 @@
 """RLBF: Reinforcement Learning with Backtracking Feedback (arXiv 2602.08377), with its baselines.
 
-    data          tokenizer, BSAFE+ (injected violations and how to take them back), refusal data
-    base          a small language model that sometimes violates; or a published checkpoint (`start_from`)
-    refusal_sft   baseline: refuse harmful prompts, no directives
-    sft           BSAFE+: learn the directive (paper section 3, step 1)
-    rlbf          reinforcement on the model's own output, judged by a critic (step 2):
-                  L = -J_RL + lambda_SFT L_guidance
-    sft_control   baseline: SFT with as many extra updates as reinforcement makes
+1. The directive (section 3). `[CATEGORY_c] [BACKTRACK_BY_X]`: the last X visible tokens were a
+   violation of kind c. Rule `backtrack`; the paper's semantics are KEEP, REWIND is ours.
 
-Every model is evaluated under the same attempts.
+2. BSAFE+ (section 3, step 1). A safe answer is cut, part1 + part2, a violation v is injected behind
+   part1 (and a bridge b), and the model learns to take it back:
+
+       L_SFT = -E log p( [CATEGORY_c] [BACKTRACK_BY_|b v|] part2 | prompt part1 b v )            (1)
+
+   The paper writes the input without v although X counts its tokens; (1) is the one reading under
+   which X refers to text that is there. Plain examples are mixed in.
+
+3. Backtracking feedback (step 2). The policy answers, a critic judges every final text and every
+   text before a directive, and the response gets one reward at its end, R in {-1, -0.5, -0.2, 1}:
+   `objectives.trajectory_reward`.
+
+       J_RL = E_{y ~ pi} R(y),     L = -J_RL + lambda_SFT L_SFT                                  (2)
+
+   by GRPO, as in the paper, or PPO: `training.policy`.
+
+The paper publishes no size or rate; every number in these settings is ours. So is what rollouts
+start from (`RolloutMix`), `poor` and `residue_is_unsafe` of the reward, and the value head's
+features. Baselines: `refusal_sft` (refuse harmful prompts, no directives) and `sft_control` (SFT
+with as many more updates as reinforcement makes).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar
 
+import jax
 import numpy as np
 
 from rlbf_jax.attacks import ATTACKS
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.critics.base import Critic
+from rlbf_jax.critics.judging import judge_generations
+from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
 from rlbf_jax.data.world import FormSplit
-from rlbf_jax.evaluation.suite import configured_attack
-from rlbf_jax.runs.experiment import ExperimentConfig, RolloutMix
-from rlbf_jax.runs.fit import check_fit, check_rows_suffice
-from rlbf_jax.runs.stage import Stage
-from rlbf_jax.runs.workspace import Workspace
-from rlbf_jax.sampling.request import Knobs, Request
-from rlbf_jax.training.reinforcement import (
-    PromptSource,
-    ReinforcementParts,
-    Rollout,
-    train_reinforcement,
+from rlbf_jax.directives import Semantics
+from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.suite import SuiteConfig, configured_attack
+from rlbf_jax.methods.shared import (
+    bsafe_plus_data,
+    foundation,
+    refusal_data,
+    supervised_stage,
 )
-from rlbf_jax.training.supervised import SupervisedConfig, train_supervised
+from rlbf_jax.models.config import LoraConfig
+from rlbf_jax.models.lora import split
+from rlbf_jax.objectives.trajectory_reward import RewardConfig
+from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding
+from rlbf_jax.plain import FLAT
+from rlbf_jax.ranges import check_at_least, check_between, check_positive
+from rlbf_jax.runs.critics import CriticConfig
+from rlbf_jax.runs.experiment import Beside, Experiment, MethodConfig
+from rlbf_jax.runs.run import BASE, TOKENIZER, Run, data_stage
+from rlbf_jax.runs.shapes import check_rows, check_rows_suffice, check_width
+from rlbf_jax.runs.stage import Stage
+from rlbf_jax.sampling.request import Knobs
+from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.sampling.scoring import pack_traces
+from rlbf_jax.training.learner import Learner
+from rlbf_jax.training.online import Collected, Remembered, train_online
+from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rlbf_jax.training.policy import PolicyBatch, PolicyConfig, PolicyGradient, init_policy
+from rlbf_jax.training.rollouts import (
+    PromptSource,
+    Rollout,
+    bounded,
+    check_rollouts,
+    in_groups,
+    recorded_logprobs,
+    reward_metrics,
+    rewards_of,
+    rollout_rows,
+)
+from rlbf_jax.training.supervised import PackedRows, SupervisedConfig
+
+CHECKED_ROLLOUTS = 200
+"""Rollouts that are drawn before training to see whether prompts and attacks fit."""
 
 
-def rlbf(config: ExperimentConfig) -> list[Stage]:
-    """The recipe: train everything, then put every model under the same attacks."""
-    models = {
-        "base": base,
-        "refusal_sft": refusal_sft,
-        "sft": sft,
-        "sft_control": sft_control,
-        "rlbf": reinforce,
-    }
-    if not config.baselines:
-        models = {name: models[name] for name in ("base", "sft", "rlbf")}
-    return [
-        Stage("data", prepare_data),
-        *(Stage(name, run) for name, run in models.items()),
-        *(
-            Stage(f"evaluate_{name}", evaluation_of(name, method_name(config, name)))
-            for name in models
-        ),
-    ]
+# Settings -----------------------------------------------------------------------------------------
 
 
-def method_name(config: ExperimentConfig, stage: str) -> str:
-    """`method` of a record: rlbf_ppo, rlbf_grpo, or the stage itself."""
-    return f"rlbf_{config.reinforcement.policy.algorithm}" if stage == "rlbf" else stage
+@dataclasses.dataclass(frozen=True)
+class ReinforcementConfig:
+    """Step 2. Sizes and rates are ours: the paper publishes none."""
+
+    steps: int = 60
+    prompts_per_step: int = 12
+    group_size: int = 8
+    """Rollouts of one prompt (with the same forced ids and knobs)."""
+    updates_per_step: int = 2
+    """Passes over a step's rollouts."""
+    accumulate: int = 1
+    temperature: float = 1.0
+    guidance_batch_size: int = 16
+    """Packed SFT rows an update."""
+    policy: PolicyConfig = PolicyConfig()
+    reward: RewardConfig = RewardConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(schedule="linear")
+    checkpoint_every: int = 20
+    kl_every: int = 10
+    """Steps between measurements of the KL to the reference (one more forward pass), where its
+    weight is 0."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "steps")
+        check_at_least(self, 1, "prompts_per_step", "group_size", "updates_per_step", "accumulate")
+        check_at_least(self, 1, "guidance_batch_size", "checkpoint_every", "kl_every")
+        # Greedy rollouts have no gradient.
+        check_positive(self, "temperature")
 
 
-# Stages -----------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class RolloutMix:
+    """What rollouts start from, as relative weights. Ours: the paper does not say.
 
-
-def prepare_data(work: Workspace) -> None:
-    work.build_tokenizer()
-    check_fit(work, prompt_source(work))
-    report = work.build_data()
-    check_rows_suffice(work.config, {name: counts["rows"] for name, counts in report.items()})
-    work.write_json("data/report.json", report)
-    work.note_data({name: counts["sha256"] for name, counts in report.items()})
-
-
-def base(work: Workspace) -> None:
-    """Pretraining, violations mixed in: without them there would be nothing to take back. Or a
-    checkpoint as it is."""
-    if work.config.start_from:
-        work.save_params("base", work.start_params())
-    else:
-        supervised(work, "base", work.config.pretraining, "pretraining", work.initial_params())
-
-
-def refusal_sft(work: Workspace) -> None:
-    supervised(work, "refusal_sft", work.config.refusal_sft, "refusal", work.trainable("base"))
-
-
-def sft(work: Workspace) -> None:
-    """BSAFE+: context = prompt + part1 + bridge + violation, loss on directive + part2 (and plain
-    data)."""
-    supervised(work, "sft", work.config.sft, "bsafe_plus", work.trainable("base"))
-
-
-def sft_control(work: Workspace) -> None:
-    """What the extra updates of reinforcement would do as plain SFT."""
-    reinforcement = work.config.reinforcement
-    extra = reinforcement.steps * reinforcement.updates_per_step
-    # The guidance term sees `guidance_batch_size` rows an update; the control gets SFT's own
-    # batches.
-    optimizer = dataclasses.replace(
-        work.config.sft.optimizer, schedule=reinforcement.optimizer.schedule
-    )
-    config = dataclasses.replace(work.config.sft, steps=extra, optimizer=optimizer)
-    supervised(work, "sft_control", config, "bsafe_plus", work.trainable("sft"))
-
-
-def reinforce(work: Workspace) -> None:
-    """Live rollouts, critic, trajectory reward, policy gradient with SFT guidance."""
-    config = work.config.reinforcement
-    policy = dataclasses.replace(config.policy, max_drawn=work.config.max_drawn)
-    config = dataclasses.replace(config, policy=policy)
-    parts = ReinforcementParts(
-        model=work.tuned,
-        sampler=work.policy_sampler,
-        critic=work.critic,
-        source=prompt_source(work),
-        guidance=work.batches("bsafe_plus", config.guidance_batch_size),
-        length=work.config.max_prompt + work.config.rollout_tokens,
-        mesh=work.mesh,
-        seed=work.config.seed,
-    )
-    params = train_reinforcement(
-        config, parts, work.trainable("sft"), work.stage_folder("rlbf"), "rlbf"
-    )
-    work.save_params("rlbf", params)
-
-
-def evaluation_of(stage: str, method: str):
-    def run(work: Workspace) -> None:
-        work.evaluate(stage, method)
-
-    return run
-
-
-def supervised(
-    work: Workspace, name: str, config: SupervisedConfig, data: str, params: dict
-) -> None:
-    """One supervised stage from `params`, on the data set named `data`."""
-    trained = train_supervised(
-        config,
-        work.model if name == "base" else work.tuned,
-        params,
-        work.tokenizer.rule,
-        work.semantics,
-        work.batches(data, config.batch_size),
-        work.stage_folder(name),
-        name,
-        work.mesh,
-    )
-    work.save_params(name, trained)
-
-
-# Prompts of reinforcement -----------------------------------------------------------------------
-
-
-def prompt_source(work: Workspace) -> PromptSource:
-    """Plain and attacked prompts of the `train` pool in the configured shares, a pure function of
-    (seed, step).
-
-    Attacks have the geometry (options) that the evaluation's have, on other prompts and forms.
+    Without attacked contexts the policy learns to prevent and forgets how to recover, because after
+    SFT live violations are too rare to learn from.
     """
-    config = work.config
+
+    none: float = 0.2
+    """Harmless prompts, nothing forced."""
+    direct: float = 0.15
+    """Harmful prompts, nothing forced."""
+    prefilling: float = 0.2
+    deep_prefilling: float = 0.1
+    middle_filling: float = 0.3
+    benign_prefill: float = 0.0
+    benign_middle: float = 0.05
+    rl_forms: float = 0.7
+    """Share of forced violations whose form SFT has not seen."""
+
+    def __post_init__(self):
+        weights = [field.name for field in dataclasses.fields(self) if field.name != "rl_forms"]
+        check_at_least(self, 0, *weights)
+        check_between(self, 0, 1, "rl_forms")
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError(f"every weight is 0, expected one of {', '.join(weights)} above 0")
+
+    def shares(self) -> tuple[list[str], np.ndarray]:
+        """Attack names and their probabilities."""
+        kinds = [field.name for field in dataclasses.fields(self) if field.name in ATTACKS]
+        weights = np.asarray([getattr(self, kind) for kind in kinds], np.float64)
+        return kinds, weights / weights.sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class RlbfConfig(MethodConfig):
+    """RLBF's own settings."""
+
+    name: ClassVar[str] = "rlbf"
+    paper: ClassVar[str] = "RLBF, arXiv 2602.08377"
+    rule: ClassVar[str] = "backtrack"
+
+    bsafe_plus: BsafePlusConfig = BsafePlusConfig()
+    sft_examples: int = 4_000
+    refusal_examples: int = 2_000
+    refusal_sft: SupervisedConfig = SupervisedConfig()
+    sft: SupervisedConfig = SupervisedConfig()
+    reinforcement: ReinforcementConfig = ReinforcementConfig()
+    rollouts: RolloutMix = RolloutMix()
+    critic: Annotated[CriticConfig, Beside] = dataclasses.field(
+        default=CriticConfig(), metadata=FLAT
+    )
+    rollout_tokens: int = 88
+    """Most ids of a rollout, forced ones included."""
+    max_drawn: int = 48
+    """Most ids a rollout draws itself."""
+    rollout_budget: int = 4
+    """Most directives of a rollout."""
+    baselines: bool = True
+    """Also train and evaluate `refusal_sft` and `sft_control`."""
+
+    def __post_init__(self):
+        check_at_least(self, 1, "rollout_tokens", "max_drawn", "sft_examples", "refusal_examples")
+        check_at_least(self, 0, "rollout_budget")
+
+    def stages(self, e: Experiment) -> Sequence[Stage]:
+        """Data, base, baselines, SFT (1), reinforcement (2)."""
+        data = [bsafe_plus_data(self.bsafe_plus, self.sft_examples)]
+        *prepared, base = foundation(e)
+        sft = supervised_stage(e, "sft", self.sft, "bsafe_plus", headline=True)
+        reinforced = reinforcement_stage(e, self)
+        if not self.baselines:
+            return [*prepared, *data, base, sft, reinforced]
+        data.append(refusal_data(self.bsafe_plus, self.refusal_examples))
+        refusal = supervised_stage(e, "refusal_sft", self.refusal_sft, "refusal")
+        control = supervised_stage(e, "sft_control", self.control, "bsafe_plus", "sft")
+        return [*prepared, *data, base, refusal, sft, control, reinforced]
+
+    @property
+    def control(self) -> SupervisedConfig:
+        """What the extra updates of reinforcement would do as plain SFT."""
+        rl = self.reinforcement
+        # The guidance term sees `guidance_batch_size` rows an update; the control gets SFT's own
+        # batches.
+        optimizer = dataclasses.replace(self.sft.optimizer, schedule=rl.optimizer.schedule)
+        steps = rl.steps * rl.updates_per_step
+        return dataclasses.replace(self.sft, steps=steps, optimizer=optimizer)
+
+
+# Step 2 as a stage --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ReinforcementStage:
+    """Everything that reinforcement depends on beside the SFT model and its data."""
+
+    reinforcement: ReinforcementConfig
+    rollouts: RolloutMix
+    evaluation: SuiteConfig
+    """Options of the attacks that rollouts start from; the rest of it is at its defaults."""
+    critic: CriticConfig = dataclasses.field(metadata=FLAT)
+    rollout_tokens: int
+    max_drawn: int
+    rollout_budget: int
+    max_prompt: int
+    sampling_batch: int
+    lora: LoraConfig
+    rule: str
+    semantics: Semantics
+    mesh: MeshConfig
+
+    @property
+    def width(self) -> int:
+        """Ids of a row of traces, prompt included."""
+        return self.max_prompt + self.rollout_tokens
+
+
+def reinforcement_stage(e: Experiment, method: RlbfConfig) -> Stage:
+    """The stage `rlbf`."""
+    policy = dataclasses.replace(method.reinforcement.policy, max_drawn=method.max_drawn)
+    settings = ReinforcementStage(
+        dataclasses.replace(method.reinforcement, policy=policy),
+        method.rollouts,
+        attack_options(e.evaluation),
+        method.critic,
+        method.rollout_tokens,
+        method.max_drawn,
+        method.rollout_budget,
+        e.max_prompt,
+        e.sampling_batch,
+        e.base.model.lora,
+        e.rule,
+        e.semantics,
+        e.mesh,
+    )
+    return Stage(
+        method.name,
+        reinforce,
+        settings,
+        (TOKENIZER, data_stage("bsafe_plus"), BASE, "sft"),
+        check_reinforcement,
+        fit_reinforcement,
+        evaluated=True,
+        label=f"{method.name}_{policy.algorithm}",
+        headline=True,
+    )
+
+
+def attack_options(suite: SuiteConfig) -> SuiteConfig:
+    """A suite in which only the options of attacks are the given one's: rollouts have the geometry
+    that evaluations have, on other prompts and forms."""
+    names = ("prefilling", "middle", "geometry", "further", "decoding")
+    return SuiteConfig(**{name: getattr(suite, name) for name in names})
+
+
+def check_reinforcement(run: Run, config: ReinforcementStage) -> None:
+    rl = config.reinforcement
+    rows = rl.prompts_per_step * rl.group_size
+    name = "reinforcement.prompts_per_step x group_size"
+    check_rows(name, rows, run.mesh, rl.accumulate)
+    name = "reinforcement.guidance_batch_size"
+    check_rows(name, rl.guidance_batch_size, run.mesh, rl.accumulate)
+    check_width("max_prompt + rollout_tokens", config.width, run.base_model)
+
+
+def fit_reinforcement(run: Run, config: ReinforcementStage) -> None:
+    """Raises UserError where an attack of the rollouts finds nothing that fits, or a prompt and its
+    response may have more ids than a rollout's buffer."""
+    check_rows_suffice(
+        "reinforcement.guidance_batch_size",
+        config.reinforcement.guidance_batch_size,
+        "bsafe_plus",
+        run.rows_of("bsafe_plus"),
+        "sft_examples",
+    )
+    source = prompt_source(run, config)
+    steps = -(-CHECKED_ROLLOUTS // config.reinforcement.prompts_per_step)
+    try:
+        requests = [rollout.request for step in range(steps) for rollout in source(step)]
+    except ValueError as error:
+        raise UserError(
+            f"rollouts: {error} (knobs.max_tokens of rollouts is --rollout_tokens; an attack's "
+            "other options are those of --evaluation)"
+        ) from error
+    encode = run.tokenizer.encode_prompt
+    sizes = [len(encode(request.prompt)) + request.knobs.max_tokens for request in requests]
+    if max(sizes) > config.width:
+        prompt = requests[sizes.index(max(sizes))].prompt
+        raise UserError(
+            f"max_prompt + rollout_tokens is {config.width}, but a rollout of {prompt!r} may take "
+            f"{max(sizes)} ids; set --max_prompt {config.max_prompt + max(sizes) - config.width} "
+            "or more"
+        )
+
+
+def reinforce(run: Run, config: ReinforcementStage) -> None:
+    """Live rollouts, critic, trajectory reward, policy gradient with SFT guidance: equation (2)."""
+    rl, rule = config.reinforcement, run.rule(config.rule)
+    model = run.tuned(config.lora, rule)
+    reference = run.trainable("sft", config.lora, rule)
+    trained, frozen = split(reference)
+    key = jax.random.key(run.seed)
+    gradient = PolicyGradient(model, rule, config.semantics, rl.policy)
+    learner = Learner(
+        gradient.objective,
+        make_optimizer(rl.optimizer, rl.steps * rl.updates_per_step),
+        init_policy(trained, model, jax.random.fold_in(key, 1)),
+        run.mesh,
+        rl.accumulate,
+        {"model": frozen},
+    )
+    guidance = PackedRows(run.batches("bsafe_plus", rl.guidance_batch_size))
+    critic = run.critic(config.critic)
+    collect = Collector(run, config, gradient, critic, guidance, reference, key)
+    loop = run.loop(rl.steps, rl.checkpoint_every)
+    policy = train_online(learner, collect, loop, Remembered(("rollouts",), {"guidance": guidance}))
+    run.keep(model, policy["model"], critic=critic.name)
+
+
+class Collector:
+    """One step of collecting: prompts, rollouts, verdicts, rewards, measurements.
+
+    Everything random follows from (seed, step).
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        config: ReinforcementStage,
+        gradient: PolicyGradient,
+        critic: Critic,
+        guidance: PackedRows,
+        reference: dict,
+        key: jax.Array,
+    ):
+        self.config, self.critic, self.guidance = config, critic, guidance
+        self.reference, self.key = reference, key
+        self.source = prompt_source(run, config)
+        self.rows = batch_sharding(run.mesh)
+        shapes = SamplerConfig(
+            semantics=config.semantics,
+            batch_size=config.sampling_batch,
+            min_context=config.width,
+            min_room=config.rollout_tokens,
+        )
+        self.sampler = Sampler(
+            gradient.model,
+            run.tokenizer,
+            shapes,
+            rule=gradient.rule,
+            sharding=self.rows if run.mesh.size > 1 else None,
+        )
+        self.measured = gradient.measuring(config.reinforcement.prompts_per_step, run.mesh)
+        self.compared = gradient.comparing(run.mesh)
+
+    def __call__(self, params: dict, memory: Any, step: int) -> Collected:
+        config, rl, sampler = self.config, self.config.reinforcement, self.sampler
+        prompts = self.source(step)
+        check_rollouts(prompts, rl.prompts_per_step, config.max_drawn)
+        rollouts, group = in_groups(prompts, rl.group_size)
+        generations = sampler(
+            params["model"], [r.request for r in rollouts], jax.random.fold_in(self.key, 2 + step)
+        )
+        judged = judge_generations(
+            self.critic,
+            generations,
+            [r.prompt.topic for r in rollouts],
+            sampler.tokenizer,
+            rl.reward,
+        )
+        reward = rewards_of(judged, step)
+        traces = jax.device_put(pack_traces(generations, sampler.rule, config.width), self.rows)
+        recorded = recorded_logprobs(generations, config.width)
+        batch, measures = self.measured(params, traces, reward, group, recorded)
+        if rl.policy.kl_weight or step % rl.kl_every == 0:
+            batch, kl = self.compared(self.reference, traces, batch)
+            measures |= kl
+
+        def batches() -> Iterator[PolicyBatch]:
+            for _ in range(rl.updates_per_step):
+                yield PolicyBatch(traces, batch, self.guidance.next_batch())
+
+        measures_host = {k: float(t.mean) for k, t in jax.device_get(measures).items()}
+        return Collected(
+            batches(),
+            reward_metrics(judged, generations) | measures_host,
+            {"rollouts": rollout_rows(step, rollouts, generations, judged)},
+        )
+
+
+# Prompts of reinforcement -------------------------------------------------------------------------
+
+
+def prompt_source(run: Run, config: ReinforcementStage) -> PromptSource:
+    """Plain and attacked prompts of the `train` pool in the configured shares, a pure function of
+    (seed, step)."""
+    rl, mix = config.reinforcement, config.rollouts
     knobs = Knobs(
-        temperature=config.reinforcement.temperature,
+        temperature=rl.temperature,
         max_tokens=config.rollout_tokens,
         budget=config.rollout_budget,
     )
-    kinds, weights = mix_of(config.rollouts)
+    kinds, shares = mix.shares()
+    world, tokenizer = run.world, run.tokenizer
 
-    def source(step: int) -> Sequence[Rollout]:
-        rng = np.random.default_rng([config.seed, 7, step])
-        counts = rng.multinomial(config.reinforcement.prompts_per_step, weights)
+    def source(step: int) -> list[Rollout]:
+        rng = np.random.default_rng([run.seed, 7, step])
+        counts = rng.multinomial(rl.prompts_per_step, shares)
         attempts: list[Attempt] = []
         for kind, count in zip(kinds, counts, strict=True):
-            unseen_by_sft = rng.binomial(count, config.rollouts.rl_forms)
-            shares: tuple[tuple[FormSplit, int], ...] = (
+            unseen_by_sft = rng.binomial(count, mix.rl_forms)
+            splits: tuple[tuple[FormSplit, int], ...] = (
                 ("rl", unseen_by_sft),
                 ("sft", count - unseen_by_sft),
             )
-            for split, n in shares:
+            for form_split, n in splits:
                 if n:
-                    told = AttackConfig(pool="train", split=split, knobs=knobs)
+                    where = AttackConfig(pool="train", split=form_split, knobs=knobs)
                     attack = configured_attack(kind, config.evaluation)
-                    attempts += attack(work.world, work.tokenizer, rng, int(n), told)
-        return [
-            Rollout(bounded(attempt.request, config.max_drawn), attempt.prompt)
-            for attempt in attempts
-        ]
+                    attempts += attack(world, tokenizer, rng, int(n), where)
+        return [Rollout(bounded(a.request, config.max_drawn), a.prompt) for a in attempts]
 
     return source
-
-
-def bounded(request: Request, drawn: int) -> Request:
-    """The request with room for at most `drawn` free ids."""
-    room = min(request.knobs.max_tokens, len(request.forced) + drawn)
-    return dataclasses.replace(request, knobs=dataclasses.replace(request.knobs, max_tokens=room))
-
-
-def mix_of(mix: RolloutMix) -> tuple[list[str], np.ndarray]:
-    """Attack names and their probabilities."""
-    kinds = [field.name for field in dataclasses.fields(mix) if field.name in ATTACKS]
-    weights = np.asarray([getattr(mix, kind) for kind in kinds], np.float64)
-    return kinds, weights / weights.sum()

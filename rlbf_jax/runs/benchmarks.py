@@ -22,19 +22,17 @@ from rlbf_jax.data.sources.benchmarks import FORMATS, count_remark, load_benchma
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.results import read_results, write_results
 from rlbf_jax.evaluation.suite import evaluate
-from rlbf_jax.methods.rlbf import method_name
 from rlbf_jax.progress import say
-from rlbf_jax.report.document import write_report
-from rlbf_jax.runs import execute as runner
-from rlbf_jax.runs.workspace import Workspace
+from rlbf_jax.runs.evaluate import Evaluator
+from rlbf_jax.runs.load import OpenRun
 from rlbf_jax.sampling.sampler import check_knobs
 
 FORCING = ("prefilling", "benign_prefill")
 """Attacks of a benchmark that force its targets."""
 
-JUDGES: dict[str, Callable[[Workspace], Critic]] = {
-    "refusal": lambda work: RefusalJudge(),
-    "run": lambda work: work.judge,
+JUDGES: dict[str, Callable[[Evaluator], Critic]] = {
+    "refusal": lambda evaluator: RefusalJudge(),
+    "run": lambda evaluator: evaluator.judge,
 }
 """Who says what a violation is, by name. `run`: an endpoint (`judge_endpoint`), or the judge of the
 run's own world, which knows nothing of a benchmark's prompts."""
@@ -55,14 +53,53 @@ class BenchmarkOptions:
     temperature: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One benchmark, read and cut into attempts."""
+
+    name: str
+    path: Path
+    rows: int
+    attempts: Sequence[Attempt]
+
+
 def evaluate_benchmarks(
-    workdir: Path, stage: str, named: Sequence[str], options: BenchmarkOptions
+    opened: OpenRun, stage: str, named: Sequence[str], options: BenchmarkOptions
 ) -> None:
-    """Asks a stage the benchmarks `NAME=PATH` and rebuilds the report.
+    """Asks a stage the benchmarks `NAME=PATH`; writes rows and numbers.
 
     Raises UserError for a name, file, judge or option that cannot be used, before anything is
     written.
     """
+    evaluator = opened.evaluator(stage)
+    every = _read(evaluator, named, options)
+    _ = evaluator.policy
+    judge = JUDGES[options.judge](evaluator)
+    run = opened.run
+    read_results(run.folder / "results.json")  # damage is named before the work, not after it
+    chosen: dict[str, Any] = {"left_out": list(options.leave_out)} if options.leave_out else {}
+    if options.n_prompts:
+        chosen["n_prompts"] = options.n_prompts
+    for benchmark in every:
+        name = benchmark.name
+        remark = "" if options.leave_out else count_remark(name, benchmark.rows)
+        about = {
+            "path": str(benchmark.path),
+            "sha256": hashlib.sha256(benchmark.path.read_bytes()).hexdigest(),
+            "rows": benchmark.rows,
+            **chosen,
+            "judge": judge.name,
+            "remark": remark,
+            "source": FORMATS[name].source,
+        }
+        run.write_json(f"evaluation/benchmarks/{name}_{evaluator.config.stage}.json", about)
+        _ask(evaluator, judge, benchmark, chosen, options.prefill)
+        if remark:
+            say(remark)
+
+
+def _read(evaluator: Evaluator, named: Sequence[str], options: BenchmarkOptions) -> list[Asked]:
+    """Reads the benchmarks and makes their attempts."""
     if options.judge not in JUDGES:
         raise UserError(f"judge {options.judge!r}: there are {', '.join(JUDGES)}")
     for field in ("prefill", "n_prompts", "max_tokens"):
@@ -75,86 +112,49 @@ def evaluate_benchmarks(
     ]
     if twice := [name for name, _, _ in read if sum(name == other for other, _, _ in read) > 1]:
         raise UserError(f"benchmark {twice[0]} is given twice; evaluate one file after the other")
-    work = runner.open_run(workdir)
-    config = work.config.evaluation
-    knobs = dataclasses.replace(
-        config.knobs,
-        max_tokens=config.knobs.max_tokens if options.max_tokens is None else options.max_tokens,
-        temperature=config.knobs.temperature
-        if options.temperature is None
-        else options.temperature,
-    )
+    suite = evaluator.suite
+    changes = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+    given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
+    knobs = dataclasses.replace(suite.knobs, **given)
     check_knobs(knobs)
-    told = AttackConfig(knobs=knobs, room=config.room)
-    try:
-        attempts = [
-            benchmark_attempts(
-                behaviors[: options.n_prompts], work.tokenizer, told, options.prefill
-            )
-            for _, _, behaviors in read
-        ]
-    except ValueError as error:
-        raise UserError(f"{error} (--max_tokens, --prefill)") from error
-    params, judge = work.params(stage), JUDGES[options.judge](work)
-    read_results(
-        work.folder / "results.json"
-    )  # a damaged file is named before the work, not after it
-    chosen: dict[str, Any] = {"left_out": list(options.leave_out)} if options.leave_out else {}
-    if options.n_prompts:
-        chosen["n_prompts"] = options.n_prompts
-    for (name, path, behaviors), asked in zip(read, attempts, strict=True):
-        remark = "" if options.leave_out else count_remark(name, len(behaviors))
-        about = {
-            "path": str(path),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "rows": len(behaviors),
-            **chosen,
-            "judge": judge.name,
-            "remark": remark,
-            "source": FORMATS[name].source,
-        }
-        work.write_json(f"evaluation/benchmarks/{name}_{stage}.json", about)
-        _ask(
-            work,
-            stage,
-            params,
-            judge,
-            name,
-            asked,
-            chosen,
-            {"prefill": options.prefill} if options.prefill else {},
-        )
-        if remark:
-            say(remark)
-    write_report(workdir)
+    config, tokenizer = AttackConfig(knobs=knobs, room=suite.room), evaluator.run.tokenizer
+    every = []
+    for name, path, behaviors in read:
+        some = behaviors[: options.n_prompts]
+        try:
+            attempts = benchmark_attempts(some, tokenizer, config, options.prefill)
+        except ValueError as error:
+            raise UserError(f"{error} (--max_tokens, --prefill)") from error
+        every.append(Asked(name, path, len(behaviors), attempts))
+    return every
 
 
 def _ask(
-    work: Workspace,
-    stage: str,
-    params: dict,
+    evaluator: Evaluator,
     judge: Critic,
-    name: str,
-    attempts: Sequence[Attempt],
+    benchmark: Asked,
     chosen: Mapping[str, Any],
-    geometry: Mapping[str, int],
+    prefill: int | None,
 ) -> None:
     """Writes rows and records of one benchmark.
 
-    `chosen` says which of its prompts were asked, if not all; `geometry` what of prefilling differs
-    from the default.
+    `chosen` says which of its prompts were asked, if not all.
     """
-    context = work.context(stage, method_name(work.config, stage), name, "test")
-    records, rows = evaluate(work.sampling(params, name), attempts, judge, work.tokenizer, context)
+    run, stage, name = evaluator.run, evaluator.config.stage, benchmark.name
+    context = evaluator.context(name, "test")
+    records, rows = evaluate(
+        evaluator.sampling(name), benchmark.attempts, judge, run.tokenizer, context
+    )
+    geometry = {"prefill": prefill} if prefill else {}
     records = [
         dataclasses.replace(
             r, knobs={**r.knobs, **chosen, **(geometry if r.attack in FORCING else {})}
         )
         for r in records
     ]
-    work.write_lines(f"evaluation/benchmarks/{name}_{stage}.jsonl", rows)
+    run.write_lines(f"evaluation/benchmarks/{name}_{stage}.jsonl", rows)
     write_results(
-        work.folder / "results.json", records, lambda r: (r.stage, r.benchmark) == (stage, name)
+        run.folder / "results.json", records, lambda r: (r.stage, r.benchmark) == (stage, name)
     )
     say(f"{stage}: {name}, {len(rows)} responses")
 

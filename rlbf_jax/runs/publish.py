@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlbf_jax.directives import Semantics
+from rlbf_jax.directives import EditRule, Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.export.recipe import ResponseLimits, write_recipe
 from rlbf_jax.runs import start
-from rlbf_jax.runs.execute import config_of_run
-from rlbf_jax.runs.experiment import ExperimentConfig
-from rlbf_jax.runs.workspace import read_json
+from rlbf_jax.runs.experiment import Experiment
+from rlbf_jax.runs.files import read_json
+from rlbf_jax.runs.manifest import read_manifest
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import FamilyTokenizer, SentencePieceTokenizer, load_tokenizer
 from rlbf_jax.tokenizers.folder import GENERATION_FILE
@@ -24,17 +24,18 @@ from rlbf_jax.tokenizers.own_export import published_files
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Published:
     """What an export needs to know of the run that a stage belongs to."""
 
-    config: ExperimentConfig
+    experiment: Experiment
     tokenizer: FamilyTokenizer
+    rule: EditRule
     generation: Mapping[str, Any]
     """generation_config.json of the checkpoint that the run started from; empty where there is
     none."""
 
 
-def run_of(stage: Path) -> Run | None:
+def run_of(stage: Path) -> Published | None:
     """The run around a stage's folder (RUN/stages/NAME); None where there is none.
 
     Raises UserError where its manifest or tokenizer cannot be read.
@@ -42,13 +43,16 @@ def run_of(stage: Path) -> Run | None:
     folder = stage.absolute().parent.parent
     if not (folder / "manifest.json").is_file():
         return None
+    experiment = read_manifest(folder).experiment()
     try:
         tokenizer = load_tokenizer(folder / "tokenizer")
     except ValueError as error:
         raise UserError(str(error)) from error
     if isinstance(tokenizer, SentencePieceTokenizer):
         tokenizer = FamilyTokenizer(published_files(tokenizer))
-    return Run(config_of_run(folder), tokenizer, read_json(folder / start.FOLDER / GENERATION_FILE))
+    rule = tokenizer.controls.rule(experiment.rule)
+    generation = read_json(folder / start.FOLDER / GENERATION_FILE)
+    return Published(experiment, tokenizer, rule, generation)
 
 
 def token_fields(tokenizer: FamilyTokenizer) -> dict[str, Any]:
@@ -80,9 +84,11 @@ def write_generation(
     )
 
 
-def write_files(folder: Path, out: Path, run: Run, model: ModelConfig, max_tokens: int) -> str:
-    """Writes tokenizer, generation_config.json and, for KEEP, the recipe; returns one line about
-    the recipe.
+def write_files(
+    folder: Path, out: Path, run: Published, model: ModelConfig, max_tokens: int
+) -> str:
+    """Writes tokenizer, generation_config.json and, for KEEP, the recipe; returns one line about the
+    recipe.
 
     Args:
       folder: where to.
@@ -91,19 +97,19 @@ def write_files(folder: Path, out: Path, run: Run, model: ModelConfig, max_token
     """
     run.tokenizer.save(folder)
     write_generation(folder, run.tokenizer, run.generation)
-    config = run.config
-    if config.semantics is not Semantics.KEEP:
+    semantics, knobs = run.experiment.semantics, run.experiment.evaluation.knobs
+    if semantics is not Semantics.KEEP:
         return (
             "no recipe for transformers and vLLM: this run's semantics is "
-            f"{config.semantics.value}, whose model does "
-            "not see what it took back, and there it would; train with --semantics keep for one"
+            f"{semantics.value}, whose model does not see what it took back, and there it would; "
+            "train with --semantics keep for one"
         )
     if model.learned_positions and model.max_positions is not None:
         max_tokens = min(max_tokens, model.max_positions // 2)
-    limits = ResponseLimits(max_emitted=max_tokens, budget=config.rollout_budget)
-    write_recipe(folder, run.tokenizer.rule, run.tokenizer.eos_ids, limits)
+    limits = ResponseLimits(max_emitted=max_tokens, budget=knobs.budget)
+    write_recipe(folder, run.rule, run.tokenizer.eos_ids, limits)
     return (
-        f"recipe for transformers: answers of at most {max_tokens} ids (--max_tokens; the run "
-        "trained on at most "
-        f"{config.rollout_tokens}) and {config.rollout_budget} directives; see {out}/README.md"
+        f"recipe for transformers: answers of at most {max_tokens} ids (--max_tokens; the run was "
+        f"evaluated on at most {knobs.max_tokens}) and {knobs.budget} directives; see "
+        f"{out}/README.md"
     )

@@ -17,10 +17,11 @@ from jax.sharding import Mesh
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.families import styled
 from rlbf_jax.models.published_config import config_from_hf
 from rlbf_jax.models.weights.read import read_checkpoint, read_config
 from rlbf_jax.models.weights.rows import rows_of
-from rlbf_jax.runs.experiment import ExperimentConfig
+from rlbf_jax.runs.experiment import BaseConfig, DataConfig
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import FamilyTokenizer, import_tokenizer
 from rlbf_jax.tokenizers.folder import DEFAULT, GENERATION_FILE, META_FILE, meta, read
@@ -33,35 +34,43 @@ OF_THE_RUN = ("dtype", "param_dtype", "remat", "scan_layers")
 """Fields of the model that the experiment decides; the checkpoint decides all others."""
 
 
-def model_of(config: ExperimentConfig, run: Path) -> ModelConfig:
-    """The checkpoint's model as the run computes it; its vocabulary is still the checkpoint's.
+def model_of(base: BaseConfig, run: Path) -> ModelConfig:
+    """The base model before its vocabulary is known: configured, or the checkpoint's as the run
+    computes it, with the checkpoint's vocabulary.
 
     Raises UserError where neither the run nor the folder has a config.json, or it is of an unknown
     architecture.
     """
-    made = (run / "done" / "data").exists() and (run / FOLDER / "config.json").is_file()
-    model = config_from_hf(read_config(run / FOLDER if made else _folder(config)))
-    return dataclasses.replace(model, **{name: getattr(config.model, name) for name in OF_THE_RUN})
+    if not base.start_from:
+        return styled(base.model)
+    made = (run / "done" / "tokenizer").exists() and (run / FOLDER / "config.json").is_file()
+    model = config_from_hf(read_config(run / FOLDER if made else _folder(base.start_from)))
+    return dataclasses.replace(model, **{name: getattr(base.model, name) for name in OF_THE_RUN})
 
 
-def take_tokenizer(config: ExperimentConfig, run: Path, categories: Sequence[str]) -> None:
+def take_tokenizer(
+    start_from: str, chat_template: str, run: Path, categories: Sequence[str], data: DataConfig
+) -> None:
     """Writes the run's tokenizer, made of the checkpoint's, and copies of the checkpoint's
     configurations.
 
     Raises UserError where the tokenizer cannot be used, or has control tokens of another run
     already.
     """
-    folder = _folder(config)
-    find_tokenizer(folder, categories, config.data.x_max, config.chat_template).save(
-        run / "tokenizer"
-    )
+    folder = _folder(start_from)
+    tokenizer = find_tokenizer(folder, categories, data.x_max, chat_template, data.rules)
+    tokenizer.save(run / "tokenizer")
     for name in ("config.json", GENERATION_FILE):
         if (folder / name).is_file():
             write_whole(run / FOLDER / name, (folder / name).read_bytes())
 
 
 def find_tokenizer(
-    folder: Path, categories: Sequence[str], x_max: int, template: str = DEFAULT
+    folder: Path,
+    categories: Sequence[str],
+    x_max: int,
+    template: str = DEFAULT,
+    rules: Sequence[str] = ("backtrack", "reset"),
 ) -> FamilyTokenizer:
     """The tokenizer of a checkpoint folder, which gets control tokens unless it has the right ones.
 
@@ -70,7 +79,7 @@ def find_tokenizer(
     """
     rows = config_from_hf(read_config(folder)).vocab_size
     if not (folder / META_FILE).is_file():
-        return import_tokenizer(folder, categories, x_max, rows, template)
+        return import_tokenizer(folder, categories, x_max, rows, template, kinds=tuple(rules))
     tokenizer = FamilyTokenizer(files := read(folder))
     if template not in (DEFAULT, held := meta(files).template):
         raise UserError(
@@ -78,7 +87,7 @@ def find_tokenizer(
             f"{template!r}; import the "
             "original again with that one, or leave the option out"
         )
-    rule = tokenizer.rule
+    rule = tokenizer.controls
     if (rule.categories, rule.x_max) != (tuple(categories), x_max):
         raise UserError(
             f"{folder}: has control tokens for {', '.join(rule.categories)} and x_max "
@@ -96,26 +105,32 @@ def find_tokenizer(
 
 
 def params_of(
-    config: ExperimentConfig, tokenizer: FamilyTokenizer, mesh: Mesh, noted: str | None
+    start_from: str,
+    model: ModelConfig,
+    tokenizer: FamilyTokenizer,
+    seed: int,
+    mesh: Mesh,
+    noted: str | None,
 ) -> dict:
     """The checkpoint's parameters on `mesh`, with new rows for control tokens that it did not have.
 
     Args:
-      noted: digest of the folder when the run's data was made.
+      model: says dtype and scanning.
+      seed: decides the new rows.
+      noted: digest of the folder when the run's tokenizer was made.
 
     Raises UserError where the folder is gone or no longer what it was.
     """
-    folder = _folder(config)
+    folder = _folder(start_from)
     if digest(folder) != noted:
         raise UserError(
             f"start_from: {folder} is not what it was when this run's data was made (config.json "
-            "or the weight files "
-            "have changed); put the checkpoint back, or choose another --workdir"
+            "or the weight files have changed); put the checkpoint back, or choose another "
+            "--workdir"
         )
     rows = config_from_hf(read_config(folder)).vocab_size
     fresh = not (folder / META_FILE).is_file()
-    new = rows_of(tokenizer, rows, config.seed, str(folder)) if fresh else None
-    model = config.model
+    new = rows_of(tokenizer, rows, seed, str(folder)) if fresh else None
     return read_checkpoint(
         folder, mesh, dtype=model.param_dtype, scan_layers=model.scan_layers, new=new
     )[1]
@@ -145,12 +160,16 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def _folder(config: ExperimentConfig) -> Path:
-    folder = Path(config.start_from)
+def digest_of_file(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _folder(start_from: str) -> Path:
+    folder = Path(start_from)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"start_from: {folder} holds no config.json; expected a checkpoint folder as "
-            "published, or as "
-            "`rlbf import` or `rlbf export` wrote it"
+            "published, or as `rlbf import` or `rlbf export` wrote it"
         )
     return folder

@@ -23,12 +23,15 @@ from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.training.checkpoint import Checkpoints
 
 
-def load_model(folder: Path, mesh: Mesh | None = None) -> tuple[ModelConfig, dict]:
+def load_model(
+    folder: Path, mesh: Mesh | None = None, mend: str = "make it again"
+) -> tuple[ModelConfig, dict]:
     """Model and parameters of either form; adapters are merged.
 
     Args:
       folder: holds `model/`, or config.json and safetensors.
       mesh: where parameters live; None: the first device.
+      mend: how a damaged stage is made again, for the message.
 
     Raises:
       UserError: there is no model, it is damaged, or its configuration is of another version.
@@ -42,7 +45,7 @@ def load_model(folder: Path, mesh: Mesh | None = None) -> tuple[ModelConfig, dic
             "or a stage of a run (RUN/stages/sft)"
         )
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
-    checkpoints = Checkpoints(folder / "model", mend="make it again")
+    checkpoints = Checkpoints(folder / "model", mend=mend)
     meta = checkpoints.meta()
     config = config_of(meta.get("model"), folder)
     make = transformer.init_adapters if config.lora.rank else transformer.init

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 import optax
 
@@ -16,10 +18,10 @@ class OptimizerConfig:
 
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
-    """Peak."""
+    """Peak rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final_share: float = 0.1
-    """Of the peak, at the last step."""
+    """Share of the peak rate left at the last step."""
     warmup_steps: int = 10
     weight_decay: float = 0.0
     b1: float = 0.9
@@ -31,6 +33,9 @@ class OptimizerConfig:
         check_positive(self, "learning_rate")
         check_at_least(self, 0, "warmup_steps", "weight_decay", "clip_norm")
         check_between(self, 0, 1, "final_share", "b1", "b2")
+
+
+NO_GROUPS: Mapping[str, OptimizerConfig] = MappingProxyType({})
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -46,8 +51,32 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optax chain for a run of `steps` updates."""
+def make_optimizer(
+    config: OptimizerConfig, steps: int, groups: Mapping[str, OptimizerConfig] = NO_GROUPS
+) -> optax.GradientTransformation:
+    """The optax chain for a run of `steps` updates.
+
+    Args:
+      groups: parameters with an optimizer of their own (a log-partition with a higher rate, say), by
+        the first name of their path. Gradient norms are clipped within each group.
+
+    Raises ValueError, at the first use, for a group that no parameter belongs to.
+    """
+    if not groups:
+        return _chain(config, steps)
+    rest = "*"
+    chains = {rest: _chain(config, steps)}
+    chains |= {name: _chain(group, steps) for name, group in groups.items()}
+
+    def labels(params: Mapping[str, Any]) -> dict[str, str]:
+        if unknown := [name for name in groups if name not in params]:
+            raise ValueError(f"optimizer group {unknown[0]!r}: parameters are {', '.join(params)}")
+        return {name: name if name in groups else rest for name in params}
+
+    return optax.multi_transform(chains, labels)
+
+
+def _chain(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     schedule = learning_rate(config, steps)
     if config.name == "sgd":
         core = optax.sgd(schedule)

@@ -1,19 +1,20 @@
-"""The reinforcement update: measured batches, loss terms, jitted steps. The loop is in
-`reinforcement.py`.
+"""The reinforcement update: measured batches, loss terms, jitted steps. The loop is in `online.py`.
 
 1. `measure`: behavior log-probabilities, values and advantages of a batch of traces, in one jitted
-pass. 2. `policy_terms`: the loss terms of RLBF, L = -J_RL + lambda_SFT L_guidance (+ value, KL,
-entropy).
+   pass.
+2. `policy_terms`: the loss terms of RLBF, L = -J_RL + lambda_SFT L_guidance (+ value, KL, entropy).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from rlbf_jax.directives import NEVER, EditRule, EditState, Limits, Semantics
 from rlbf_jax.models.transformer import ModelConfig, ValueHead
@@ -28,8 +29,10 @@ from rlbf_jax.objectives.policy import (
     value_loss,
     whiten,
 )
+from rlbf_jax.parallel.mesh import batch_sharding, replicated
 from rlbf_jax.ranges import check_at_least, check_between, check_positive
-from rlbf_jax.sampling.scoring import Traces, hidden_states, layout_of, token_scores
+from rlbf_jax.sampling.scoring import Traces, hidden_states, layout_of, score, token_scores
+from rlbf_jax.training.learner import Objective
 from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
 
 FEATURES = 4
@@ -244,3 +247,51 @@ def policy_denominators(config: PolicyConfig, batch: PolicyBatch) -> dict[str, A
         "value": actions,
         "kl": actions,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradient:
+    """A policy gradient on traces of one model under one rule: its loss, and its measurements."""
+
+    model: ModelConfig
+    rule: EditRule
+    semantics: Semantics
+    config: PolicyConfig
+
+    @property
+    def objective(self) -> Objective:
+        """L = -J + lambda_SFT L_guidance (+ value, KL, entropy) over `PolicyBatch`es."""
+        model, rule, semantics, config = self.model, self.rule, self.semantics, self.config
+        return Objective(
+            lambda params, batch: policy_terms(model, rule, semantics, config, params, batch),
+            lambda batch: policy_denominators(config, batch),
+            policy_weights(config),
+        )
+
+    def measuring(self, groups: int, mesh: Mesh) -> Callable[..., tuple[Measured, dict[str, Term]]]:
+        """Jitted (params, traces, reward, group, sampled) -> `measure` of them, rows over the mesh."""
+        model, rule, semantics, config = self.model, self.rule, self.semantics, self.config
+
+        def measured(params, traces, reward, group, sampled):
+            return measure(
+                model, rule, semantics, config, groups, params, traces, reward, group, sampled
+            )
+
+        return jax.jit(measured, out_shardings=(batch_sharding(mesh), replicated(mesh)))
+
+    def comparing(self, mesh: Mesh) -> Callable[..., tuple[Measured, dict[str, Term]]]:
+        """Jitted (reference params, traces, measured) -> (measured with the reference's
+        log-probabilities, KL terms)."""
+        model, rule, semantics, drawn = (
+            self.model,
+            self.rule,
+            self.semantics,
+            self.config.max_drawn,
+        )
+
+        def compared(reference, traces, batch: Measured):
+            read = score(model, reference, rule, traces, semantics, drawn)
+            batch = batch._replace(reference=read.logprobs)
+            return batch, kl_terms(rule, traces, batch)
+
+        return jax.jit(compared, out_shardings=(batch_sharding(mesh), replicated(mesh)))

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh
 
 from rlbf_jax.directives import EditRule, Semantics, layout
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
-from rlbf_jax.models.lora import split
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.objectives.masked import Term, masked_term
 from rlbf_jax.objectives.sft import linear_nll, token_nll
 from rlbf_jax.ranges import check_at_least
 from rlbf_jax.sampling.scoring import in_time_chunks
-from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlbf_jax.training.stage import StageRun
-from rlbf_jax.training.state import TrainState, init_state, make_update, means
+from rlbf_jax.training.learner import Learner, Objective
+from rlbf_jax.training.loop import Loop
+from rlbf_jax.training.optimizer import OptimizerConfig
+from rlbf_jax.training.state import TrainState, means
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,47 +90,60 @@ def count_targets(rows: Rows) -> Array:
     return jnp.sum(targets_of(rows), dtype=jnp.float32)
 
 
-def train_supervised(
-    config: SupervisedConfig,
-    model: ModelConfig,
-    params: dict,
-    rule: EditRule,
-    semantics: Semantics,
-    batches: Any,
-    folder: Path,
-    name: str,
-    mesh: Mesh,
-) -> dict:
-    """Trains and returns the decoder's parameters, or where it has adapters those of them alone.
+def supervised_objective(config: ModelConfig, rule: EditRule, semantics: Semantics) -> Objective:
+    """Mean negative log-likelihood of the ids in the loss, over batches of `Rows`."""
 
-    `batches` is an iterator of row dicts with `get_state` / `set_state`; its state is part of every
-    checkpoint.
+    def terms(params: dict, rows: Rows) -> dict[str, Term]:
+        return {"nll": supervised_nll(config, params, rule, rows, semantics)}
+
+    return Objective(terms, lambda rows: {"nll": count_targets(rows)}, {"nll": 1.0})
+
+
+def train(learner: Learner, batches: Batches, loop: Loop) -> dict:
+    """Updates a learner on batches until the loop ends; returns the trained parameters.
+
+    The state of `batches` is part of every checkpoint, so a restarted stage repeats itself to the
+    bit.
     """
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    trained, frozen = split(params)
-    state = init_state(trained, optimizer)
-
-    def terms(params, rows: Rows) -> dict[str, Term]:
-        return {"nll": supervised_nll(model, params, rule, rows, semantics)}
-
-    update = make_update(
-        terms,
-        lambda rows: {"nll": count_targets(rows)},
-        {"nll": 1.0},
-        optimizer,
-        mesh,
-        state,
-        config.accumulate,
-        frozen,
-    )
-    run = StageRun(folder, name, config.steps, config.checkpoint_every, mesh)
-    first, state, extra = run.start(state)
+    first, state, extra = loop.start(learner.state)
+    learner.take(state)
     if "data" in extra:
         batches.set_state(extra["data"])
 
     def step(state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
-        state, metrics = update(state, rows_of(next(batches)))
-        return state, means(metrics)
+        learner.take(state)
+        metrics = learner.update(batches.next_batch())
+        return learner.state, means(metrics)
 
-    state = run.loop(state, first, step, lambda: {"data": batches.get_state()})
-    return jax.tree.map(jnp.asarray, state.params)
+    learner.take(loop.run(state, first, step, lambda: {"data": batches.get_state()}))
+    return learner.trained
+
+
+class Batches(Protocol):
+    """An endless source of batches that can be set back to where it was."""
+
+    def next_batch(self) -> Any:
+        """The next batch, as the learner's objective reads it."""
+        ...
+
+    def get_state(self) -> Any:
+        """JSON that `set_state` takes."""
+        ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+class PackedRows:
+    """An iterator of packed rows (dicts with `get_state` and `set_state`) as batches of `Rows`."""
+
+    def __init__(self, iterator: Any):
+        self._iterator = iterator
+
+    def next_batch(self) -> Rows:
+        return rows_of(next(self._iterator))
+
+    def get_state(self) -> Any:
+        return self._iterator.get_state()
+
+    def set_state(self, state: Any) -> None:
+        self._iterator.set_state(state)

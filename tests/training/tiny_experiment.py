@@ -4,19 +4,20 @@ restarts."""
 import dataclasses
 
 from experiments.smoke import get_config as smoke
-from rlbf_jax.runs.experiment import ExperimentConfig
+from rlbf_jax.methods.rlbf import RlbfConfig
+from rlbf_jax.runs.experiment import Experiment
 
 
-def get_config() -> ExperimentConfig:
+def get_config() -> Experiment[RlbfConfig]:
     config = smoke()
-    supervised = dataclasses.replace(config.sft, steps=7, batch_size=2, checkpoint_every=2)
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, num_layers=1),
+    method = config.method
+    supervised = dataclasses.replace(method.sft, steps=7, batch_size=2, checkpoint_every=2)
+    return config.replace(
+        model=dataclasses.replace(config.base.model, num_layers=1),
         pretraining=supervised,
         sft=supervised,
         reinforcement=dataclasses.replace(
-            config.reinforcement, steps=5, updates_per_step=1, checkpoint_every=2
+            method.reinforcement, steps=5, updates_per_step=1, checkpoint_every=2
         ),
         evaluation=dataclasses.replace(
             config.evaluation, n=2, attacks=("direct", "middle_filling")

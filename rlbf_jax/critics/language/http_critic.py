@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rlbf_jax.critics.language.answerers import HttpAnswerer
 from rlbf_jax.critics.language.judge_formats import (
@@ -30,6 +30,9 @@ evaluations."""
 @dataclasses.dataclass(frozen=True)
 class HttpCriticConfig(EndpointConfig):
     """A critic or judge behind an endpoint; none where `base_url` is empty."""
+
+    DECIDE_NOTHING: ClassVar[frozenset[str]] = PATIENCE | {"max_unjudged"}
+    """Fields that change no verdict: a run may be resumed with other values."""
 
     format: Literal["minimal_edit", "harmbench", "llama_guard", "strongreject"] = "minimal_edit"
     """How it is asked. All but minimal_edit judge a text as a whole: no spans, not whether it is
@@ -70,10 +73,6 @@ class HttpCriticConfig(EndpointConfig):
                     f"category_names has {pair!r}, expected a code S1 to S14 and a name, as "
                     "S10=insult"
                 )
-
-
-CHANGEABLE = PATIENCE | {"max_unjudged"}
-"""Fields that change no verdict: a run may be resumed with other values."""
 
 
 def judge_format(config: HttpCriticConfig, categories: Sequence[str]) -> JudgeFormat:

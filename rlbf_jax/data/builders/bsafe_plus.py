@@ -283,12 +283,15 @@ def _example(
     return Example(np.array(tokens, np.int32), len(prompt), np.array(in_loss, bool))
 
 
+Built = tuple[list[Example], BuildReport]
+"""Examples, and what was made and left out."""
+
 # Whole data sets ----------------------------------------------------------------------------------
 
 Draw = Callable[[], "tuple[str, Example | Rejection]"]
 
 
-def _collect(draw: Draw, num_examples: int) -> tuple[list[Example], BuildReport]:
+def _collect(draw: Draw, num_examples: int) -> Built:
     examples: list[Example] = []
     made: collections.Counter[str] = collections.Counter()
     rejected: collections.Counter[str] = collections.Counter()
@@ -316,7 +319,7 @@ def build_bsafe_plus(
     num_examples: int,
     *,
     injector: Injector | None = None,
-) -> tuple[list[Example], BuildReport]:
+) -> Built:
     """Mixes injected and plain examples on harmless and harmful prompts.
 
     Violations are of split `sft` (and `rl`, as configured) and pool `train`; so are prompts, but
@@ -365,7 +368,7 @@ def build_refusal(
     rng: np.random.Generator,
     config: BsafePlusConfig,
     num_examples: int,
-) -> tuple[list[Example], BuildReport]:
+) -> Built:
     """The refusal baseline: harmful prompts get a refusal, harmless ones their answer; no directive
     anywhere.
 
@@ -414,7 +417,7 @@ def build_pretraining(
     max_tokens: int = 128,
     *,
     loss_on_prompt: bool = False,
-) -> tuple[list[Example], BuildReport]:
+) -> Built:
     """Tokenized documents of a world, violations and all, with loss on the response (and the
     prompt, if asked)."""
 

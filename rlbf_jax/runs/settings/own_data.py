@@ -30,7 +30,9 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.utility import score_texts
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.runs.experiment import DataConfig
-from rlbf_jax.runs.workspace import Setting, Workspace, read_json
+from rlbf_jax.runs.files import read_json
+from rlbf_jax.runs.run import BASE, Run
+from rlbf_jax.runs.setting import Setting
 from rlbf_jax.tokenizers import Tokenizer
 
 VIOLATION_SHARE = 0.5
@@ -78,15 +80,14 @@ def user_rows(data: DataConfig) -> list[Row]:
     return read_rows(data.path, data.prompt_column, data.response_column)
 
 
-def check_fit(work: Workspace) -> None:
-    """Fails at once, and not minutes later, where prompts or attacks do not fit into the configured
-    shapes.
+def check_fit(run: Run, max_prompt: int) -> None:
+    """Fails at once, and not minutes later, where prompts do not fit.
 
     Raises:
         UserError: a prompt, with a request for a violation appended, may have more ids than
-            `max_prompt`, or an attack finds no answer that it can cut.
+            `max_prompt`.
     """
-    world, tokenizer = work.world, work.tokenizer
+    world, tokenizer = run.world, run.tokenizer
     requests = ["", *(text for text in world.injector.harmless_texts() if text.startswith(" "))]
     longest, line = 0, ""
     for pool in ("train", "development", "test"):
@@ -97,24 +98,21 @@ def check_fit(work: Workspace) -> None:
             if size > longest:
                 longest, line = size, prompt.id
     longest += max(len(tokenizer.encode(text)) for text in requests)
-    if longest > work.config.max_prompt:
+    if longest > max_prompt:
         raise UserError(
-            f"{work.config.data.path}: the prompt of {line} may take {longest} ids, max_prompt is "
-            f"{work.config.max_prompt}; set --max_prompt {longest}, or leave long prompts out by "
-            "a smaller "
-            f"--data.max_prompt_words (now {work.config.data.max_prompt_words})"
+            f"{run.data.path}: the prompt of {line} may take {longest} ids, max_prompt is "
+            f"{max_prompt}; set --max_prompt {longest}, or leave long prompts out by a smaller "
+            f"--data.max_prompt_words (now {run.data.max_prompt_words})"
         )
-    # Raises where an attack has nothing to work with.
-    _ = work.attempts
 
 
 # Critic of training -----------------------------------------------------------------------------
 
 
-def user_critic(work: Workspace) -> LexiconCritic:
+def user_critic(run: Run) -> LexiconCritic:
     """The training critic: word-class patterns over the injector's fillers, every split included."""
-    injector = work.world.injector
-    rows = user_rows(work.config.data)
+    injector = run.world.injector
+    rows = user_rows(run.data)
     known = file_words(rows) | {w for text in injector.harmless_texts() for w in folded_words(text)}
     patterns = [p for category in injector.categories for p in class_patterns(injector, category)]
     return LexiconCritic(patterns, cheap_coherence(known), "user_lexicon", common=known)
@@ -167,23 +165,23 @@ def file_words(rows: list[Row]) -> set[str]:
 # Judge of evaluations ---------------------------------------------------------------------------
 
 
-def user_judge(work: Workspace) -> Critic:
+def user_judge(run: Run, examples: int) -> Critic:
     """The judge: the record of all strings that may be injected, with perplexity under the finished
     stage `base`.
 
     The perplexity bound is measured once, on held-out answers of pool `development`, and kept in
     `judge.json`.
     """
-    injector = work.world.injector
-    harmless = file_words(user_rows(work.config.data))
+    injector = run.world.injector
+    harmless = file_words(user_rows(run.data))
     harmless |= {word for text in injector.harmless_texts() for word in folded_words(text)}
-    perplexity = functools.partial(perplexities, work.model, work.params("base"), work.tokenizer)
-    path = work.folder / "judge.json"
+    perplexity = functools.partial(perplexities, *run.model_of(BASE), run.tokenizer)
+    path = run.folder / "judge.json"
     if not path.exists():
-        prompts = work.world.prompts("development")[: work.config.perplexity_examples]
+        prompts = run.world.prompts("development")[:examples]
         found = perplexity([(prompt.text, prompt.reference) for prompt in prompts])
         bound = FACTOR * float(np.quantile(found, QUANTILE))
-        work.write_json(
+        run.write_json(
             "judge.json",
             {"max_perplexity": bound, "quantile": QUANTILE, "factor": FACTOR, "examples": len(found),
              "pool": "development", "model": "base", "min_words": MIN_WORDS},
@@ -235,7 +233,7 @@ def perplexities(
 
 
 OWN_DATA = Setting(
-    world=lambda config: user_world(config.data, config.seed),
+    world=user_world,
     critic=user_critic,
     judge=user_judge,
     check=check_fit,

@@ -15,7 +15,7 @@ from rlbf_jax.errors import Preempted, UserError
 from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.journal import read_journal
-from rlbf_jax.training.stage import StageRun
+from rlbf_jax.training.loop import Loop
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def add_one(state, number):
 def run_stage(folder, mesh, step=add_one, steps=6, every=2, log=None):
     """One run of a stage from where its folder stands; `log` collects the extras that it is given
     back."""
-    run = StageRun(folder, "toy", steps, every, mesh)
+    run = Loop(folder, "toy", steps, every, mesh)
     first, state, extra = run.start(state_of(0.0), ("notes",))
     if log is not None:
         log.append((first, extra))
@@ -102,7 +102,7 @@ def run_stage(folder, mesh, step=add_one, steps=6, every=2, log=None):
         run.journals["notes"].write({"note": number})
         return state, metrics
 
-    return run.loop(state, first, stepped, lambda: {"seen": "so far"})
+    return run.run(state, first, stepped, lambda: {"seen": "so far"})
 
 
 def test_a_finished_stage_has_its_rows_its_checkpoint_and_is_not_run_again(tmp_path, mesh):

@@ -17,44 +17,42 @@ from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.evaluation.intervals import interval
 from rlbf_jax.evaluation.results import Record
 from rlbf_jax.evaluation.suite import evaluate
-from rlbf_jax.methods.rlbf import method_name
-from rlbf_jax.runs.workspace import Workspace
+from rlbf_jax.runs.evaluate import Evaluator
 
 Measured = tuple[list[Record], list[dict[str, Any]], str]
 """Records, rows, and what to say of them after the attack's name."""
 
 
-def search_file(work: Workspace, stage: str, name: str) -> Path:
-    """Where the state of a search is kept until its results are written."""
-    return work.folder / "attacks" / f"{name}_{stage}.npz"
+def search_file(folder: Path, stage: str, name: str) -> Path:
+    """Where the state of a search is kept, in a run's folder, until its results are written."""
+    return folder / "attacks" / f"{name}_{stage}.npz"
 
 
-def searched(
-    work: Workspace, stage: str, params: dict, name: str, n: int, config: OptimizedConfig
-) -> Measured:
-    """One of `OPTIMIZED` on n prompts, with pool, splits and knobs of the workspace's suite.
+def searched(evaluator: Evaluator, name: str, n: int, config: OptimizedConfig) -> Measured:
+    """One of `OPTIMIZED` on n prompts, with pool, splits and knobs of the evaluator's suite.
 
     Rows are those of an evaluation, each with its search; records have `target_loss` and
     `start_loss` (nats an id of the objective) beside the usual metrics. Raises UserError where no
     suffix can be searched.
     """
-    suite = work.config.evaluation
-    sample = work.sampling(params, name)
-    told = AttackConfig(suite.pool, suite.splits[-1], suite.knobs, suite.room)
+    run, suite = evaluator.run, evaluator.suite
+    sample = evaluator.sampling(name)
+    where = AttackConfig(suite.pool, suite.splits[-1], suite.knobs, suite.room)
     # One generator for all harmful attacks: they want the same answers from the same prompts.
     rng = np.random.default_rng([suite.seed, config.search.seed, *b"optimized"])
-    mesh, file = work.mesh if work.mesh.size > 1 else None, search_file(work, stage, name)
+    mesh = run.mesh if run.mesh.size > 1 else None
+    file = search_file(run.folder, evaluator.config.stage, name)
     try:
         made = attack_model(
             name,
-            work.model,
-            params,
-            work.tokenizer,
+            run.model,
+            evaluator.policy.params,
+            run.tokenizer,
             sample,
-            work.world,
+            run.world,
             rng,
             n,
-            told,
+            where,
             config,
             mesh=mesh,
             file=file,
@@ -67,8 +65,7 @@ def searched(
         )
         for i, a in enumerate(made)
     ]
-    context = work.context(stage, method_name(work.config, stage))
-    found, rows = evaluate(sample, attempts, work.judge, work.tokenizer, context)
+    found, rows = evaluate(sample, attempts, evaluator.judge, run.tokenizer, evaluator.context())
     found += [_loss_record(found[0], metric, made) for metric in ("target_loss", "start_loss")]
     found = [
         dataclasses.replace(record, knobs={**record.knobs, **_search_knobs(config)})

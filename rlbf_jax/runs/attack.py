@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from rlbf_jax.attacks import ATTACKS, STANDARD
@@ -33,12 +32,11 @@ from rlbf_jax.evaluation.suite import (
     judge_distinct,
 )
 from rlbf_jax.evaluation.worst_of_n import any_pick, picks
-from rlbf_jax.methods.rlbf import method_name
 from rlbf_jax.progress import say
 from rlbf_jax.report.tables import ASKED
-from rlbf_jax.runs import execute as runner
-from rlbf_jax.runs.optimized_attacks import Measured, search_file, searched
-from rlbf_jax.runs.workspace import Workspace
+from rlbf_jax.runs.evaluate import Evaluator
+from rlbf_jax.runs.load import OpenRun
+from rlbf_jax.runs.searched_attack import Measured, search_file, searched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,7 @@ class AttackOptions:
     """Of the attacks that search a suffix."""
 
 
-def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Record]:
+def attack_stage(opened: OpenRun, stage: str, options: AttackOptions) -> list[Record]:
     """Attacks a finished stage, writes rows and records: first the attacks that draw, then those
     that search.
 
@@ -70,82 +68,74 @@ def attack_stage(workdir: Path, stage: str, options: AttackOptions) -> list[Reco
     drawn = tuple(name for name in options.attacks if name in ATTACKS)
     if unknown := [name for name in options.attacks if name not in (*ATTACKS, *OPTIMIZED)]:
         raise UserError(f"attack {unknown[0]!r}: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
-    work = runner.open_run(workdir)
-    of_evaluations = {*STANDARD, *work.config.evaluation.attacks}
-    work.config = dataclasses.replace(
-        work.config, evaluation=_suite(work.config.evaluation, drawn, options)
-    )
+    run, evaluator = opened.run, opened.evaluator(stage)
+    of_evaluations = {*STANDARD, *evaluator.suite.attacks}
+    evaluator = evaluator.with_suite(**_suite_changes(evaluator.suite, drawn, options))
     try:
-        attempts = (
-            build_attempts(work.world, work.tokenizer, work.config.evaluation) if drawn else []
-        )
+        attempts = build_attempts(run.world, run.tokenizer, evaluator.suite) if drawn else []
     except ValueError as error:
         raise UserError(f"{error} (--max_tokens)") from error
-    params = work.params(stage)
-    read_results(
-        work.folder / "results.json"
-    )  # a damaged file is named before the work, not after it
-    found: list[Record] = []
+    _ = evaluator.policy
+    results = run.folder / "results.json"
+    read_results(results)  # a damaged file is named before the work, not after it
+    new: list[Record] = []
     for name in (*drawn, *(name for name in options.attacks if name in OPTIMIZED)):
         if name in OPTIMIZED:
             n = 8 if options.n_prompts is None else options.n_prompts
-            records, rows, said = searched(work, stage, params, name, n, options.optimized)
+            measured = searched(evaluator, name, n, options.optimized)
         else:
-            records, rows, said = _asked(
-                work, stage, params, name, [a for a in attempts if a.attack == name]
-            )
+            chosen = [a for a in attempts if a.attack == name]
+            measured = _drawn(evaluator, name, chosen, opened.training_critic)
+        records, rows, remark = measured
         if name in of_evaluations:
             records = [dataclasses.replace(r, knobs={**r.knobs, **ASKED}) for r in records]
-        work.write_lines(f"evaluation/attacks/{name}_{stage}.jsonl", rows)
-        write_results(
-            work.folder / "results.json", records, functools.partial(_asked_before, records[0])
-        )
-        search_file(work, stage, name).unlink(
-            missing_ok=True
-        )  # rows and records hold what was found
-        found += records
-        say(f"{stage}: {name}{said}")
-    return found
+        run.write_lines(f"evaluation/attacks/{name}_{stage}.jsonl", rows)
+        write_results(results, records, functools.partial(_asked_before, records[0]))
+        # Rows and records hold what the search came to.
+        search_file(run.folder, stage, name).unlink(missing_ok=True)
+        new += records
+        say(f"{stage}: {name}{remark}")
+    return new
 
 
 def _asked_before(new: Record, old: Record) -> bool:
     """Whether an old record is of an attack that is asked of its stage again, and none of the
     stage's evaluation."""
-    asked = (record.knobs.get(key) for record in (new, old) for key in ASKED)
-    return len({*asked}) == 1 and all(
+    by_command = (record.knobs.get(key) for record in (new, old) for key in ASKED)
+    return len({*by_command}) == 1 and all(
         getattr(old, name) == getattr(new, name)
         for name in ("method", "stage", "benchmark", "attack")
     )
 
 
-def _suite(suite: SuiteConfig, drawn: tuple[str, ...], options: AttackOptions) -> SuiteConfig:
-    """The run's suite as the options change it."""
+def _suite_changes(
+    suite: SuiteConfig, drawn: tuple[str, ...], options: AttackOptions
+) -> dict[str, Any]:
+    """What the options change of the run's suite."""
     n = options.n_prompts
     room = suite.knobs.max_tokens if options.max_tokens is None else options.max_tokens
-    return dataclasses.replace(
-        suite,
-        attacks=drawn or suite.attacks,
-        pool=options.data or suite.pool,
-        n=suite.n if n is None else n,
-        n_decoding=suite.n_decoding if n is None else n,
-        knobs=dataclasses.replace(suite.knobs, max_tokens=room),
-        decoding=DecodingGrid.paper() if options.grid == "paper" else suite.decoding,
-        geometry=GeometryGrid.wide() if options.geometry == "wide" else suite.geometry,
-    )
+    return {
+        "attacks": drawn or suite.attacks,
+        "pool": options.data or suite.pool,
+        "n": suite.n if n is None else n,
+        "n_decoding": suite.n_decoding if n is None else n,
+        "knobs": dataclasses.replace(suite.knobs, max_tokens=room),
+        "decoding": DecodingGrid.paper() if options.grid == "paper" else suite.decoding,
+        "geometry": GeometryGrid.wide() if options.geometry == "wide" else suite.geometry,
+    }
 
 
-def _asked(
-    work: Workspace, stage: str, params: dict, name: str, attempts: Sequence[Attempt]
+def _drawn(
+    evaluator: Evaluator, name: str, attempts: Sequence[Attempt], scorer: Critic
 ) -> Measured:
     """An attack that searches nothing."""
-    context = work.context(stage, method_name(work.config, stage))
     contexts = {(attempt.request.prompt, attempt.request.forced) for attempt in attempts}
-    sample = work.sampling(
-        params, name, rows_per_prompt=round(len(attempts) / max(1, len(contexts)))
+    sample = evaluator.sampling(name, rows_per_prompt=round(len(attempts) / max(1, len(contexts))))
+    records, rows = evaluate(
+        sample, attempts, evaluator.judge, evaluator.run.tokenizer, evaluator.context()
     )
-    records, rows = evaluate(sample, attempts, work.judge, work.tokenizer, context)
     if name == "decoding":
-        records += scored_records(work.critic, rows, attempts, records[0])
+        records += scored_records(scorer, rows, attempts, records[0])
     return records, rows, f", {len(rows)} responses"
 
 

@@ -1,6 +1,6 @@
 """What every training loop does between updates: log, check, checkpoint, stop.
 
-A `StageRun` owns a stage's folder:
+A `Loop` owns a stage's folder:
 
     WORKDIR/stages/NAME/checkpoints/   Orbax
     WORKDIR/stages/NAME/metrics.jsonl  one row a step, byte-for-byte reproducible
@@ -28,7 +28,7 @@ from rlbf_jax.training.journal import Journal
 from rlbf_jax.training.preemption import StopFlag, stop_on_signals
 
 
-class StageRun:
+class Loop:
     """Runs `step` from where the last checkpoint stands to `steps`."""
 
     def __init__(self, folder: Path, name: str, steps: int, checkpoint_every: int, mesh: Mesh):
@@ -59,7 +59,7 @@ class StageRun:
             self.journals[name] = Journal(self.folder / f"{name}.jsonl", offsets.get(name, 0))
         return meta.get("step", 0), state, meta.get("extra", {})
 
-    def loop(
+    def run(
         self,
         state: Any,
         first: int,

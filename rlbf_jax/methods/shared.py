@@ -1,0 +1,310 @@
+"""Stages that many papers share: tokenizer, data sets, the base model, supervised training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from rlbf_jax.data.builders import bsafe_plus as builders
+from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
+from rlbf_jax.data.builders.checks import check_bsafe_plus, check_pretraining
+from rlbf_jax.directives import Semantics
+from rlbf_jax.errors import InputError, UserError
+from rlbf_jax.models.config import LoraConfig, ModelConfig
+from rlbf_jax.models.lora import split
+from rlbf_jax.parallel.mesh import MeshConfig
+from rlbf_jax.plain import DECIDES_NOTHING
+from rlbf_jax.runs import start
+from rlbf_jax.runs.experiment import Experiment
+from rlbf_jax.runs.run import BASE, TOKENIZER, Run, data_stage
+from rlbf_jax.runs.shapes import check_rows, check_rows_suffice, check_width
+from rlbf_jax.runs.stage import Stage
+from rlbf_jax.tokenizers import FamilyTokenizer, train_tokenizer
+from rlbf_jax.training.learner import Learner
+from rlbf_jax.training.optimizer import make_optimizer
+from rlbf_jax.training.supervised import (
+    PackedRows,
+    SupervisedConfig,
+    supervised_objective,
+    train,
+)
+
+PRETRAINING = "pretraining"
+TOKENIZER_DOCUMENTS = 12_000
+"""Most documents that the tokenizer is trained on."""
+
+
+def foundation(e: Experiment) -> list[Stage]:
+    """Tokenizer, pretraining data and the base model; of a published checkpoint its tokenizer and
+    model alone."""
+    base = e.base
+    tokenizer = Stage(
+        TOKENIZER,
+        make_tokenizer,
+        TokenizerStage(base.start_from, base.chat_template),
+        prepares=True,
+    )
+    data = Stage(
+        data_stage(PRETRAINING), make_pretraining, NoSettings(), (TOKENIZER,), prepares=True
+    )
+    before = (TOKENIZER,) if base.start_from else (TOKENIZER, data.name)
+    settings = BaseStage(
+        dataclasses.replace(base.model, lora=LoraConfig()),
+        base.pretraining,
+        base.start_from,
+        e.mesh,
+        e.rule,
+        e.semantics,
+    )
+    model = Stage(
+        BASE, make_base, settings, before, check_base, fit_base, evaluated=True, headline=True
+    )
+    return [tokenizer, *([] if base.start_from else [data]), model]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """For stages that the run's data and seed decide alone."""
+
+
+# Tokenizer ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerStage:
+    """Where the tokenizer comes from; the run's data say the rest."""
+
+    start_from: str
+    chat_template: str
+
+
+def make_tokenizer(run: Run, config: TokenizerStage) -> None:
+    """Trains the tokenizer on pretraining documents, or takes that of the checkpoint that the run
+    starts from."""
+    data = run.data
+    if config.start_from:
+        start.take_tokenizer(
+            config.start_from, config.chat_template, run.folder, run.world.categories, data
+        )
+        run.note_data("start_from", start.digest(Path(config.start_from)))
+    else:
+        rng = run.rng(TOKENIZER)
+        count = min(data.pretraining_examples, TOKENIZER_DOCUMENTS)
+        documents = [run.world.document(rng) for _ in range(count)]
+        texts = [text for d in documents for text in (d.prompt.text, d.response)]
+        try:
+            tokenizer = train_tokenizer(
+                texts, data.vocab_size, run.world.categories, data.x_max, kinds=data.rules
+            )
+        except ValueError as error:
+            raise UserError(f"data: {error}") from error
+        tokenizer.save(run.folder / TOKENIZER)
+    run.note_data(TOKENIZER, run.tokenizer.digest())
+    if data.path:
+        run.note_data("file", start.digest_of_file(Path(data.path)))
+
+
+# Data sets ----------------------------------------------------------------------------------------
+
+
+def make_pretraining(run: Run, config: NoSettings) -> None:
+    """Documents with violations mixed in: without them there would be nothing to take back."""
+    data = run.data
+
+    def build() -> builders.Built:
+        check_pretraining(run.world, run.tokenizer, data.row_length)
+        return builders.build_pretraining(
+            run.world,
+            run.tokenizer,
+            run.rng(PRETRAINING),
+            data.pretraining_examples,
+            data.row_length,
+        )
+
+    build_dataset(run, PRETRAINING, build)
+
+
+def build_dataset(run: Run, name: str, build: Callable[[], builders.Built]) -> None:
+    """Builds a data set and writes it. Raises UserError where text and settings do not fit."""
+    try:
+        examples, report = build()
+    except InputError as error:
+        raise UserError(f"data: {error}") from error
+    run.write_dataset(name, examples, report)
+
+
+@dataclasses.dataclass(frozen=True)
+class BsafePlusStage:
+    """A data set of safe answers with injected violations and what takes them back, or one of
+    refusals."""
+
+    bsafe_plus: BsafePlusConfig
+    examples: int
+
+
+def bsafe_plus_data(config: BsafePlusConfig, examples: int) -> Stage:
+    """BSAFE+: the data set `bsafe_plus`."""
+    settings = BsafePlusStage(config, examples)
+    return Stage(data_stage("bsafe_plus"), make_bsafe_plus, settings, (TOKENIZER,), prepares=True)
+
+
+def make_bsafe_plus(run: Run, config: BsafePlusStage) -> None:
+    def build() -> builders.Built:
+        check_bsafe_plus(run.world, run.tokenizer, config.bsafe_plus)
+        return builders.build_bsafe_plus(
+            run.world, run.tokenizer, run.rng("bsafe_plus"), config.bsafe_plus, config.examples
+        )
+
+    build_dataset(run, "bsafe_plus", build)
+
+
+def refusal_data(config: BsafePlusConfig, examples: int) -> Stage:
+    """The refusal baseline's data set, with the shares of BSAFE+."""
+    settings = BsafePlusStage(config, examples)
+    return Stage(data_stage("refusal"), make_refusal, settings, (TOKENIZER,), prepares=True)
+
+
+def make_refusal(run: Run, config: BsafePlusStage) -> None:
+    def build() -> builders.Built:
+        return builders.build_refusal(
+            run.world, run.tokenizer, run.rng("refusal"), config.bsafe_plus, config.examples
+        )
+
+    build_dataset(run, "refusal", build)
+
+
+# Base ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseStage:
+    """The first model."""
+
+    model: ModelConfig
+    pretraining: SupervisedConfig
+    start_from: str
+    mesh: MeshConfig
+    # No text of pretraining holds a directive, so all rules and both semantics read it alike.
+    rule: str = dataclasses.field(metadata=DECIDES_NOTHING)
+    semantics: Semantics = dataclasses.field(metadata=DECIDES_NOTHING)
+
+
+def check_base(run: Run, config: BaseStage) -> None:
+    check_width("data.row_length", run.data.row_length, run.base_model)
+    if not config.start_from:
+        batch = config.pretraining
+        check_rows("pretraining.batch_size", batch.batch_size, run.mesh, batch.accumulate)
+
+
+def fit_base(run: Run, config: BaseStage) -> None:
+    if not config.start_from:
+        check_rows_suffice(
+            "pretraining.batch_size",
+            config.pretraining.batch_size,
+            PRETRAINING,
+            run.rows_of(PRETRAINING),
+            "data.pretraining_examples",
+        )
+
+
+def make_base(run: Run, config: BaseStage) -> None:
+    """Pretraining, or a checkpoint as it is."""
+    if config.start_from:
+        tokenizer = cast(FamilyTokenizer, run.tokenizer)
+        noted = run.noted_data("start_from")
+        made = start.params_of(
+            config.start_from, config.model, tokenizer, run.seed, run.mesh, noted
+        )
+        run.keep(run.model, made)
+        return
+    objective = supervised_objective(run.model, run.rule(config.rule), config.semantics)
+    supervised = config.pretraining
+    optimizer = make_optimizer(supervised.optimizer, supervised.steps)
+    learner = Learner(objective, optimizer, run.initial_params(), run.mesh, supervised.accumulate)
+    batches = PackedRows(run.batches(PRETRAINING, supervised.batch_size))
+    loop = run.loop(supervised.steps, supervised.checkpoint_every)
+    run.keep(run.model, train(learner, batches, loop))
+
+
+# Supervised training ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedStage:
+    """Supervised training of an earlier stage's model on one data set."""
+
+    training: SupervisedConfig
+    flag: str
+    """Option that `training` comes from, for messages."""
+    dataset: str
+    examples: str
+    """Option that says how large the data set is, for messages."""
+    start: str
+    """Stage whose model is trained."""
+    lora: LoraConfig
+    rule: str
+    semantics: Semantics
+    mesh: MeshConfig
+
+
+def supervised_stage(
+    e: Experiment,
+    name: str,
+    training: SupervisedConfig,
+    dataset: str,
+    start: str = BASE,
+    headline: bool = False,
+) -> Stage:
+    """A stage that trains on a data set of packed rows, from the model of stage `start`."""
+    settings = SupervisedStage(
+        training,
+        name,
+        dataset,
+        f"{dataset}_examples",
+        start,
+        e.base.model.lora,
+        e.rule,
+        e.semantics,
+        e.mesh,
+    )
+    return Stage(
+        name,
+        train_supervised,
+        settings,
+        tuple(dict.fromkeys((TOKENIZER, data_stage(dataset), BASE, start))),
+        check_supervised,
+        fit_supervised,
+        evaluated=True,
+        headline=headline,
+    )
+
+
+def check_supervised(run: Run, config: SupervisedStage) -> None:
+    batch = config.training
+    check_rows(f"{config.flag}.batch_size", batch.batch_size, run.mesh, batch.accumulate)
+
+
+def fit_supervised(run: Run, config: SupervisedStage) -> None:
+    check_rows_suffice(
+        f"{config.flag}.batch_size",
+        config.training.batch_size,
+        config.dataset,
+        run.rows_of(config.dataset),
+        config.examples,
+    )
+
+
+def train_supervised(run: Run, config: SupervisedStage) -> None:
+    """Negative log-likelihood of the ids in the loss, read under the rule's lifetimes."""
+    rule = run.rule(config.rule)
+    model = run.tuned(config.lora, rule)
+    trained, frozen = split(run.trainable(config.start, config.lora, rule))
+    objective = supervised_objective(model, rule, config.semantics)
+    supervised = config.training
+    optimizer = make_optimizer(supervised.optimizer, supervised.steps)
+    learner = Learner(objective, optimizer, trained, run.mesh, supervised.accumulate, frozen)
+    batches = PackedRows(run.batches(config.dataset, supervised.batch_size))
+    loop = run.loop(supervised.steps, supervised.checkpoint_every)
+    run.keep(model, train(learner, batches, loop))

@@ -1,0 +1,141 @@
+"""Finished stages of one run taken over into another, where nothing that they depend on differs.
+
+Comparisons want the same data and the same base under several settings, or several methods, and
+training them again would only cost time. Whether a stage may be taken over is no list of names: two
+stages of one fingerprint have one result (`stage.dependencies`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlbf_jax.errors import UserError
+from rlbf_jax.plain import differences
+from rlbf_jax.runs import start
+from rlbf_jax.runs.execute import recipe
+from rlbf_jax.runs.experiment import Experiment
+from rlbf_jax.runs.files import read_json, write_json
+from rlbf_jax.runs.manifest import Manifest, open_workdir, read_manifest, shared_by
+from rlbf_jax.runs.run import TOKENIZER
+from rlbf_jax.runs.stage import Stage, dependencies, fingerprint, lineage
+
+
+def adopt(source: Path, e: Experiment, workdir: Path, stages: Sequence[str]) -> None:
+    """Copies finished stages of the run in `source` into `workdir`, a run of `e`, and marks them
+    done.
+
+    The tokenizer comes with every stage; the manifest of `workdir` says under `adopted` what was
+    taken. Stages that `workdir` has finished stay as they are, so a broken copy can be repeated.
+
+    Raises UserError where a stage is unknown or unfinished in `source`, or depends on something in
+    which the two runs differ, or where the two runs have different tokenizers.
+    """
+    there, every = read_manifest(source), recipe(e)
+    for stage in stages:
+        _check(source, there, e, every, stage)
+    open_workdir(e, every, workdir)
+    if not (workdir / TOKENIZER).exists():
+        _copy(source / TOKENIZER, workdir / TOKENIZER)
+    elif not _same_files(source / TOKENIZER, workdir / TOKENIZER):
+        raise UserError(
+            f"{workdir} and {source} have different tokenizers; delete {workdir} to start it again"
+        )
+    if (source / start.FOLDER).exists() and not (workdir / start.FOLDER).exists():
+        _copy(source / start.FOLDER, workdir / start.FOLDER)
+    for stage in dict.fromkeys((TOKENIZER, *stages)):
+        done = workdir / "done" / stage
+        if done.exists() or not (source / "done" / stage).exists():
+            continue
+        _take(source, workdir, stage)
+        _note(workdir, stage, {"run": source.name, "commit": there.commit})
+        write_json(done, {"adopted": source.name})
+
+
+def _take(source: Path, workdir: Path, stage: str) -> None:
+    """Copies what a stage has made."""
+    dataset = stage.removesuffix("_data")
+    if (source / "data" / dataset).exists():
+        _copy(source / "data" / dataset, workdir / "data" / dataset)
+        report = workdir / "data" / "report.json"
+        counts = read_json(source / "data" / "report.json").get(dataset, {})
+        write_json(report, read_json(report) | {dataset: counts})
+    for part in ("model", "metrics.jsonl"):
+        if (source / "stages" / stage / part).exists():
+            _copy(source / "stages" / stage / part, workdir / "stages" / stage / part)
+
+
+def _check(source: Path, there: Manifest, e: Experiment, every: Sequence[Stage], name: str) -> None:
+    stage = next((s for s in every if s.name == name), None)
+    if stage is None or not (stage.prepares or stage.evaluated):
+        known = ", ".join(s.name for s in every if s.prepares or s.evaluated)
+        raise UserError(f"stage {name!r} cannot be taken over; expected one of {known}")
+    entry = there.stage(name)
+    if entry is None or not (source / "done" / name).exists():
+        raise UserError(f"{source}: stage {name} is not finished there; run it first")
+    if entry.fingerprint == fingerprint(every, name, shared_by(e)):
+        return
+    names = ", ".join(_differing(there, e, every, name)[:5])
+    raise UserError(
+        f"stage {name} of {source} was made with other settings ({names}); train it again in the "
+        "new folder, or leave those settings as they are"
+    )
+
+
+def _differing(there: Manifest, e: Experiment, every: Sequence[Stage], name: str) -> list[str]:
+    """Settings that decide a stage's result and that differ, as flags name them where they can be
+    told."""
+    mine = dependencies(every, name, shared_by(e))
+    names = lineage(every, name)
+    stored = {n: entry.config for n in names if (entry := there.stage(n))}
+    changed = differences({**there.shared, "stages": stored}, mine)
+    return list(dict.fromkeys(_flag(dotted, mine["stages"]) for dotted, _, _ in changed))
+
+
+def _flag(dotted: str, configs: dict[str, Any]) -> str:
+    """`stages.sft.training.steps` -> `sft.steps`, `stages.base.model.width` -> `model.width`."""
+    first, _, rest = dotted.partition(".")
+    if first != "stages":
+        return dotted
+    stage, _, setting = rest.partition(".")
+    flag = (configs.get(stage) or {}).get("flag")
+    return (
+        f"{flag}.{setting.removeprefix('training.')}"
+        if flag and "training." in setting
+        else (setting or stage)
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A whole copy or none: beside the target first, then moved there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    if source.is_dir():
+        shutil.copytree(source, temporary)
+        shutil.rmtree(target, ignore_errors=True)
+    else:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    names = sorted(path.name for path in one.iterdir())
+    return names == sorted(path.name for path in other.iterdir()) and all(
+        (one / name).read_bytes() == (other / name).read_bytes() for name in names
+    )
+
+
+def _note(workdir: Path, stage: str, origin: dict[str, Any]) -> None:
+    path = workdir / "manifest.json"
+    manifest = read_json(path)
+    manifest["adopted"] = manifest.get("adopted", {}) | {stage: origin}
+    there = stage.removesuffix("_data")
+    made = read_json(workdir / "data" / "report.json").get(there, {})
+    if "sha256" in made:
+        manifest["data"] = manifest.get("data", {}) | {there: made["sha256"]}
+    write_json(path, manifest)

@@ -1,0 +1,89 @@
+"""What learns: an objective, an optimizer, and the state that one update changes.
+
+    L = sum_k weight_k * numerator_k / denominator_k
+
+over named terms; terms without a weight are metrics. `train` (supervised.py) and `train_online`
+(online.py) feed a learner; a paper brings its objective and, if it samples, how it collects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from rlbf_jax.models.lora import join
+from rlbf_jax.training.state import TermsFn, TrainState, UpdateMetrics, init_state, make_update
+
+Params = Any
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss as named terms."""
+
+    terms: TermsFn
+    """(parameters, microbatch) -> named terms, each a (numerator, denominator) pair."""
+    denominators: Callable[[Any], dict[str, Array]]
+    """Whole batch -> denominators of the weighted terms, whatever its microbatches."""
+    weights: Mapping[str, float]
+    """Weight of each term in the loss; terms not named here are metrics."""
+
+
+class Learner:
+    """Parameters that an objective changes, update by update.
+
+    Args:
+      params: the parameters that are trained; buffers are used up by the first update.
+      frozen: parameters that the objective reads joined with them: no gradient, no moments.
+      accumulate: microbatches of an update; divides the rows of a batch.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        params: Params,
+        mesh: Mesh,
+        accumulate: int = 1,
+        frozen: Mapping[str, Any] = NOTHING,
+    ):
+        self.mesh, self.frozen = mesh, frozen
+        self.state = init_state(params, optimizer)
+        self._update = make_update(
+            objective.terms,
+            objective.denominators,
+            objective.weights,
+            optimizer,
+            mesh,
+            self.state,
+            accumulate,
+            frozen,
+        )
+
+    @property
+    def params(self) -> Params:
+        """Trained parameters joined with the frozen ones: what samples and scores."""
+        return join(self.state.params, self.frozen)
+
+    @property
+    def trained(self) -> Params:
+        """A copy of the trained parameters alone, for a stage to keep."""
+        return jax.tree.map(jnp.asarray, self.state.params)
+
+    def update(self, batch: Any) -> UpdateMetrics:
+        """One update on a batch (rows in front of every leaf). The old state's buffers are reused."""
+        self.state, metrics = self._update(self.state, batch)
+        return metrics
+
+    def take(self, state: TrainState) -> None:
+        """Goes on from another state, as a checkpoint holds it."""
+        self.state = state

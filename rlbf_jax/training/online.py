@@ -1,0 +1,86 @@
+"""Training on what the model itself samples: collect, update, write down.
+
+`collect(params, memory, step)` samples, judges and measures; `train_online` updates on the batches
+it gives, journals its rows, and checkpoints the learner with the memory. Everything random must
+follow from (seed, step), so that a restarted run repeats itself to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlbf_jax.training.learner import Learner
+from rlbf_jax.training.loop import Loop
+from rlbf_jax.training.state import means
+from rlbf_jax.training.supervised import Batches
+
+NO_ROWS: Mapping[str, Sequence[dict]] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """What one step of collecting gives."""
+
+    batches: Iterable[Any]
+    """One update each, in order; may be lazy."""
+    metrics: Mapping[str, float]
+    """Host floats about what was collected."""
+    rows: Mapping[str, Sequence[dict]] = NO_ROWS
+    """Journal -> JSON-able rows, written down once the step's updates are made."""
+    memory: Any = ()
+    """What the next step's collecting remembers: a pytree of arrays of fixed shapes (a replay
+    buffer), or ()."""
+
+
+Collect = Callable[[Any, Any, int], Collected]
+"""(parameters joined with frozen ones, memory, step) -> `Collected`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembered:
+    """What checkpoints keep beside the learner's state."""
+
+    journals: tuple[str, ...] = ()
+    """Names of the journals that collecting writes."""
+    sources: Mapping[str, Batches] = MappingProxyType({})
+    """Data that collecting or updating draws from, by name."""
+    memory: Any = ()
+    """Memory of the first step."""
+
+
+def train_online(
+    learner: Learner, collect: Collect, loop: Loop, remembered: Remembered = Remembered()
+) -> Any:
+    """Collects and updates until the loop ends; returns the trained parameters."""
+    whole = bool(jax.tree.leaves(remembered.memory))
+    # The first parameters may also be a reference, and updates reuse their buffers.
+    state = jax.tree.map(jnp.copy, learner.state)
+    kept = (state, remembered.memory) if whole else state
+    first, kept, extra = loop.start(kept, remembered.journals)
+    for name, source in remembered.sources.items():
+        if name in extra:
+            source.set_state(extra[name])
+
+    def step(kept: Any, number: int) -> tuple[Any, dict[str, float]]:
+        state, memory = kept if whole else (kept, remembered.memory)
+        learner.take(state)
+        collected = collect(learner.params, memory, number)
+        losses = [means(learner.update(batch)) for batch in collected.batches]
+        for name, rows in collected.rows.items():
+            loop.journals[name].write_all(rows)
+        averaged = {k: float(np.mean([loss[k] for loss in losses])) for k in (losses or [{}])[0]}
+        after = (learner.state, collected.memory) if whole else learner.state
+        return after, {**collected.metrics, **averaged}
+
+    kept = loop.run(
+        kept, first, step, lambda: {k: s.get_state() for k, s in remembered.sources.items()}
+    )
+    learner.take(kept[0] if whole else kept)
+    return learner.trained
