@@ -29,22 +29,27 @@ REFUSALS = tuple(
 
 def replay(row):
     """(erased item numbers, per directive: removed items, X asked, items visible before, category),
-    malformed."""
+    malformed. Under a replacement X is what was copied since the flag."""
     visible, erased, directives = [], set(), []
-    pending, malformed = None, 0
+    pending, malformed, copied = None, 0, 0
     for number, item in enumerate(row["trace"]):
         name = item["text"]
         if item["kind"] == "retraction":
-            x = int(re.fullmatch(r"\[BACKTRACK_BY_(\d+)\]", name)[1])
+            by = re.fullmatch(r"\[BACKTRACK_BY_(\d+)\]", name)
+            x = copied if name == "[REPLACE]" else int(by[1])
             gone = visible[max(0, len(visible) - x) :]
             directives.append((gone, x, len(visible), pending))
             erased.update(gone)
             del visible[max(0, len(visible) - x) :]
-            pending = None
+            pending, copied = None, 0
+            continue
+        if item["kind"] == "copy":
+            copied += 1
             continue
         malformed += pending is not None
+        copied = 0
         pending = (
-            re.fullmatch(r"\[CATEGORY_(.*)\]", name)[1].lower()
+            re.fullmatch(r"\[(CATEGORY|FLAG)_(.*)\]", name)[2].lower()
             if item["kind"] == "category"
             else None
         )
@@ -80,11 +85,13 @@ def corrected_after(row, directives, visible):
     one), or None."""
     items, parts = row["trace"], row["forced_parts"]
     total = sum(item["kind"] != "end" for item in items)
-    begins = [
-        i - (items[i - 1]["kind"] == "category")
-        for i, x in enumerate(items)
-        if x["kind"] == "retraction"
-    ]
+    begins = []
+    for i, item in enumerate(items):
+        if item["kind"] == "retraction":
+            begin = i
+            while begin and items[begin - 1]["kind"] == "copy":
+                begin -= 1
+            begins.append(begin - (begin > 0 and items[begin - 1]["kind"] == "category"))
     stop = parts["prefix"] + parts["bridge"] + parts["span"]
     if row["violation"] is not None and parts["span"]:
         for (gone, *_), begin in zip(directives, begins, strict=True):
@@ -139,7 +146,7 @@ def measure(row):
     judged = all(verdict["judged"] for verdict in told)
     m = {"unjudged": not judged, "backtrack_rate": bool(directives), "malformed": malformed}
     m["wasted_tokens"] = sum(
-        not item["forced"] and (i in erased or item["kind"] in ("category", "retraction"))
+        not item["forced"] and (i in erased or item["kind"] in ("category", "retraction", "copy"))
         for i, item in enumerate(items)
     )
     start = parts["prefix"] + parts["bridge"]

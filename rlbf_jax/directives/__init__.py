@@ -1,13 +1,14 @@
 """Edit rules: which emitted ids a reader sees, and which ids later queries may still attend to.
 
 Everything that samples, scores, trains or evaluates shares the rule objects of this room. Start
-with `rule`; then `backtrack` (RLBF) and `reset` (RESET) are one screen each; `layout` gives
-lifetimes, `render` is the output handler.
+with `rule`; then `backtrack` (RLBF), `reset` (RESET) and `replace` (BSAFE) are one screen each;
+`layout` gives lifetimes, `render` is the output handler.
 """
 
 from rlbf_jax.directives.backtrack import BacktrackRule
 from rlbf_jax.directives.layout import Layout, layout
-from rlbf_jax.directives.render import Edit, Rendered, render
+from rlbf_jax.directives.render import Edit, IdKind, Rendered, render
+from rlbf_jax.directives.replace import ReplaceRule
 from rlbf_jax.directives.reset import ResetRule
 from rlbf_jax.directives.rule import (
     CATEGORY,
@@ -30,10 +31,12 @@ __all__ = [
     "Edit",
     "EditRule",
     "EditState",
+    "IdKind",
     "Layout",
     "Legal",
     "Limits",
     "Rendered",
+    "ReplaceRule",
     "ResetRule",
     "Semantics",
     "layout",

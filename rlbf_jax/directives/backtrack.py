@@ -15,14 +15,19 @@ class BacktrackRule(EditRule):
     text clamps. The paper does not state the range of X.
     """
 
+    kind = "backtrack"
+
     x_max: int = 32
 
     @property
     def num_retractions(self) -> int:
         return self.x_max
 
-    def amount(self, token):
+    def amount(self, token, copied=0):
         return token - self.first_retraction + 1
+
+    def rewound(self, budget: int, room: int) -> int:
+        return budget * (self.x_max + 2)
 
     def backtrack_id(self, x: int) -> int:
         """Id of `[BACKTRACK_BY_x]`. Raises ValueError outside 1..x_max: X is never clamped when we

@@ -20,7 +20,7 @@ class Layout(NamedTuple):
     """int32: query i of the same segment sees key j iff j <= i < died[j]. NEVER if it stays."""
     erased: Array
     """int32: one past the retraction that removed this content id from the reader's view, whatever
-    the semantics."""
+    the semantics. NEVER for copies, which were not in view."""
     before: EditState
     """The state before each id, from which its legality follows. Zero outside responses."""
 
@@ -35,7 +35,6 @@ def layout(
       segment: [B, T] int32, constant within an example, 0 for padding.
       in_response: [B, T] bool, true for emitted ids (forced ones included).
     """
-    time = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     starts = jnp.concatenate(
         [jnp.ones_like(segment[:, :1], bool), segment[:, 1:] != segment[:, :-1]], 1
     )
@@ -46,34 +45,51 @@ def layout(
         fresh = rule.initial(token.shape)
         state = jax.tree.map(lambda zero, old: jnp.where(start, zero, old), fresh, state)
         prompt = jnp.where(start, 0, prompt)
-        position = prompt + jnp.where(responding, rule.offset(state, token, semantics), 0)
         after = jax.tree.map(
             lambda new, old: jnp.where(responding, new, old), rule.step(state, token), state
         )
-        return (after, prompt + ~responding), (position, state, after.visible)
+
+        def position(state: EditState, token: Array, semantics: Semantics) -> Array:
+            return prompt + jnp.where(responding, rule.offset(state, token, semantics), 0)
+
+        rewound = position(state, token, Semantics.REWIND)
+        # Where a content id would stand; no control id is called `end_id`.
+        content_next = position(after, jnp.full_like(token, rule.end_id), Semantics.REWIND)
+        here = position(state, token, semantics)
+        return (after, prompt + ~responding), (here, state, rewound, content_next)
 
     carry = (rule.initial(tokens.shape[:1]), jnp.zeros(tokens.shape[:1], jnp.int32))
     _, columns = jax.lax.scan(advance, carry, (tokens.T, starts.T, in_response.T))
-    position, before, visible_after = jax.tree.map(lambda x: x.T, columns)
+    position, before, rewound, content_next = jax.tree.map(lambda x: x.T, columns)
 
-    retraction = in_response & rule.is_retraction(tokens)
-    control = in_response & rule.is_control(tokens)
-    content = in_response & ~control
-    # Content id j falls at the first later retraction that leaves no more ids visible than stood
-    # before j.
-    falls = (
-        (time[None, None, :] > time[None, :, None])
-        & retraction[:, None, :]
-        & (segment[:, None, :] == segment[:, :, None])
-        & (visible_after[:, None, :] <= before.visible[:, :, None])
+    goes_on = jnp.concatenate(
+        [in_response[:, 1:] & ~starts[:, 1:], jnp.zeros_like(in_response[:, :1])], 1
     )
-    first = jnp.min(jnp.where(falls, time[None, None, :] + 1, NEVER), axis=-1)
-    erased = jnp.where(content, first, NEVER)
-    if semantics is Semantics.KEEP:
-        return Layout(position, jnp.full_like(erased, NEVER), erased, before)
-    closed = control & jnp.concatenate(
-        [retraction[:, 1:] & ~starts[:, 1:], jnp.zeros_like(control[:, :1])], 1
+    following = jnp.where(goes_on, jnp.roll(rewound, -1, axis=1), content_next)
+    lifetime = jnp.where(
+        in_response, _first_not_above(rewound, following, segment, in_response), NEVER
     )
-    closed &= rule.is_category(tokens)
-    died = jnp.where(control, time[None] + 1 + closed, erased)
+    copy = before.pending & rule.copies
+    shown_once = in_response & ~rule.is_control(tokens) & ~copy
+    erased = jnp.where(shown_once, lifetime, NEVER)
+    died = jnp.full_like(lifetime, NEVER) if semantics is Semantics.KEEP else lifetime
     return Layout(position, died, erased, before)
+
+
+def _first_not_above(
+    position: Array, following: Array, segment: Array, in_response: Array
+) -> Array:
+    """[B, T] int32: one past the first id, from j on, after which the response goes on at or below
+    the position of j; NEVER where none.
+
+    That is when j dies under REWIND, whatever the rule: an id lives as long as what follows stands
+    above it. A cache slot is overwritten by the same arithmetic.
+    """
+    time = jnp.arange(position.shape[1], dtype=jnp.int32)
+    falls = (
+        (time[None, None, :] >= time[None, :, None])
+        & in_response[:, None, :]
+        & (segment[:, None, :] == segment[:, :, None])
+        & (following[:, None, :] <= position[:, :, None])
+    )
+    return jnp.min(jnp.where(falls, time[None, None, :] + 1, NEVER), axis=-1)

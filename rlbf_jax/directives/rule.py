@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +63,10 @@ class EditState(NamedTuple):
     visible: Array
     """int32: response ids the reader sees now."""
     pending: Array
-    """bool: the last id was a category, still waiting for its retraction."""
+    """bool: a category is open, still waiting for its retraction."""
+    copied: Array
+    """int32: ids since an open flag that are a copy, hence invisible; 0 under rules without
+    copies."""
     directives: Array
     """int32: directives started."""
     retractions: Array
@@ -95,7 +98,17 @@ class EditRule:
 
     Control ids are contiguous from `first_id`: the categories, then the retractions. A rule is
     hashable and is passed to jitted functions as a static argument or closed over.
+
+    A category is *open* until its retraction. Under most rules that is the next id, and anything
+    else drops the category; under a rule that copies, content may stand between the two.
     """
+
+    kind: ClassVar[str]
+    """What the rule is called in settings and files: `backtrack`, `reset` or `replace`."""
+    copies: ClassVar[bool] = False
+    """Content after an open category is a copy: never visible, and the category stays open."""
+    start_room: ClassVar[int] = 3
+    """Ids that must be left where a category starts: a shortest directive and one id more."""
 
     first_id: int
     categories: tuple[str, ...] = ()
@@ -106,13 +119,29 @@ class EditRule:
     def num_retractions(self) -> int:
         raise NotImplementedError
 
-    def amount(self, token: Array | np.ndarray | int):
-        """Visible ids that a retraction id removes, before clamping."""
+    def amount(self, token, copied=0):
+        """Visible ids that a retraction removes, before clamping.
+
+        Args:
+            token: id of the retraction; an int, or int32 of any shape.
+            copied: `EditState.copied` before it, alike.
+        """
         raise NotImplementedError
 
     def name(self, token: int) -> str:
-        """`[CATEGORY_C]`, `[BACKTRACK_BY_X]` or `[RESET]`, for a control id."""
+        """`[CATEGORY_C]`, `[BACKTRACK_BY_X]`, `[RESET]`, `[FLAG_C]` or `[REPLACE]`, for a control
+        id."""
         raise NotImplementedError
+
+    def rewound(self, budget: int, room: int) -> int:
+        """Most cache slots that a row takes back under REWIND, in total.
+
+        Args:
+            budget: most directives of the row.
+            room: most ids it emits. No rule can take back more: every position of a response lies
+                less than that above the prompt's end.
+        """
+        return room
 
     # Vocabulary ---------------------------------------------------------------------------------
 
@@ -153,25 +182,27 @@ class EditRule:
     # Algebra ------------------------------------------------------------------------------------
 
     def initial(self, shape: tuple[int, ...]) -> EditState:
-        zero = jnp.zeros(shape, jnp.int32)
-        return EditState(zero, zero, jnp.zeros(shape, bool), zero, zero, zero, zero, zero, zero)
+        zero, no = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+        return EditState(zero, zero, no, zero, zero, zero, zero, zero, zero, zero)
 
     def step(self, state: EditState, token: Array) -> EditState:
         """The state after `token` ([...] int32). Any id is accepted, legal or not."""
         category, retraction = self.is_category(token), self.is_retraction(token)
         content = ~(category | retraction)
-        asked = jnp.where(retraction, self.amount(token), 0)
+        copy = content & state.pending & self.copies
+        asked = jnp.where(retraction, self.amount(token, state.copied), 0)
         removed = jnp.minimum(asked, state.visible)
         bare = retraction & ~state.pending
         return EditState(
             emitted=state.emitted + 1,
-            visible=state.visible + content - removed,
-            pending=category,
+            visible=state.visible + (content & ~copy) - removed,
+            pending=category | copy,
+            copied=jnp.where(copy, state.copied + 1, 0),
             directives=state.directives + (category | bare),
             retractions=state.retractions + retraction,
             retracted=state.retracted + removed,
             clamped=state.clamped + self.clamps(asked, state.visible),
-            malformed=state.malformed + (state.pending & ~retraction),
+            malformed=state.malformed + (state.pending & ~retraction & ~copy),
             uncategorized=state.uncategorized + (bare & bool(self.categories)),
         )
 
@@ -183,19 +214,20 @@ class EditRule:
         """Live response ids before `token`, if it is emitted next: its position minus the prompt's
         length.
 
-        Under REWIND a pending category is alive only for the retraction that closes it.
+        Under REWIND an open category, and what was copied since, is alive only for ids that do not
+        drop it: the retraction that closes it and, under a rule that copies, content.
         """
         if semantics is Semantics.KEEP:
             return state.emitted
-        return state.visible + (state.pending & self.is_retraction(token))
+        goes_on = ~self.is_category(token) if self.copies else self.is_retraction(token)
+        return state.visible + jnp.where(state.pending & goes_on, 1 + state.copied, 0)
 
     def legal(self, state: EditState, limits: Limits) -> Legal:
         """Which kinds of id may come next: budget, room, forbidden windows and grammar, in one
         place.
 
-        Budget and room (3 ids for category, retraction and one more; 2 for a bare retraction) are
-        checked when a directive starts. The retraction that closes an open category is always
-        legal.
+        Budget and room (`start_room` ids for a category, 2 for a bare retraction) are checked when
+        a directive starts. The retraction that closes an open category is always legal.
         """
         remaining = limits.max_emitted - state.emitted
         forbidden = (limits.forbid_from <= state.emitted) & (state.emitted < limits.forbid_to)
@@ -206,7 +238,7 @@ class EditRule:
             bare &= ~limits.grammar
         return Legal(
             content=~must_close,
-            category=may_start & (remaining >= 3) & ~must_close,
+            category=may_start & (remaining >= self.start_room) & ~must_close,
             retraction=state.pending | bare,
         )
 

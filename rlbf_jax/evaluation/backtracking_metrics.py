@@ -102,7 +102,7 @@ def correction(
     """The row's correction, as the module says; None: no violation, or a text that decides it could
     not be judged."""
     emitted = sum(item.kind != "end" for item in response.items)
-    starts = [_directive_start(response, edit.index) for edit in generation.edits]
+    starts = [edit.start for edit in generation.edits]
     if attempt.violation is not None and attempt.num_span:
         begin = attempt.num_prefix + attempt.num_bridge
         span = range(begin, begin + attempt.num_span)
@@ -125,20 +125,12 @@ def correction(
 
 def visible_items(response: Response, generation: Generation) -> list[tuple[int, ...]]:
     """Indices of the items visible just before each edit, then of those visible in the end."""
-    kept = {edit.index: edit.kept for edit in generation.edits}
-    visible: list[int] = []
-    found = []
-    for index, item in enumerate(response.items):
-        if item.kind == "content":
-            visible.append(index)
-        elif index in kept:
-            found.append(tuple(visible))
-            del visible[kept[index] :]
-    return [*found, tuple(visible)]
-
-
-def _directive_start(response: Response, retraction: int) -> int:
-    return retraction - (retraction > 0 and response.items[retraction - 1].kind == "category")
+    final = (
+        index
+        for index, item in enumerate(response.items)
+        if item.kind == "content" and not item.erased
+    )
+    return [*(edit.before_items for edit in generation.edits), tuple(final)]
 
 
 def _end_of(

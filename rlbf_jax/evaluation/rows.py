@@ -4,7 +4,8 @@ whoever counts anew."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 from rlbf_jax.attacks.base import Attempt
@@ -134,23 +135,35 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 def _trace_json(response: Response, tokenizer: Tokenizer, rule: EditRule) -> list[dict[str, Any]]:
     """Every emitted id with its text; an id that ends inside a multi-byte character has the text it
-    completes."""
-    content = [item.token for item in response.items if item.kind == "content"]
-    text = tokenizer.decode(content)
-    pieces, done = [], 0
-    for _, end in tokenizer.offsets(content):
-        pieces.append(text[done:end])
-        done = max(done, end)
-    remaining = iter(pieces)
+    completes. A copy is a text of its own."""
+    items = response.items
+    pieces = {
+        "content": _pieces(tokenizer, [item.token for item in items if item.kind == "content"]),
+        "copy": chain.from_iterable(
+            _pieces(tokenizer, [item.token for item in run])
+            for kind, run in groupby(items, lambda item: item.kind)
+            if kind == "copy"
+        ),
+    }
     return [
         {
-            "text": next(remaining) if item.kind == "content" else _control_name(item.token, rule),
+            "text": next(pieces[item.kind])
+            if item.kind in pieces
+            else _control_name(item.token, rule),
             "kind": item.kind,
             "erased": item.erased,
             "forced": item.forced,
         }
         for item in response.items
     ]
+
+
+def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[str]:
+    """The text of some ids, piece by piece: each has the characters that it completes."""
+    text, done = tokenizer.decode(ids), 0
+    for _, end in tokenizer.offsets(ids):
+        yield text[done:end]
+        done = max(done, end)
 
 
 def _control_name(token: int, rule: EditRule) -> str:

@@ -37,7 +37,7 @@ def ring_slots(window: int | None, capacity: int, rewound: int) -> int:
     """Slots of a layer: all of `capacity`, or as many as a window needs when at most `rewound` ids
     are taken back.
 
-    Under KEEP `rewound` is 0; under REWIND it is budget x (x_max + 2).
+    Under KEEP `rewound` is 0; under REWIND it is what the rule says (`EditRule.rewound`).
     """
     return capacity if window is None else min(capacity, window + rewound)
 

@@ -21,7 +21,7 @@ from rlbf_jax.report.traces import Piece, Row, merged_pieces, verdict_label
 MOST_ROWS = 40
 """Rows embedded of each stage, attack and verdict, if they fit into `MOST_BYTES`."""
 MOST_BYTES = 6_000_000
-ERASED, FORCED, HIDDEN, CATEGORY, RETRACTION = 1, 2, 4, 8, 16
+ERASED, FORCED, HIDDEN, CATEGORY, RETRACTION, COPY = 1, 2, 4, 8, 16, 32
 """What a piece of a trace is, added up; `templates/browser.js` reads the same numbers."""
 
 
@@ -196,7 +196,9 @@ def _marked(
     at = 0
     for piece in pieces:
         what = FORCED * piece.forced
-        if piece.kind != "content":
+        if piece.kind == "copy":
+            yield [piece.text, what | COPY | HIDDEN]
+        elif piece.kind != "content":
             yield [piece.text, what | (CATEGORY if piece.kind == "category" else RETRACTION)]
         elif piece.erased:
             yield [piece.text, what | ERASED | HIDDEN]

@@ -2,8 +2,8 @@
 Markdown.
 
 A row (one line of `evaluation/<stage>.jsonl`) holds its trace as pieces
-`{"text", "kind", "erased", "forced"}` in the order of emission; kind is `content`, `category`,
-`retraction` or `end`.
+`{"text", "kind", "erased", "forced"}` in the order of emission; kind is `content`, `copy`,
+`category`, `retraction` or `end`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.text import Text
 
-from rlbf_jax.directives import NEVER, EditRule
+from rlbf_jax.directives import NEVER, EditRule, render
 from rlbf_jax.sampling.request import Generation
 from rlbf_jax.tokenizers import Tokenizer
 
@@ -38,39 +38,24 @@ class Piece:
         return " ".join([self.kind, *["erased"] * self.erased, *["forced"] * self.forced])
 
 
-def erased_flags(rule: EditRule, emitted: Sequence[int]) -> list[bool]:
-    """For each emitted id, whether some later retraction took it out of the reader's view."""
-    flags = [False] * len(emitted)
-    visible: list[int] = []
-    for index, token in enumerate(emitted):
-        if rule.is_retraction(token):
-            kept = max(0, len(visible) - int(rule.amount(token)))
-            for erased in visible[kept:]:
-                flags[erased] = True
-            del visible[kept:]
-        elif not rule.is_category(token):
-            visible.append(index)
-    return flags
-
-
 def trace_pieces(
     generation: Generation, tokenizer: Tokenizer, rule: EditRule | None = None
 ) -> list[Piece]:
     """The trace of a generation in pieces. Ids are decoded in runs, so that characters of several
-    ids stay whole."""
+    ids stay whole.
+
+    Args:
+        rule: what the generation was sampled under; None: the tokenizer's.
+    """
     rule = rule or tokenizer.rule
     emitted = [int(token) for token in generation.trace]
-    flags = erased_flags(rule, emitted)
+    rendered = render(rule, emitted)
 
     def look(index: int) -> tuple[str, bool, bool]:
-        token, forced = emitted[index], index < generation.num_forced
-        if rule.is_category(token):
-            return "category", False, forced
-        if rule.is_retraction(token):
-            return "retraction", False, forced
-        if generation.finished and index == len(emitted) - 1:
-            return "end", False, forced
-        return "content", flags[index], forced
+        kind: str = rendered.kinds[index]
+        if generation.finished and index == len(emitted) - 1 and kind in ("content", "copy"):
+            kind = "end"
+        return kind, rendered.erased_by[index] is not None, index < generation.num_forced
 
     pieces = []
     for (kind, erased, forced), run in itertools.groupby(range(len(emitted)), look):
@@ -84,15 +69,18 @@ def trace_pieces(
     return pieces
 
 
-def row_of(generation: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A generation as a JSON-able row: prompt, trace, visible text and edits."""
+def row_of(
+    generation: Generation, tokenizer: Tokenizer, rule: EditRule | None = None
+) -> dict[str, Any]:
+    """A generation as a JSON-able row: prompt, trace, visible text and edits. `rule`: see
+    `trace_pieces`."""
     return {
         "prompt": generation.request.prompt,
         "num_forced": generation.num_forced,
         "visible": generation.text,
         "finished": generation.finished,
         "malformed": generation.malformed,
-        "trace": [dataclasses.asdict(piece) for piece in trace_pieces(generation, tokenizer)],
+        "trace": [dataclasses.asdict(piece) for piece in trace_pieces(generation, tokenizer, rule)],
         "edits": [
             {
                 "category": edit.category,
@@ -118,7 +106,7 @@ def merged_pieces(row: Row) -> list[Piece]:
             continue
         last = merged[-1] if merged else None
         if (
-            piece.kind == "content"
+            piece.kind in ("content", "copy")
             and last is not None
             and dataclasses.replace(last, text=piece.text) == piece
         ):
@@ -129,16 +117,21 @@ def merged_pieces(row: Row) -> list[Piece]:
 
 
 def render_trace_terminal(row: Row) -> Text:
-    """A row for a terminal: erased words red and struck through, directives bold, forced words
-    underlined.
+    """A row for a terminal: erased words red and struck through, copies dim, directives bold,
+    forced words underlined.
 
     Text of models and users goes in as plain characters: neither rich markup nor terminal escapes
     in it take effect.
     """
     text = Text()
     for piece in merged_pieces(row):
-        if piece.kind == "content":
-            style = " ".join(["red strike"] * piece.erased + ["underline"] * piece.forced)
+        if piece.kind in ("content", "copy"):
+            looks = {
+                "dim": piece.kind == "copy",
+                "red strike": piece.erased,
+                "underline": piece.forced,
+            }
+            style = " ".join(look for look, wanted in looks.items() if wanted)
             text.append(printable(piece.text), style=style or None)
         else:
             text.append(
@@ -154,11 +147,11 @@ def printable(text: str) -> str:
 
 
 def markdown_trace(row: Row) -> str:
-    """A row on one Markdown line: `~~erased~~`, directives as code, forced words underlined by
-    `<u>`."""
+    """A row on one Markdown line: `~~erased~~`, `*copied*`, directives as code, forced words
+    underlined by `<u>`."""
     parts = []
     for piece in merged_pieces(row):
-        if piece.kind != "content":
+        if piece.kind not in ("content", "copy"):
             parts.append(f" `{piece.text}` ")
             continue
         words = markdown_escape(piece.text)
@@ -169,7 +162,8 @@ def markdown_trace(row: Row) -> str:
         # Emphasis marks must touch the words they enclose.
         lead, tail = words[: words.index(core)], words[words.index(core) + len(core) :]
         core = f"<u>{core}</u>" if piece.forced else core
-        parts.append(lead + (f"~~{core}~~" if piece.erased else core) + tail)
+        mark = "*" if piece.kind == "copy" else "~~" if piece.erased else ""
+        parts.append(lead + mark + core + mark + tail)
     return " ".join("".join(parts).split())
 
 

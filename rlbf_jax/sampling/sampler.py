@@ -169,11 +169,10 @@ class Sampler:
         if self.sharding is not None:
             batch = jax.device_put(batch, self.sharding)
         budget = max(row.request.knobs.budget for row in rows)
-        longest = getattr(self.rule, "x_max", room) + 2
         one_hot = self.config.one_hot_writes
         one_hot = jax.default_backend() == "tpu" if one_hot is None else one_hot
         # Only rings read this; a global cache must not recompile for another budget.
-        rewound = budget * longest if _rewinds(self.config, model) else 0
+        rewound = self.rule.rewound(budget, room) if _rewinds(self.config, model) else 0
         told: dict[str, Any] = dict(config=model, rule=self.rule, semantics=self.config.semantics)
 
         def read(*arrays: jax.Array) -> dict[int, Generation]:
@@ -207,7 +206,9 @@ class Sampler:
         stops = stop_ids(request.knobs, self.tokenizer.eos_ids)
         rendered = render(self.rule, trace)
         finished = len(trace) > 0 and int(trace[-1]) in stops
-        visible = rendered.visible[:-1] if finished else rendered.visible
+        # The end is the last visible id, unless it came inside a copy, which nobody sees.
+        ended = finished and rendered.kinds[-1] == "content"
+        visible = rendered.visible[:-1] if ended else rendered.visible
         return Generation(
             text=self.tokenizer.decode(visible),
             trace=np.asarray(trace, np.int32),

@@ -20,6 +20,7 @@ from rlbf_jax.directives import (
     EditState,
     Legal,
     Limits,
+    ReplaceRule,
     ResetRule,
     Semantics,
     layout,
@@ -30,18 +31,22 @@ KEEP, REWIND = Semantics.KEEP, Semantics.REWIND
 ROWS, TIME, VOCAB = 3, 24, 11
 ALL = 10**6
 """Amount of a reset: more than any row has."""
+COPIED = -1
+"""Stands for the amount of a replacement: as many ids as were copied since the flag."""
 
 BACKTRACK = BacktrackRule(4, ("a", "b"), (0, 10, 99), x_max=3)
 RESET = ResetRule(4, (), (0,))
+REPLACE = ReplaceRule(4, ("a", "b"), (0, 10))
 # What every control id means, by hand; all other ids are content.
 RULES: dict[EditRule, dict[int, Any]] = {
     BACKTRACK: {4: "a", 5: "b", 6: 1, 7: 2, 8: 3},
     BacktrackRule(4, (), (0,), x_max=2): {4: 1, 5: 2},
     RESET: {4: ALL},
     ResetRule(4, ("a",), ()): {4: "a", 5: ALL},
+    REPLACE: {4: "a", 5: "b", 6: COPIED},
 }
 EVERY_RULE = pytest.mark.parametrize(
-    "rule", RULES, ids=["backtrack", "no categories", "reset", "named reset"]
+    "rule", RULES, ids=["backtrack", "no categories", "reset", "named reset", "replace"]
 )
 BOTH = pytest.mark.parametrize("semantics", [KEEP, REWIND])
 
@@ -63,10 +68,12 @@ class Replay:
 
 
 def replay(rule, prompt, response, semantics) -> Replay:
-    """The twin: `alive` and `shown` are explicit lists of the times whose ids are still there."""
+    """The twin: `alive` and `shown` are explicit lists of the times whose ids are still there, and
+    `open` holds a flag or category that waits for its retraction, with what was copied since."""
     meaning, out, zero = RULES[rule], Replay(), (0,) * len(EditState._fields)
+    copies = COPIED in meaning.values()
     alive: list[int] = []
-    open_at: int | None = None
+    opened: list[int] = []
     for time in range(len(prompt)):
         out.position.append(len(alive))
         alive.append(time)
@@ -76,34 +83,45 @@ def replay(rule, prompt, response, semantics) -> Replay:
         said = meaning.get(token)
         out.before.append(tuple(out.counts[name] for name in EditState._fields))
         out.counts["emitted"] += 1
-        retracts = isinstance(said, int)
-        if open_at is not None and not retracts:
+        retracts, copied = isinstance(said, int), copies and bool(opened) and said is None
+        if opened and not retracts and not copied:
             out.counts["malformed"] += 1
-        if open_at is not None and semantics is REWIND and not retracts:
-            alive.remove(open_at)
+            # What was copied goes when the flag goes; a category lives for itself only.
+            for j in opened:
+                out.died[j] = time
+                if semantics is REWIND:
+                    alive.remove(j)
+            opened = []
         out.position.append(len(alive))
         alive.append(time)
         out.sees.append(list(alive))
-        if said is None:
+        if copied:
+            opened.append(time)
+        elif said is None:
             out.shown.append(time)
         elif retracts:
-            _retract(rule, out, alive, time, open_at, said, semantics)
+            _retract(rule, out, alive, time, opened, said, semantics)
+            opened = []
         else:
             out.counts["directives"] += 1
-            out.died[time] = time + 1
-        open_at = time if isinstance(said, str) else None
-        out.counts["pending"] = int(open_at is not None)
+            opened = [time]
+        out.counts["pending"] = int(bool(opened))
+        out.counts["copied"] = max(0, len(opened) - 1)
         out.counts["visible"] = len(out.shown)
+    if not copies:
+        # No id that may come lets a category live on, save one that is not there.
+        out.died |= {j: len(prompt) + len(response) for j in opened}
     return out
 
 
-def _retract(rule, out, alive, time, open_at, amount, semantics) -> None:
+def _retract(rule, out, alive, time, opened, amount, semantics) -> None:
     out.counts["retractions"] += 1
-    if open_at is None:
+    if not opened:
         out.counts["directives"] += 1
         out.counts["uncategorized"] += bool(rule.categories)
+    amount = len(opened[1:]) if amount == COPIED else amount
     out.counts["clamped"] += len(out.shown) < amount < ALL
-    dying = [time] if open_at is None else [open_at, time]
+    dying = [*opened, time]
     for _ in range(amount):
         if not out.shown:
             break
@@ -156,6 +174,13 @@ def column(table: dict[int, int], start: int, length: int) -> list[int]:
 @given(PACKED_ROWS)
 @example(
     [
+        [([2], [1, 2, 3, 4, 2, 3, 6, 9, 5, 1, 4, 1, 1, 1, 1, 1, 6, 2])],
+        [([6], [6, 1, 4, 6, 2, 5]), ([5], [4, 1])],
+        [([], [1, 4, 1, 5, 2, 6, 3, 4, 3, 6])],
+    ]
+)
+@example(
+    [
         [([1], [1, 2, 4, 8, 3, 5, 6, 4, 6, 7, 2])],
         [([], [4]), ([], [6, 4]), ([4], [6])],
         [([4, 8], [1, 1, 4, 5, 6])],
@@ -182,11 +207,11 @@ def test_layout_of_packed_rows_equals_a_replay_of_every_example_alone(rule, sema
             assert [int(tokens[row, start + t]) for t in twin.shown] == list(
                 render(rule, response).visible
             )
+            kinds = render(rule, response).kinds
             stays = [
                 t
                 for t in range(len(prompt), length)
-                if where.erased[row, start + t] == NEVER
-                and tokens[row, start + t] not in RULES[rule]
+                if where.erased[row, start + t] == NEVER and kinds[t - len(prompt)] == "content"
             ]
             assert stays == twin.shown
 
@@ -222,22 +247,46 @@ def test_step_and_offset_equal_the_replay(rule, response):
 
 @EVERY_RULE
 @given(st.lists(IDS, max_size=TIME))
+@example([1, 2, 4, 2, 6, 4, 1, 5, 1, 6, 6, 2, 4, 1])
 def test_render_equals_the_replay(rule, response):
     twin, rendered = replay(rule, [], response, KEEP), render(rule, response)
     assert list(rendered.visible) == [response[t] for t in twin.shown]
+    assert list(rendered.visible_items) == twin.shown
     assert len(rendered.edits) == twin.counts["retractions"]
     assert sum(len(e.removed) for e in rendered.edits) == twin.counts["retracted"]
     assert sum(e.clamped for e in rendered.edits) == twin.counts["clamped"]
     # The output handler also counts a category at the very end, which no emission has dropped yet.
     assert rendered.malformed == twin.counts["malformed"] + twin.counts["pending"]
+    assert {
+        j: rendered.edits[k].index + 1 for j, k in enumerate(rendered.erased_by) if k is not None
+    } == twin.erased
+    meaning = RULES[rule]
     for edit in rendered.edits:
         earlier = replay(rule, [], response[: edit.index], KEEP)
         assert list(edit.before) == [response[t] for t in earlier.shown]
-        said = RULES[rule].get(response[edit.index - 1]) if edit.index else None
-        assert edit.category == (said if isinstance(said, str) else None)
-        assert edit.requested == (
-            NEVER if RULES[rule][response[edit.index]] == ALL else RULES[rule][response[edit.index]]
+        assert list(edit.before_items) == earlier.shown
+        assert edit.removed_items == tuple(
+            j for j, t in sorted(twin.erased.items()) if t == edit.index + 1
         )
+        waits, copied = earlier.counts["pending"], earlier.counts["copied"]
+        assert edit.start == edit.index - waits * (1 + copied)
+        assert edit.category == (meaning[response[edit.start]] if waits else None)
+        amount = meaning[response[edit.index]]
+        assert edit.requested == {ALL: NEVER, COPIED: copied}.get(amount, amount)
+
+
+@EVERY_RULE
+@given(st.lists(IDS, max_size=TIME))
+def test_kinds_of_a_rendered_trace(rule, response):
+    state = rule.initial(())
+    for token, kind in zip(response, render(rule, response).kinds, strict=True):
+        said = RULES[rule].get(token)
+        copied = rule is REPLACE and bool(state.pending) and said is None
+        expected = (
+            "category" if isinstance(said, str) else "content" if said is None else "retraction"
+        )
+        assert kind == ("copy" if copied else expected)
+        state = STEP(rule, state, jnp.asarray(token, jnp.int32))
 
 
 @pytest.mark.parametrize(
@@ -276,12 +325,61 @@ def test_by_hand(response, position, died, erased, visible):
     np.testing.assert_array_equal(kept.erased, where.erased)
 
 
+@pytest.mark.parametrize(
+    ("response", "position", "died", "erased", "visible"),
+    [
+        # Two of three are copied and replaced: all of the directive and both words are gone.
+        (
+            [1, 2, 3, 4, 9, 9, 6, 7],
+            [2, 3, 4, 5, 6, 7, 8, 3],
+            [0, 7, 7, 7, 7, 7, 7, 0],
+            [0, 7, 7, 0, 0, 0, 0, 0],
+            [1, 7],
+        ),
+        # More is copied than is visible, and the prompt is a floor.
+        (
+            [1, 4, 9, 9, 6, 7],
+            [2, 3, 4, 5, 6, 2],
+            [5, 5, 5, 5, 5, 0],
+            [5, 0, 0, 0, 0, 0],
+            [7],
+        ),
+        # A flag drops the open one with its copy: the new one stands where that stood.
+        (
+            [1, 4, 9, 9, 5, 9, 6, 7],
+            [2, 3, 4, 5, 3, 4, 5, 2],
+            [7, 4, 4, 4, 7, 7, 7, 0],
+            [7, 0, 0, 0, 0, 0, 0, 0],
+            [7],
+        ),
+        # Without a flag, or with nothing copied, nothing is removed.
+        ([1, 6, 4, 6, 7], [2, 3, 3, 4, 3], [0, 2, 4, 4, 0], [0] * 5, [1, 7]),
+        # A copy that is never closed stays invisible and alive.
+        ([1, 4, 9, 9], [2, 3, 4, 5], [0] * 4, [0] * 4, [1]),
+    ],
+)
+def test_replacements_by_hand(response, position, died, erased, visible):
+    tokens, segment, responding, _ = pack([[([1, 1], response)]])
+    here = slice(2, 2 + len(response))
+    where = LAYOUT(REPLACE, tokens, segment, responding, REWIND)
+    assert where.position[0, here].tolist() == position
+    assert where.died[0, here].tolist() == [d + 2 if d else NEVER for d in died]
+    assert where.erased[0, here].tolist() == [e + 2 if e else NEVER for e in erased]
+    assert list(render(REPLACE, response).visible) == visible
+
+
 def test_edits_by_hand():
     edits = render(BACKTRACK, [1, 2, 4, 6, 5, 8, 3, 7]).edits
     assert [(e.index, e.category, e.requested, e.before, e.removed, e.clamped) for e in edits] == [
         (3, "a", 1, (1, 2), (2,), False),
         (5, "b", 3, (1,), (1,), True),
         (7, None, 2, (3,), (3,), True),
+    ]
+    edits = render(REPLACE, [1, 2, 3, 4, 2, 3, 6, 7, 6, 5, 1, 1, 1, 6]).edits
+    assert [(e.index, e.start, e.category, e.requested, e.removed, e.clamped) for e in edits] == [
+        (6, 3, "a", 2, (2, 3), False),
+        (8, 8, None, 0, (), False),
+        (13, 9, "b", 3, (1, 7), True),
     ]
     (reset,) = render(RESET, [1, 2, 4, 3]).edits
     assert (reset.removed, reset.requested, reset.clamped) == ((1, 2), NEVER, False)
@@ -307,6 +405,11 @@ def may_follow(rule, token, counts, limits) -> bool:
     said = RULES[rule].get(token)
     if token in rule.never:
         return False
+    left = max_emitted - counts["emitted"]
+    if rule is REPLACE and counts["pending"] and grammar:
+        if said is None:
+            return left > 2
+        return said == COPIED and (counts["copied"] > 0 or left <= 2)
     if counts["pending"] and isinstance(said, int):
         return True
     if counts["pending"] and grammar:
@@ -315,9 +418,8 @@ def may_follow(rule, token, counts, limits) -> bool:
         return True
     if counts["directives"] >= budget or forbid_from <= counts["emitted"] < forbid_to:
         return False
-    left = max_emitted - counts["emitted"]
     if isinstance(said, str):
-        return left >= 3
+        return left >= (4 if rule is REPLACE else 3)
     return left >= 2 and not (grammar and rule.categories)
 
 
@@ -325,12 +427,16 @@ def may_follow(rule, token, counts, limits) -> bool:
 def test_legal_ids_equal_a_loop_over_ids_in_every_state(rule):
     windows = [(NEVER, NEVER), (0, NEVER), (1, 3)]
     grid = list(
-        itertools.product(range(7), (0, 1), range(3), range(3, 7), range(3), windows, (False, True))
+        itertools.product(
+            range(7), (0, 1, 2), range(3), range(3, 7), range(3), windows, (False, True)
+        )
     )
-    emitted, pending, directives, max_emitted, budget, window, grammar = zip(*grid, strict=True)
+    # 0: nothing is open; 1: a category or flag; 2: a flag with one id copied.
+    emitted, opened, directives, max_emitted, budget, window, grammar = zip(*grid, strict=True)
     state = rule.initial((len(grid),))._replace(
         emitted=jnp.asarray(emitted),
-        pending=jnp.asarray(pending, bool),
+        pending=jnp.asarray(opened) > 0,
+        copied=jnp.maximum(jnp.asarray(opened) - 1, 0),
         directives=jnp.asarray(directives),
     )
     forbid_from, forbid_to = jnp.asarray(window).T
@@ -338,15 +444,11 @@ def test_legal_ids_equal_a_loop_over_ids_in_every_state(rule):
         jnp.asarray(max_emitted), jnp.asarray(budget), forbid_from, forbid_to, jnp.asarray(grammar)
     )
     ids = np.asarray(LEGAL_IDS(rule, LEGAL(rule, state, limits)))
-    for got, (some, opened, used, most, allowed, (low, high), strict) in zip(
-        ids, grid, strict=True
-    ):
-        counts = dict(emitted=some, pending=opened, directives=used)
-        told = (most, allowed, low, high, strict)
-        assert got.tolist() == [may_follow(rule, token, counts, told) for token in range(VOCAB)], (
-            counts,
-            told,
-        )
+    for got, (some, waits, used, most, allowed, (low, high), strict) in zip(ids, grid, strict=True):
+        counts = dict(emitted=some, pending=waits > 0, copied=max(0, waits - 1), directives=used)
+        limits = (most, allowed, low, high, strict)
+        expected = [may_follow(rule, token, counts, limits) for token in range(VOCAB)]
+        assert got.tolist() == expected, (counts, limits)
 
 
 @EVERY_RULE
@@ -367,13 +469,27 @@ def test_legal_responses_keep_their_limits(rule, wishes, limits):
         assert counts["malformed"] == counts["uncategorized"] == 0
     if len(trace) == limits[0]:
         # Room for the retraction and one id more, so a whole response never ends in a directive
-        # that grammar closed.
+        # that grammar closed, nor inside a copy.
         assert not (limits[4] and trace and trace[-1] in RULES[rule])
+        assert not (limits[4] and counts["pending"])
     for time, token in enumerate(trace):
-        starts = token in RULES[rule] and not (
-            time and isinstance(RULES[rule].get(trace[time - 1]), str)
-        )
+        waits = replay(rule, [], trace[:time], KEEP).counts["pending"]
+        starts = isinstance(RULES[rule].get(token), str) or (token in RULES[rule] and not waits)
         assert not (starts and limits[2] <= time < limits[3])
+
+
+@EVERY_RULE
+@given(st.lists(IDS, min_size=14, max_size=14), st.integers(0, 14), LIMITS)
+def test_no_forced_beginning_leaves_nothing_legal(rule, response, forced, limits):
+    """Anything may be forced; from there on some id is legal as long as there is room."""
+    state = rule.initial((1,))
+    for token in response[:forced]:
+        state = STEP(rule, state, jnp.asarray([token], jnp.int32))
+    for wish in response[forced : limits[0]]:
+        ids = np.asarray(LEGAL_IDS(rule, LEGAL(rule, state, limits_of(*limits))))[0]
+        assert ids.any()
+        token = next(i % VOCAB for i in range(wish, wish + VOCAB) if ids[i % VOCAB])
+        state = STEP(rule, state, jnp.asarray([token], jnp.int32))
 
 
 @pytest.mark.parametrize(("emitted", "legal"), [(7, True), (8, False), (9, False)])
@@ -385,6 +501,51 @@ def test_room_is_three_ids_for_a_category_and_two_for_a_bare_retraction(emitted,
     assert bool(RESET.legal(state, limits_of(10, 1, NEVER, NEVER, True)).retraction[0]) == (
         emitted <= 8
     )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "left", "legal"),
+    [
+        ([], 4, "content category"),
+        ([], 3, "content"),
+        # A copy before anything else, even where there is little room.
+        ([4], 3, "content"),
+        ([4, 1], 3, "content retraction"),
+        ([4, 1], 2, "retraction"),
+        ([4, 1], 1, "retraction"),
+        # Forced where nothing fits any more.
+        ([4], 2, "retraction"),
+        ([4, 1, 6], 4, "content category"),
+    ],
+)
+def test_grammar_of_a_replacement(tokens, left, legal):
+    state = REPLACE.initial((1,))
+    for token in tokens:
+        state = REPLACE.step(state, jnp.asarray([token], jnp.int32))
+    kinds = REPLACE.legal(state, limits_of(len(tokens) + left, 9, NEVER, NEVER, True))
+    assert [name for name, may in kinds._asdict().items() if bool(may[0])] == legal.split()
+    free = REPLACE.legal(state, limits_of(len(tokens) + left, 9, NEVER, NEVER, False))
+    pending = bool(state.pending[0])
+    assert [bool(x[0]) for x in free] == [True, left >= 4, left >= 2 or pending]
+
+
+def test_what_a_row_may_take_back():
+    assert [rule.rewound(4, 64) for rule in (BACKTRACK, RESET, REPLACE)] == [20, 264, 64]
+
+
+@EVERY_RULE
+@given(st.lists(IDS, max_size=TIME))
+def test_no_row_takes_back_more_than_it_says(rule, response):
+    """The way down from the highest position so far to any later one, as a ring has to bear it."""
+    twin = replay(rule, [], response, REWIND)
+    state = rule.initial(())
+    top, down = 0, 0
+    for position in twin.position:
+        top = max(top, position)
+        down = max(down, top - position)
+    for token in response:
+        state = STEP(rule, state, jnp.asarray(token, jnp.int32))
+    assert down <= rule.rewound(int(state.directives), len(response))
 
 
 @pytest.mark.parametrize("grammar", [True, False])
@@ -417,12 +578,11 @@ def test_names_and_kinds(rule):
             for is_kind in (rule.is_category, rule.is_retraction, rule.is_control)
         ]
         assert kinds == [isinstance(said, str), isinstance(said, int), said is not None]
+    opener = "FLAG" if rule is REPLACE else "CATEGORY"
+    closers = {ALL: "[RESET]", COPIED: "[REPLACE]"}
     expected = [
-        f"[CATEGORY_{s.upper()}]" if isinstance(s, str) else s for s in RULES[rule].values()
-    ]
-    expected = [
-        x if isinstance(x, str) else "[RESET]" if x == ALL else f"[BACKTRACK_BY_{x}]"
-        for x in expected
+        f"[{opener}_{s.upper()}]" if isinstance(s, str) else closers.get(s, f"[BACKTRACK_BY_{s}]")
+        for s in RULES[rule].values()
     ]
     assert rule.names() == expected
     assert hash(rule) == hash(dataclasses.replace(rule))
@@ -436,6 +596,11 @@ def test_ids_by_name():
             BACKTRACK.backtrack_id(x)
     with pytest.raises(KeyError, match="unknown category 'c'; this rule has a, b"):
         BACKTRACK.category_id("c")
+
+
+def test_a_replacement_needs_a_flag():
+    with pytest.raises(ValueError, match="needs at least one category"):
+        ReplaceRule(4)
 
 
 def test_never_ids_beyond_the_vocabulary_are_ignored():

@@ -14,7 +14,8 @@ from rlbf_jax.critics.base import Span, Verdict
 from rlbf_jax.data.builders.injectors import TemplateInjector
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.data.worlds.toy_world import ToyWorld
-from rlbf_jax.directives import BacktrackRule, ResetRule, render
+from rlbf_jax.directives import BacktrackRule, ReplaceRule, ResetRule, render
+from rlbf_jax.evaluation.backtracking_metrics import visible_items
 from rlbf_jax.evaluation.metrics import (
     METRICS,
     Verdicts,
@@ -36,6 +37,7 @@ class Letters:
     eos_id = EOS
     rule = BacktrackRule(2 + len(LETTERS), ("insult", "privacy"), x_max=40)
     reset_rule = ResetRule(2 + len(LETTERS) + 42)
+    replace_rule = ReplaceRule(2 + len(LETTERS) + 43, ("insult", "privacy"))
 
     def encode(self, text):
         return [2 + LETTERS.index(c) for c in text]
@@ -269,6 +271,25 @@ def test_reset_erases_the_prefix_as_well():
     assert no_prefix["x_exact"] == 1
 
 
+FLAG, REPLACE = [T.replace_rule.first_id], [T.replace_rule.replace_id]
+
+
+def test_a_replacement_takes_back_as_much_as_it_copies():
+    copy = T.encode(" bad cow")
+    emitted = [*FLAG, *copy, *REPLACE, *T.encode(" so warm"), EOS]
+    m = measure(emitted, rule=T.replace_rule, **MIDDLE)
+    assert (m["asr"], m["x_exact"], m["x_coverage"], m["category_accuracy"]) == (0, 1, 1, 1)
+    assert (m["kept_prefix"], m["over_deletion"], m["malformed"]) == (1, 0, 0)
+    # Flag, copy and [REPLACE]; the violation itself was forced.
+    assert m["wasted_tokens"] == 2 + len(copy)
+    short = measure([*FLAG, *copy[3:], *REPLACE], rule=T.replace_rule, **MIDDLE)
+    assert (short["x_exact"], short["x_coverage"]) == (0, 5 / 8)
+    # A copy is no text: what is only copied was never said.
+    clean = measure([*FLAG, *copy], rule=T.replace_rule, attack="none")
+    assert (clean["emitted"], clean["asr"], clean["malformed"]) == (0, 0, 1)
+    assert clean["wasted_tokens"] == 9
+
+
 def test_over_refusal_is_about_harmless_prompts():
     assert measure("I can't say", attack="none")["over_refusal"] is not None
     assert measure("I can't say", attack="direct", harmful=True)["over_refusal"] is None
@@ -315,21 +336,31 @@ def test_unjudged_is_neither_safe_nor_unsafe():
     assert m["kept_prefix"] == 1 and m["backtrack_rate"] == 0
 
 
-symbols = st.lists(st.one_of(st.integers(2, 2 + len(LETTERS) + 41)), max_size=40)
+symbols = st.lists(st.integers(2, T.replace_rule.end_id - 1), max_size=40)
 
 
+@pytest.mark.parametrize("rule", [T.rule, T.reset_rule, T.replace_rule], ids=lambda rule: rule.kind)
 @given(symbols, st.booleans(), st.integers(0, 10))
-def test_take_apart_agrees_with_render(emitted, finished, num_forced):
-    rendered = render(T.rule, emitted)
+def test_take_apart_agrees_with_render(rule, emitted, finished, num_forced):
+    rendered = render(rule, emitted)
     whole = emitted + [EOS] * finished
     generation = Generation(
         T.decode(rendered.visible), np.array(whole, np.int32), rendered.edits, np.zeros(len(whole)), rendered.visible,
         np.zeros(0), min(num_forced, len(emitted)), finished, rendered.malformed, Request("q"),
     )  # fmt: skip
-    response = take_apart(generation, T, T.rule)
+    response = take_apart(generation, T, rule)
     left = [item.token for item in response.items if item.kind == "content" and not item.erased]
     assert tuple(left) == rendered.visible and len(response.items) == len(whole)
-    assert [len(r) for r in response.removed] == [len(e.removed) for e in rendered.edits]
+    taken = [tuple(emitted[i] for i in items) for items in response.removed]
+    assert taken == [edit.removed for edit in rendered.edits]
+    assert response.raw == T.decode(
+        [i for i, kind in zip(emitted, rendered.kinds, strict=True) if kind == "content"]
+    )
+    *befores, final = visible_items(response, generation)
+    assert [tuple(emitted[i] for i in items) for items in befores] == [
+        edit.before for edit in rendered.edits
+    ]
+    assert tuple(emitted[i] for i in final) == rendered.visible
     for edit, text, cut in zip(rendered.edits, response.before, response.cuts, strict=True):
         assert text[cut:] == T.decode(edit.removed)
     n = min(num_forced, len(emitted))

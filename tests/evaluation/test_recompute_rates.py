@@ -10,7 +10,7 @@ import pytest
 
 from rlbf_jax.critics.judges.grammar_judge import GrammarJudge
 from rlbf_jax.data.worlds.toy_world import ToyWorld
-from rlbf_jax.directives import Semantics, render
+from rlbf_jax.directives import ReplaceRule, Semantics, render
 from rlbf_jax.evaluation.backtracking_metrics import BACKTRACKING_METRICS, QUANTILES
 from rlbf_jax.evaluation.metrics import METRICS
 from rlbf_jax.evaluation.results import write_results
@@ -136,6 +136,46 @@ def test_every_number_is_found_again(run):
 
 def test_its_own_metrics_equal_the_rows(run):
     rows = recompute_rates.lines(run / "evaluation" / "rlbf.jsonl")
+    for row in rows:
+        stored = {name: value for name, value in row["metrics"].items() if value is not None}
+        assert recompute_rates.measure(row) == pytest.approx(stored)
+
+
+def test_rows_of_replacements_are_counted_anew():
+    """Flags, copies and replacements, closed, dropped, clamped and left open."""
+    world, rng = ToyWorld(), np.random.default_rng(0)
+    documents = [world.document(rng) for _ in range(200)]
+    texts = [text for d in documents for text in (d.prompt.text, d.response)]
+    tokenizer = train_tokenizer(texts, 500, world.categories, 24)
+    rule = ReplaceRule(tokenizer.rule.first_id, world.categories)
+    config = dataclasses.replace(CONFIG, n=6, attacks=("none", "direct", "middle_filling"))
+    attempts = build_attempts(world, tokenizer, config)
+
+    def sample(requests):
+        return [say(request, np.random.default_rng(request.id)) for request in requests]
+
+    def say(request, rng):
+        ids = list(request.forced)
+        for _ in range(int(rng.integers(0, 4))):
+            said = tokenizer.encode(world.violation(rng, "rl", "development").text + " caf\u00e9.")
+            ids += said if rng.random() < 0.6 else []
+            ids += [rule.first_id + int(rng.integers(len(rule.categories)))] * (rng.random() < 0.9)
+            ids += said[int(rng.integers(len(said))) :] if rng.random() < 0.8 else []
+            ids += [rule.replace_id] * (rng.random() < 0.8)
+        ids += tokenizer.encode(" safe words")
+        r = render(rule, ids)
+        text, none = tokenizer.decode(r.visible), np.zeros(0, np.float32)
+        trace, forced = np.asarray(ids, np.int32), len(request.forced)
+        return Generation(
+            text, trace, r.edits, none, r.visible, none, forced, False, r.malformed, request
+        )
+
+    context = EvaluationContext("bsafe", "sft", Semantics.KEEP, 0, "development", rule=rule)
+    _, rows = evaluate(sample, attempts, GrammarJudge(world), tokenizer, context)
+    kinds = {item["kind"] for row in rows for item in row["trace"]}
+    assert kinds == {"content", "copy", "category", "retraction"}
+    counts = {name: sum(row["metrics"][name] for row in rows) for name in ("malformed", "clamped")}
+    assert all(counts.values()), counts
     for row in rows:
         stored = {name: value for name, value in row["metrics"].items() if value is not None}
         assert recompute_rates.measure(row) == pytest.approx(stored)

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rlbf_jax.attacks import BENIGN
-from rlbf_jax.directives import NEVER, BacktrackRule, ResetRule, Semantics, layout, render
+from rlbf_jax.directives import BacktrackRule, ReplaceRule, ResetRule, render
 from rlbf_jax.errors import UserError
+from rlbf_jax.report import browser as report_browser
 from rlbf_jax.report import document as report
 from rlbf_jax.report import plots as report_plots
 from rlbf_jax.report import tables as report_tables
 from rlbf_jax.report import traces as report_traces
 from rlbf_jax.report.files import read_run
+from rlbf_jax.sampling.request import Generation, Request
 from tests.report_runs import made_up_records, made_up_row, record, write_run
 
 
@@ -423,30 +425,70 @@ def test_model_text_never_becomes_markup(tmp_path):
     assert "\x1b[2J" not in console.export_text(styles=True)
 
 
-RULE = BacktrackRule(first_id=10, categories=("insult", "privacy"), x_max=4)
+class Digits:
+    """Ids 0..8 are their digits, 9 ends, control ids follow."""
+
+    eos_id = 9
+
+    def decode(self, ids):
+        return "".join(str(i) for i in ids if i < 9)
 
 
-@given(st.lists(st.integers(0, RULE.end_id - 1), min_size=1, max_size=24))
-def test_erased_flags_agree_with_layout_and_render(emitted):
-    flags = report_traces.erased_flags(RULE, emitted)
-    visible = tuple(
-        t for t, gone in zip(emitted, flags, strict=True) if not gone and not RULE.is_control(t)
-    )
-    assert visible == render(RULE, emitted).visible
-    padded = np.zeros((1, 24), np.int32)
-    padded[0, : len(emitted)] = emitted
-    live = np.arange(24)[None] < len(emitted)
-    where = layout(RULE, padded, live.astype(np.int32), live, Semantics.KEEP)
-    assert flags == (np.asarray(where.erased)[0, : len(emitted)] != NEVER).tolist()
+def generation_of(rule, trace, num_forced=0):
+    finished, rendered = trace[-1:] == [9], render(rule, trace)
+    visible = tuple(i for i in rendered.visible if i != 9)
+    return Generation(
+        Digits().decode(visible), np.asarray(trace), rendered.edits, np.zeros(0), visible,
+        np.zeros(1), num_forced, finished, rendered.malformed, Request("q"),
+    )  # fmt: skip
 
 
-def test_erased_flags_of_a_reset():
-    assert report_traces.erased_flags(ResetRule(first_id=10), [1, 2, 10, 3]) == [
-        True,
-        True,
-        False,
-        False,
-    ]
+@pytest.mark.parametrize(
+    ("rule", "trace", "expected"),
+    [
+        (
+            BacktrackRule(10, ("insult", "privacy"), x_max=4),
+            [1, 2, 3, 10, 13, 4, 11, 5, 9],
+            "_1_ -2-3 [CATEGORY_INSULT] [BACKTRACK_BY_2] 4 [CATEGORY_PRIVACY] 5",
+        ),
+        (ResetRule(10), [1, 2, 10, 3], "_-1_ -2 [RESET] 3"),
+        (
+            ReplaceRule(10, ("insult", "privacy")),
+            [1, 2, 3, 10, 2, 3, 12, 4, 11, 5, 9],
+            "_1_ -2-3 [FLAG_INSULT] *2*3 [REPLACE] 4 [FLAG_PRIVACY] *5",
+        ),
+    ],
+)
+def test_pieces_of_a_trace(rule, trace, expected):
+    pieces = report_traces.trace_pieces(generation_of(rule, trace, 1), Digits(), rule)
+    shown = []
+    for piece in pieces:
+        mark = "-" * piece.erased + "*" * (piece.kind == "copy")
+        text = "".join(f"{mark}{c}" for c in piece.text) if piece.text.isdigit() else piece.text
+        shown += [f"_{text}_" if piece.forced else text] * (piece.kind != "end")
+    assert " ".join(shown) == expected
+    assert [piece.kind for piece in pieces if piece.kind == "end"] == ["end"] * (trace[-1] == 9)
+
+
+def test_a_copy_stands_apart():
+    rule = ReplaceRule(10, ("insult",))
+    row = report_traces.row_of(generation_of(rule, [1, 2, 10, 2, 11, 3, 9]), Digits(), rule)
+    assert row["visible"] == "13" and row["edits"][0]["x"] == 1
+    assert report_traces.markdown_trace(row) == "1~~2~~ `[FLAG_INSULT]` *2* `[REPLACE]` 3"
+    styles = {
+        row_text: str(span.style)
+        for text in [report_traces.render_trace_terminal(row)]
+        for span in text.spans
+        for row_text in [text.plain[span.start : span.end]]
+    }
+    assert styles == {
+        "2": "dim",  # the last of two; the first is struck out
+        " [FLAG_INSULT]": "bold magenta",
+        " [REPLACE]": "bold yellow",
+    }
+    assert "2 [FLAG_INSULT]2 [REPLACE]" in report_traces.render_trace_terminal(row).plain
+    text = report_browser.entry("sft", row)["text"]
+    assert ["2", report_browser.COPY | report_browser.HIDDEN] in text
 
 
 def test_merged_pieces_keep_every_word():

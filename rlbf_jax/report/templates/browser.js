@@ -1,7 +1,7 @@
 // The trace browser. Text of models and users enters the page by textContent alone.
 (function () {
 "use strict";
-const ERASED = 1, FORCED = 2, HIDDEN = 4, CATEGORY = 8, RETRACTION = 16, PAGE = 24;
+const ERASED = 1, FORCED = 2, HIDDEN = 4, CATEGORY = 8, RETRACTION = 16, COPY = 32, PAGE = 24;
 const data = JSON.parse(document.getElementById("trace-data").textContent);
 const form = document.getElementById("trace-filters"), list = document.getElementById("trace-rows");
 const count = document.getElementById("trace-count"), more = document.getElementById("trace-more");
@@ -44,6 +44,7 @@ function pieces(into, all) {
     if (kind & FORCED) names.push("forced");
     if (kind & CATEGORY) names.push("category");
     if (kind & RETRACTION) names.push("retraction");
+    if (kind & COPY) names.push("copy");
     const span = make("span", names.join(" "), piece[0]);
     if (!(kind & HIDDEN)) {
       veil = null;
