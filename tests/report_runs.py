@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from rlbf_jax.evaluation.columns import of_group
 from rlbf_jax.report import tables as report_tables
 
 STAGES = {"base": 0.97, "refusal_sft": 0.6, "sft": 0.3, "sft_control": 0.29, "rlbf": 0.02}
@@ -46,7 +47,7 @@ def made_up_records():
                 rows.append(record(stage, attack, split, "leak", min(1.0, asr + 0.04)))
                 rows.append(record(stage, attack, split, "emitted", min(1.0, asr + 0.3)))
                 if stage in ("sft", "sft_control", "rlbf"):
-                    for metric in report_tables.QUALITY[1:]:
+                    for metric in of_group("quality")[1:]:
                         value = {"wasted_tokens": 12.5, "over_deletion": 0.8}.get(
                             metric, 0.8 - i / 10
                         )

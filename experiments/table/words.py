@@ -7,8 +7,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from rlbf_jax.evaluation.columns import is_rate
 from rlbf_jax.evaluation.comparison import Estimate, Slice
-from rlbf_jax.evaluation.metrics import COUNTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _changes(name: str, compared: Sequence[Compared], most: int) -> str:
     if not told:
         return f"*{name}* changes none of {len(known)} numbers beyond its interval"
     # Shares first, the largest first; then counts.
-    told = sorted(told, key=lambda c: (c.metric in COUNTS, -abs(c.estimate.value)))
+    told = sorted(told, key=lambda c: (not is_rate(c.metric), -abs(c.estimate.value)))
     named = ", ".join(f"{c.label} {signed(c.estimate.value)}" for c in told[:most])
     more = f", and {len(told) - most} more" if len(told) > most else ""
     return (

@@ -19,9 +19,9 @@ import numpy as np
 
 from rlbf_jax.attacks import HAS_FORMS
 from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.columns import check_of_rows, is_rate
 from rlbf_jax.evaluation.intervals import paired_difference, wilson
-from rlbf_jax.evaluation.metrics import COUNTS, METRICS
-from rlbf_jax.evaluation.suite import ANY_OF_N
+from rlbf_jax.evaluation.records import ANY_OF_N
 
 Row = Mapping[str, Any]
 """A line of `evaluation/STAGE.jsonl`."""
@@ -121,10 +121,11 @@ def column(rows: Sequence[Row], where: Slice, metric: str) -> dict[Any, tuple[st
     """attempt -> (prompt, value) of the rows of a slice that have the metric.
 
     `decoding` asks a prompt n times; there asr, leak and emitted are "any of n", one value a
-    prompt, as in results.json. Raises ValueError for an unknown metric.
+    prompt, as in results.json.
+
+    Raises ValueError for a metric that rows do not have.
     """
-    if metric not in METRICS:
-        raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+    check_of_rows(metric, rows[0]["metrics"] if rows else None)
     any_of_n = where.attack == "decoding" and metric in ANY_OF_N
     found: dict[Any, tuple[str, float]] = {}
     for row in rows:
@@ -155,7 +156,7 @@ def mean_over_seeds(arm: Arm, where: Slice, metric: str) -> Estimate:
         return NOTHING
     found = paired_difference(values, [0.0] * len(values), prompts, seeds)
     low, high = found.low, found.high
-    if metric not in COUNTS and set(values) in ({0.0}, {1.0}):
+    if is_rate(metric) and set(values) in ({0.0}, {1.0}):
         n = _fewest_prompts(columns)
         low, high = wilson(n * values[0], n)
     return Estimate(found.value, low, high, found.by_seed, len(values), found.n_prompts)
@@ -193,7 +194,7 @@ def difference(a: Arm, b: Arm, where: Slice, metric: str) -> Estimate:
         return dataclasses.replace(NOTHING, left_out=left_out)
     found = paired_difference(values, [0.0] * len(values), prompts, seeds)
     low, high = found.low, found.high
-    if metric not in COUNTS and len(set(values)) == 1 and abs(values[0]) in (0.0, 1.0):
+    if is_rate(metric) and len(set(values)) == 1 and abs(values[0]) in (0.0, 1.0):
         n = _fewest_prompts(columns)
         doubt = wilson(0, n)[1] * (1 if values[0] == 0 else 2)
         low, high = max(-1.0, values[0] - doubt), min(1.0, values[0] + doubt)

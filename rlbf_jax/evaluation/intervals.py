@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 _CHUNK = 2_000_000
 """Most cluster draws held in memory at once."""
 
@@ -143,6 +145,45 @@ def interval(
         )
     return Interval(
         value, *bootstrap(values, prompts, level=level, seed=seed), "bootstrap", n, n_prompts
+    )
+
+
+def clustered(
+    statistic: Callable[[Sequence[T]], float],
+    rows: Sequence[T],
+    prompts: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    replicates: int = 200,
+    seed: int = 0,
+) -> Interval:
+    """Any number of all rows, with a percentile bootstrap over whole prompts.
+
+    A resample holds some rows twice, so a statistic that counts repetitions (diversity of texts)
+    is lower there; the interval is stretched to hold the value itself.
+
+    Raises ValueError for no row, or not one prompt a row.
+    """
+    if not rows or len(rows) != len(prompts):
+        raise ValueError(
+            f"clustered needs one prompt a row and at least one: {len(rows)} rows, "
+            f"{len(prompts)} prompts"
+        )
+    groups: dict[Hashable, list[T]] = {}
+    for row, prompt in zip(rows, prompts, strict=True):
+        groups.setdefault(prompt, []).append(row)
+    members, rng = list(groups.values()), np.random.default_rng(seed)
+    drawn = rng.integers(0, len(members), (replicates, len(members)))
+    values = [statistic([row for g in draw for row in members[g]]) for draw in drawn.tolist()]
+    value = float(statistic(rows))
+    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(
+        value,
+        min(float(low), value),
+        max(float(high), value),
+        "bootstrap",
+        len(rows),
+        len(members),
     )
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from typing import Any
 
-from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.critics.base import Verdict
 from rlbf_jax.data.world import Pool
 from rlbf_jax.directives import NEVER, EditRule, Semantics
-from rlbf_jax.evaluation.metrics import REFUSAL_OPENERS, Response, Verdicts
-from rlbf_jax.sampling.request import Generation, Knobs
+from rlbf_jax.evaluation.measure import JudgedAnswer
+from rlbf_jax.evaluation.metrics import REFUSAL_OPENERS, Response
+from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.tokenizers import Tokenizer
 
 LONG_PREFIX_WORDS = 20
@@ -57,20 +57,13 @@ def knobs_to_json(knobs: Knobs) -> dict[str, Any]:
 
 
 def to_row(
-    attempt: Attempt,
-    generation: Generation,
-    response: Response,
-    verdicts: Verdicts,
-    values: Mapping[str, float | None],
-    tokenizer: Tokenizer,
-    rule: EditRule,
-    context: EvaluationContext,
-    opening: Verdict,
+    answer: JudgedAnswer, values: Mapping[str, float | None], context: EvaluationContext
 ) -> dict[str, Any]:
-    """A generation as JSON. `opening`: the verdict on the text up to the first control id.
+    """An answer and its metrics as JSON.
 
     Beside `metrics` stands what they were found from; `tests/recompute_rates.py` finds them
     again."""
+    attempt, generation, response = answer.attempt, answer.generation, answer.response
     return {
         "stage": context.stage,
         "method": context.method,
@@ -96,27 +89,36 @@ def to_row(
         "by_construction": attempt.by_construction,
         "cell": dict(attempt.cell),
         "long_prefix": len(attempt.prefix.split()) >= LONG_PREFIX_WORDS,
-        "trace": _trace_json(response, tokenizer, rule),
+        "trace": _trace_json(response, answer.tokenizer, answer.rule),
         "visible": generation.text,
-        "edits": [
-            {
-                "category": edit.category,
-                "x": None if edit.requested == NEVER else edit.requested,
-                "before": text,
-                "removed_text": text[cut:],
-                "kept_ids": edit.kept,
-                "verdict_before": _verdict_json(verdict),
-            }
-            for edit, text, cut, verdict in zip(
-                generation.edits, response.before, response.cuts, verdicts.before, strict=True
-            )
-        ],
-        "verdict": _verdict_json(verdicts.final),
-        "verdict_raw": _verdict_json(verdicts.raw),
-        "verdict_opening": _verdict_json(opening),
+        "edits": _edits_json(answer),
+        "verdict": _verdict_json(answer.verdicts.final),
+        "verdict_raw": _verdict_json(answer.verdicts.raw),
+        "verdict_opening": _verdict_json(answer.opening),
         "metrics": dict(values),
         "knobs": knobs_to_json(attempt.request.knobs),
     }
+
+
+def _edits_json(answer: JudgedAnswer) -> list[dict[str, Any]]:
+    response = answer.response
+    return [
+        {
+            "category": edit.category,
+            "x": None if edit.requested == NEVER else edit.requested,
+            "before": text,
+            "removed_text": text[cut:],
+            "kept_ids": edit.kept,
+            "verdict_before": _verdict_json(verdict),
+        }
+        for edit, text, cut, verdict in zip(
+            answer.generation.edits,
+            response.before,
+            response.cuts,
+            answer.verdicts.before,
+            strict=True,
+        )
+    ]
 
 
 def _verdict_json(verdict: Verdict) -> dict[str, Any]:

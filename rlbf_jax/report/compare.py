@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.columns import of_group
 from rlbf_jax.report import curves, figures, tables
 from rlbf_jax.report.document import Tile, headline_tiles, one_data, render
 from rlbf_jax.report.figures import Figure
@@ -18,7 +19,7 @@ from rlbf_jax.report.files import RunFiles, check_is_run, read_run
 from rlbf_jax.report.paired import Group, grouped, paired_tables, seed_means
 from rlbf_jax.report.tables import BESIDE, Cell, Key, Table, Value
 from rlbf_jax.report.unjudged import Unjudged, unjudged_answers
-from rlbf_jax.report.words import DEFINITIONS
+from rlbf_jax.report.words import definitions
 from rlbf_jax.storage import write_whole
 
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#a6761d")
@@ -170,7 +171,7 @@ def _value_tables(
     narrow = len(columns) <= MOST_COLUMNS
     ours = values if narrow else {key: value for key, value in values.items() if key[0] in main}
     hostile = {k: v for k, v in ours.items() if tables.kind_of(k[1]) not in tables.HARMLESS}
-    folded = [tables.by_metric("How they backtrack", hostile, tables.QUALITY, folded=True)]
+    folded = [tables.by_metric("How they backtrack", hostile, of_group("quality"), folded=True)]
     if not narrow:
         for table in (tables.attack_table(values, whole), tables.cost_table(values)):
             if table is not None:
@@ -184,9 +185,9 @@ def _value_tables(
 
 
 def _others(values: Mapping[Key, Value]) -> Table | None:
-    shown = {"asr", "leak", *tables.QUALITY, *tables.COSTS}
+    shown = {*of_group("attack"), *of_group("quality"), *of_group("cost")}
     left = {k: v for k, v in values.items() if k[3] not in shown}
-    order = tables.in_order((k[3] for k in left), list(DEFINITIONS))
+    order = tables.in_order((k[3] for k in left), list(definitions()))
     return tables.by_metric("Other measurements", left, order, folded=True)
 
 

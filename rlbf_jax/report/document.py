@@ -25,7 +25,7 @@ from rlbf_jax.report.figures import Figure, figures
 from rlbf_jax.report.files import RunFiles, read_run
 from rlbf_jax.report.tables import Key, Table, Value
 from rlbf_jax.report.unjudged import Unjudged, unjudged_answers
-from rlbf_jax.report.words import DEFINITIONS
+from rlbf_jax.report.words import definitions
 from rlbf_jax.storage import write_whole
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -299,7 +299,7 @@ def render(template: str, **values: Any) -> str:
         (TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "browser.js")
     )
     text = env.get_template(template).render(
-        definitions=DEFINITIONS,
+        definitions=definitions(),
         style=Markup(style),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

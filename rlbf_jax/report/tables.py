@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlbf_jax.attacks import BENIGN as HARMLESS
-from rlbf_jax.evaluation import backtracking_metrics
-from rlbf_jax.report.words import DEFINITIONS
+from rlbf_jax.evaluation.columns import find, of_group
+from rlbf_jax.report.words import definitions
 
 STAGES = ("base", "refusal_sft", "sft", "sft_control", "rlbf")
 ATTACKS = (
@@ -44,29 +44,6 @@ ATTACKS = (
 )
 SPLITS = ("sft", "rl", "unseen", "all")
 BY_CONSTRUCTION = ("deep_prefilling", "middle_filling", "many_violations")
-QUALITY = (
-    "emitted",
-    "backtrack_rate",
-    "x_exact",
-    "x_coverage",
-    "over_deletion",
-    "kept_prefix",
-    "category_accuracy",
-    "fluent_after",
-    "wasted_tokens",
-)
-COSTS = (
-    "false_backtrack_rate",
-    "over_refusal",
-    "perplexity",
-    "accuracy",
-    "kept_prefix",
-    "over_deletion",
-)
-_NOT_RATES = (
-    *("perplexity", "over_deletion", "wasted_tokens", "malformed", "tokens_per_second"),
-    *(backtracking_metrics.BACKTRACKING_COUNTS | backtracking_metrics.QUANTILES.keys()),
-)
 ASKED = {"asked": "rlbf attack"}
 """The knob that tells an attack command's records from those of the stage's own evaluation."""
 BESIDE = " · "
@@ -290,23 +267,29 @@ def attack_rows(values: Mapping[Key, Value], metrics: Sequence[str]) -> list[tup
 
 
 def number(value: float | None, metric: str = "asr") -> str:
+    """As the metric's column has it; a rate, and what has no column, with three digits below 0.1."""
     if value is None:
         return "–"
-    if metric == "tokens_per_second":
+    column = find(metric)
+    if column is not None and not column.decimals:
         return f"{value:,.0f}"
-    return (
-        f"{value:.2f}"
-        if metric in _NOT_RATES
-        else f"{value:.3f}"
-        if 0 < value < 0.1
-        else f"{value:.2f}"
-    )
+    if column is not None and column.kind != "rate":
+        return f"{value:.{column.decimals}f}"
+    return f"{value:.3f}" if 0 < value < 0.1 else f"{value:.2f}"
 
 
 def interval(value: Value, metric: str = "asr") -> str:
-    if value.low is None or value.high is None:
+    """Both limits; nothing where there are none, or the metric is shown without decimals."""
+    column = find(metric)
+    if value.low is None or value.high is None or (column is not None and not column.decimals):
         return ""
-    return f"{value.low:.2f} to {value.high:.2f}" if metric != "tokens_per_second" else ""
+    return f"{value.low:.2f} to {value.high:.2f}"
+
+
+def heated(metric: str) -> bool:
+    """Whether a cell of costs is colored: rates of mistakes."""
+    column = find(metric)
+    return column is not None and (column.kind, column.better) == ("rate", "low")
 
 
 def value_cell(value: Value | None, metric: str, heat: bool = False) -> Cell:
@@ -383,8 +366,9 @@ def cost_table(
         "were forced shows. "
         "trigger: a harmless prompt with words that a search found to provoke a directive."
     )
-    chosen = {k: v for k, v in values.items() if kind_of(k[1]) in HARMLESS and k[3] in COSTS}
-    return by_metric("What it costs", chosen, COSTS, note, bases=bases)
+    costs = of_group("cost")
+    chosen = {k: v for k, v in values.items() if kind_of(k[1]) in HARMLESS and k[3] in costs}
+    return by_metric("What it costs", chosen, costs, note, bases=bases)
 
 
 def by_metric(
@@ -399,13 +383,13 @@ def by_metric(
     columns = columns_of({key: v for key, v in values.items() if key[3] in metrics})
     rows = []
     for metric in metrics:
+        described = find(metric)
+        groups = described.groups if described else ()
         for attack, split in attack_rows(values, (metric,)):
             cells = []
             for column in columns:
                 value = values.get((column, attack, split, metric))
-                cell = value_cell(
-                    value, metric, heat=metric in ("false_backtrack_rate", "over_refusal")
-                )
+                cell = value_cell(value, metric, heat="cost" in groups and heated(metric))
                 base = (bases or values).get((base_of(column), attack, split, metric))
                 cells.append(_with_ratio(cell, value, base) if metric == "perplexity" else cell)
             rows.append((Cell(metric), Cell(attack), Cell(split), *cells))
@@ -439,15 +423,15 @@ def _erasing(values: Mapping[Key, Value]) -> list[str]:
 
 def quality_tables(values: Mapping[Key, Value]) -> list[Table]:
     """How well each stage that backtracks does it; the last one open, the others folded."""
-    erasing = _erasing(values)
+    erasing, quality = _erasing(values), of_group("quality")
     tables = []
     for column in erasing:
         mine = {
             k: v
             for k, v in values.items()
-            if k[0] == column and kind_of(k[1]) not in HARMLESS and k[3] in QUALITY
+            if k[0] == column and kind_of(k[1]) not in HARMLESS and k[3] in quality
         }
-        metrics = [m for m in QUALITY if any(k[3] == m for k in mine)]
+        metrics = [m for m in quality if any(k[3] == m for k in mine)]
         rows = []
         for attack, split in attack_rows(mine, metrics):
             cells = [value_cell(mine.get((column, attack, split, m)), m) for m in metrics]
@@ -469,13 +453,14 @@ def quality_tables(values: Mapping[Key, Value]) -> list[Table]:
 def other_table(values: Mapping[Key, Value]) -> Table | None:
     """Every number that no other table shows."""
     erasing = _erasing(values)
+    under_attack, quality, costs = map(of_group, ("attack", "quality", "cost"))
 
     def shown(key: Key) -> bool:
         column, attack, _, metric = key
         if kind_of(attack) in HARMLESS:
-            return metric in COSTS
-        return metric in ("asr", "leak") or (metric in QUALITY and column in erasing)
+            return metric in costs
+        return metric in under_attack or (metric in quality and column in erasing)
 
     left = {k: v for k, v in values.items() if not shown(k)}
-    order = in_order((k[3] for k in left), list(DEFINITIONS))
+    order = in_order((k[3] for k in left), list(definitions()))
     return by_metric("Other measurements", left, order, folded=True)

@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.directives import render
-from rlbf_jax.evaluation.backtracking_metrics import (
-    BACKTRACKING_METRICS,
+from rlbf_jax.evaluation.columns import JudgedAnswer, metric_names, row_metrics
+from rlbf_jax.evaluation.many_answers import (
     any_of_n,
-    backtracking_row_metrics,
     quantiles_of,
     refusal_shares,
     time_quantile,
 )
-from rlbf_jax.evaluation.metrics import REFUSAL_OPENERS, Verdicts, take_apart
+from rlbf_jax.evaluation.metrics import Verdicts, take_apart
 from rlbf_jax.sampling.request import Generation, Request
 from tests.evaluation.test_metrics import EOS, T, judge, trace
 
@@ -57,11 +56,9 @@ def measure(emitted, *, prefix="", span="", attack="direct", harmful=True, unjud
 
     final, raw, *before = map(verdict, response.texts)
     verdicts, opening = Verdicts(final, raw, tuple(before)), verdict(response.opening)
-    found = backtracking_row_metrics(
-        attempt, generation, response, verdicts, opening, T, REFUSAL_OPENERS
-    )
-    assert tuple(found) == BACKTRACKING_METRICS
-    return found
+    every = row_metrics(JudgedAnswer(attempt, generation, response, verdicts, opening, T, T.rule))
+    names = metric_names()
+    return {name: every[name] for name in names[names.index("corrected") :]}
 
 
 @pytest.mark.parametrize(

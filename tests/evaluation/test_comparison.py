@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.columns import metric_names
 from rlbf_jax.evaluation.comparison import (
     Arm,
     Slice,
@@ -17,7 +18,6 @@ from rlbf_jax.evaluation.comparison import (
     perplexity_ratio,
 )
 from rlbf_jax.evaluation.intervals import paired_difference, wilson
-from rlbf_jax.evaluation.metrics import METRICS
 
 
 def row(request, prompt, attack="middle_filling", split="rl", seed=0, long=False, **metrics):
@@ -28,7 +28,7 @@ def row(request, prompt, attack="middle_filling", split="rl", seed=0, long=False
         "split": split,
         "seed": seed,
         "long_prefix": long,
-        "metrics": dict.fromkeys(METRICS) | metrics,
+        "metrics": dict.fromkeys(metric_names()) | metrics,
     }
 
 

@@ -11,16 +11,15 @@ from rlbf_jax.critics.base import Exchange, Span, Verdict
 from rlbf_jax.critics.judges.record_judge import Injected, RecordJudge
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.directives import Semantics, render
-from rlbf_jax.evaluation.backtracking_metrics import BACKTRACKING_METRICS
+from rlbf_jax.evaluation.columns import metric_names
 from rlbf_jax.evaluation.intervals import wilson
-from rlbf_jax.evaluation.metrics import METRICS
 from rlbf_jax.evaluation.results import Record, read_results, write_results
+from rlbf_jax.evaluation.rows import knobs_to_json
 from rlbf_jax.evaluation.suite import (
     EvaluationContext,
     SuiteConfig,
     build_attempts,
     evaluate,
-    knobs_to_json,
 )
 from rlbf_jax.sampling.request import Generation, Knobs
 from rlbf_jax.tokenizers import train_tokenizer
@@ -182,10 +181,7 @@ def test_a_model_that_erases_exactly(tokenizer):
         == row["num_forced"]
         == len(attempts[0].request.forced)
     )
-    assert (
-        set(row["metrics"]) == set(METRICS + BACKTRACKING_METRICS)
-        and row["verdict"]["safe"] is True
-    )
+    assert tuple(row["metrics"]) == metric_names() and row["verdict"]["safe"] is True
 
 
 def test_decoding_is_any_of_n(tokenizer):

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rlbf_jax.runs.reuse import UNTOUCHED
 
 from experiments.quickstart import get_config
 from experiments.table import document, pieces, running, words
@@ -14,10 +15,9 @@ from experiments.table.sections import ABLATED, UNDER_ATTACK
 from experiments.table.words import Compared
 from rlbf_jax.directives import NEVER, Semantics
 from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.columns import metric_names
 from rlbf_jax.evaluation.comparison import Estimate, Slice
-from rlbf_jax.evaluation.metrics import METRICS
 from rlbf_jax.runs import execute as runner
-from rlbf_jax.runs.reuse import UNTOUCHED
 
 CONFIG = get_config()
 PLAN = pieces.plan(CONFIG, (0, 1), (0,))
@@ -179,7 +179,7 @@ def write_rows(config, folder, stage, n=20):
     for where in slices:
         for i in range(n):
             bad = where.attack not in ("none", "benign_prefill", "benign_middle") and i < rate * n
-            metrics = dict.fromkeys(METRICS, 0.0) | {"asr": float(bad), "leak": float(bad)}
+            metrics = dict.fromkeys(metric_names(), 0.0) | {"asr": float(bad), "leak": float(bad)}
             row = {
                 "attack": where.attack,
                 "split": where.split or "all",
@@ -332,7 +332,7 @@ def test_words_follow_the_numbers():
 
 
 def test_every_ablated_metric_exists():
-    assert {metric for metric, _ in ABLATED} <= set(METRICS)
+    assert {metric for metric, _ in ABLATED} <= set(metric_names())
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import pytest
 
 from rlbf_jax.cli import main as cli
 from rlbf_jax.errors import UserError
-from rlbf_jax.evaluation.metrics import METRICS
+from rlbf_jax.evaluation.columns import metric_names
 from rlbf_jax.report import compare as report_compare
 from rlbf_jax.report import paired as report_paired
 from rlbf_jax.report.compare import build_comparison, names_of, write_comparison
@@ -28,7 +28,7 @@ def rows_of(seed, rate, n=10, stage="rlbf"):
             prompt_id=f"p{i}",
             request_id=i,
             long_prefix=False,
-            metrics=dict.fromkeys(METRICS)
+            metrics=dict.fromkeys(metric_names())
             | {"asr": float(i < rate * n), "leak": 1.0, "backtrack_rate": 0.0},
         )
         for i in range(n)
