@@ -8,7 +8,8 @@ Command: rlbf run experiments/quickstart.py
 from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
-from rlbf_jax.methods.rlbf import ReinforcementConfig, RlbfConfig, RolloutMix
+from rlbf_jax.methods.attacked_prompts import RolloutMix
+from rlbf_jax.methods.rlbf import ReinforcementConfig, RlbfConfig
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.objectives.trajectory_reward import RewardConfig
 from rlbf_jax.runs.experiment import BaseConfig, Experiment

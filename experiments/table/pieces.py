@@ -10,7 +10,8 @@ from typing import Any
 from rlbf_jax.critics.noisy import NoiseConfig
 from rlbf_jax.data.worlds.toy_world import FORMS
 from rlbf_jax.directives import NEVER, Semantics
-from rlbf_jax.methods.rlbf import RlbfConfig, RolloutMix
+from rlbf_jax.methods.attacked_prompts import RolloutMix
+from rlbf_jax.methods.rlbf import RlbfConfig
 from rlbf_jax.plain import differences
 from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.sampling.request import Knobs

@@ -28,22 +28,25 @@ with as many more updates as reinforcement makes).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
-import numpy as np
+from jax.sharding import Mesh
 
-from rlbf_jax.attacks import ATTACKS
-from rlbf_jax.attacks.base import Attempt
-from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.critics.judging import judge_generations
 from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
-from rlbf_jax.data.world import FormSplit
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
-from rlbf_jax.evaluation.suite import SuiteConfig, configured_attack
+from rlbf_jax.evaluation.suite import SuiteConfig
+from rlbf_jax.methods.attacked_prompts import (
+    Drawn,
+    RolloutMix,
+    attack_options,
+    prompt_source,
+)
 from rlbf_jax.methods.shared import (
     bsafe_plus_data,
     foundation,
@@ -55,7 +58,7 @@ from rlbf_jax.models.lora import split
 from rlbf_jax.objectives.trajectory_reward import RewardConfig
 from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding
 from rlbf_jax.plain import FLAT
-from rlbf_jax.ranges import check_at_least, check_between, check_positive
+from rlbf_jax.ranges import check_at_least, check_positive
 from rlbf_jax.runs.critics import CriticConfig
 from rlbf_jax.runs.experiment import Beside, Experiment, MethodConfig
 from rlbf_jax.runs.run import BASE, TOKENIZER, Run, data_stage
@@ -65,13 +68,12 @@ from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.sampling.scoring import pack_traces
 from rlbf_jax.training.learner import Learner
+from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.online import Collected, Remembered, train_online
 from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlbf_jax.training.policy import PolicyBatch, PolicyConfig, PolicyGradient, init_policy
 from rlbf_jax.training.rollouts import (
     PromptSource,
-    Rollout,
-    bounded,
     check_rollouts,
     in_groups,
     recorded_logprobs,
@@ -79,7 +81,7 @@ from rlbf_jax.training.rollouts import (
     rewards_of,
     rollout_rows,
 )
-from rlbf_jax.training.supervised import PackedRows, SupervisedConfig
+from rlbf_jax.training.supervised import Batches, PackedRows, SupervisedConfig
 
 CHECKED_ROLLOUTS = 200
 """Rollouts that are drawn before training to see whether prompts and attacks fit."""
@@ -116,40 +118,6 @@ class ReinforcementConfig:
         check_at_least(self, 1, "guidance_batch_size", "checkpoint_every", "kl_every")
         # Greedy rollouts have no gradient.
         check_positive(self, "temperature")
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutMix:
-    """What rollouts start from, as relative weights. Ours: the paper does not say.
-
-    Without attacked contexts the policy learns to prevent and forgets how to recover, because after
-    SFT live violations are too rare to learn from.
-    """
-
-    none: float = 0.2
-    """Harmless prompts, nothing forced."""
-    direct: float = 0.15
-    """Harmful prompts, nothing forced."""
-    prefilling: float = 0.2
-    deep_prefilling: float = 0.1
-    middle_filling: float = 0.3
-    benign_prefill: float = 0.0
-    benign_middle: float = 0.05
-    rl_forms: float = 0.7
-    """Share of forced violations whose form SFT has not seen."""
-
-    def __post_init__(self):
-        weights = [field.name for field in dataclasses.fields(self) if field.name != "rl_forms"]
-        check_at_least(self, 0, *weights)
-        check_between(self, 0, 1, "rl_forms")
-        if not any(getattr(self, name) for name in weights):
-            raise ValueError(f"every weight is 0, expected one of {', '.join(weights)} above 0")
-
-    def shares(self) -> tuple[list[str], np.ndarray]:
-        """Attack names and their probabilities."""
-        kinds = [field.name for field in dataclasses.fields(self) if field.name in ATTACKS]
-        weights = np.asarray([getattr(self, kind) for kind in kinds], np.float64)
-        return kinds, weights / weights.sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,13 +234,6 @@ def reinforcement_stage(e: Experiment, method: RlbfConfig) -> Stage:
     )
 
 
-def attack_options(suite: SuiteConfig) -> SuiteConfig:
-    """A suite in which only the options of attacks are the given one's: rollouts have the geometry
-    that evaluations have, on other prompts and forms."""
-    names = ("prefilling", "middle", "geometry", "further", "decoding")
-    return SuiteConfig(**{name: getattr(suite, name) for name in names})
-
-
 def check_reinforcement(run: Run, config: ReinforcementStage) -> None:
     rl = config.reinforcement
     rows = rl.prompts_per_step * rl.group_size
@@ -293,7 +254,7 @@ def fit_reinforcement(run: Run, config: ReinforcementStage) -> None:
         run.rows_of("bsafe_plus"),
         "sft_examples",
     )
-    source = prompt_source(run, config)
+    source = rollout_source(run, config)
     steps = -(-CHECKED_ROLLOUTS // config.reinforcement.prompts_per_step)
     try:
         requests = [rollout.request for step in range(steps) for rollout in source(step)]
@@ -313,84 +274,109 @@ def fit_reinforcement(run: Run, config: ReinforcementStage) -> None:
         )
 
 
+def rollout_source(run: Run, config: ReinforcementStage) -> PromptSource:
+    """What rollouts start from, a pure function of (seed, step)."""
+    rl = config.reinforcement
+    knobs = Knobs(
+        temperature=rl.temperature,
+        max_tokens=config.rollout_tokens,
+        budget=config.rollout_budget,
+    )
+    drawn = Drawn(rl.prompts_per_step, config.max_drawn, knobs, config.evaluation)
+    return prompt_source(run, config.rollouts, drawn)
+
+
 def reinforce(run: Run, config: ReinforcementStage) -> None:
     """Live rollouts, critic, trajectory reward, policy gradient with SFT guidance: equation (2)."""
     rl, rule = config.reinforcement, run.rule(config.rule)
     model = run.tuned(config.lora, rule)
-    reference = run.trainable("sft", config.lora, rule)
-    trained, frozen = split(reference)
-    key = jax.random.key(run.seed)
-    gradient = PolicyGradient(model, rule, config.semantics, rl.policy)
+    shapes = SamplerConfig(
+        semantics=config.semantics,
+        batch_size=config.sampling_batch,
+        min_context=config.width,
+        min_room=config.rollout_tokens,
+    )
+    sharding = batch_sharding(run.mesh) if run.mesh.size > 1 else None
+    critic = run.critic(config.critic)
+    collect = Collector(
+        rl,
+        PolicyGradient(model, rule, config.semantics, rl.policy),
+        Sampler(model, run.tokenizer, shapes, rule=rule, sharding=sharding),
+        critic,
+        rollout_source(run, config),
+        PackedRows(run.batches("bsafe_plus", rl.guidance_batch_size)),
+        run.trainable("sft", config.lora, rule),
+        config.width,
+        run.mesh,
+        run.seed,
+    )
+    policy = improve(collect, run.loop(rl.steps, rl.checkpoint_every))
+    run.keep(model, policy, critic=critic.name)
+
+
+def improve(collect: Collector, loop: Loop) -> dict:
+    """Trains from the collector's reference; returns the decoder's parameters, or where it has
+    adapters those of them alone."""
+    rl, gradient = collect.config, collect.gradient
+    trained, frozen = split(collect.reference)
     learner = Learner(
         gradient.objective,
         make_optimizer(rl.optimizer, rl.steps * rl.updates_per_step),
-        init_policy(trained, model, jax.random.fold_in(key, 1)),
-        run.mesh,
+        init_policy(trained, gradient.model, jax.random.fold_in(collect.key, 1)),
+        collect.mesh,
         rl.accumulate,
         {"model": frozen},
     )
-    guidance = PackedRows(run.batches("bsafe_plus", rl.guidance_batch_size))
-    critic = run.critic(config.critic)
-    collect = Collector(run, config, gradient, critic, guidance, reference, key)
-    loop = run.loop(rl.steps, rl.checkpoint_every)
-    policy = train_online(learner, collect, loop, Remembered(("rollouts",), {"guidance": guidance}))
-    run.keep(model, policy["model"], critic=critic.name)
+    remembered = Remembered(("rollouts",), {"guidance": collect.guidance})
+    return train_online(learner, collect, loop, remembered)["model"]
 
 
+@dataclasses.dataclass(frozen=True)
 class Collector:
     """One step of collecting: prompts, rollouts, verdicts, rewards, measurements.
 
     Everything random follows from (seed, step).
     """
 
-    def __init__(
-        self,
-        run: Run,
-        config: ReinforcementStage,
-        gradient: PolicyGradient,
-        critic: Critic,
-        guidance: PackedRows,
-        reference: dict,
-        key: jax.Array,
-    ):
-        self.config, self.critic, self.guidance = config, critic, guidance
-        self.reference, self.key = reference, key
-        self.source = prompt_source(run, config)
-        self.rows = batch_sharding(run.mesh)
-        shapes = SamplerConfig(
-            semantics=config.semantics,
-            batch_size=config.sampling_batch,
-            min_context=config.width,
-            min_room=config.rollout_tokens,
-        )
-        self.sampler = Sampler(
-            gradient.model,
-            run.tokenizer,
-            shapes,
-            rule=gradient.rule,
-            sharding=self.rows if run.mesh.size > 1 else None,
-        )
-        self.measured = gradient.measuring(config.reinforcement.prompts_per_step, run.mesh)
-        self.compared = gradient.comparing(run.mesh)
+    config: ReinforcementConfig
+    gradient: PolicyGradient
+    sampler: Sampler
+    critic: Critic
+    source: PromptSource
+    guidance: Batches
+    """SFT rows of L_SFT."""
+    reference: dict
+    """Parameters of the SFT model: where training starts, and what the KL is measured to."""
+    width: int
+    """Ids of a row of traces, prompt included."""
+    mesh: Mesh
+    seed: int
+
+    @functools.cached_property
+    def key(self) -> jax.Array:
+        return jax.random.key(self.seed)
+
+    @functools.cached_property
+    def measured(self) -> Callable:
+        return self.gradient.measuring(self.config.prompts_per_step, self.mesh)
+
+    @functools.cached_property
+    def compared(self) -> Callable:
+        return self.gradient.comparing(self.mesh)
 
     def __call__(self, params: dict, memory: Any, step: int) -> Collected:
-        config, rl, sampler = self.config, self.config.reinforcement, self.sampler
+        rl, sampler = self.config, self.sampler
         prompts = self.source(step)
-        check_rollouts(prompts, rl.prompts_per_step, config.max_drawn)
+        check_rollouts(prompts, rl.prompts_per_step, rl.policy.max_drawn)
         rollouts, group = in_groups(prompts, rl.group_size)
-        generations = sampler(
-            params["model"], [r.request for r in rollouts], jax.random.fold_in(self.key, 2 + step)
-        )
-        judged = judge_generations(
-            self.critic,
-            generations,
-            [r.prompt.topic for r in rollouts],
-            sampler.tokenizer,
-            rl.reward,
-        )
+        requests = [r.request for r in rollouts]
+        generations = sampler(params["model"], requests, jax.random.fold_in(self.key, 2 + step))
+        topics = [r.prompt.topic for r in rollouts]
+        judged = judge_generations(self.critic, generations, topics, sampler.tokenizer, rl.reward)
         reward = rewards_of(judged, step)
-        traces = jax.device_put(pack_traces(generations, sampler.rule, config.width), self.rows)
-        recorded = recorded_logprobs(generations, config.width)
+        rows = batch_sharding(self.mesh)
+        traces = jax.device_put(pack_traces(generations, sampler.rule, self.width), rows)
+        recorded = recorded_logprobs(generations, self.width)
         batch, measures = self.measured(params, traces, reward, group, recorded)
         if rl.policy.kl_weight or step % rl.kl_every == 0:
             batch, kl = self.compared(self.reference, traces, batch)
@@ -406,38 +392,3 @@ class Collector:
             reward_metrics(judged, generations) | measures_host,
             {"rollouts": rollout_rows(step, rollouts, generations, judged)},
         )
-
-
-# Prompts of reinforcement -------------------------------------------------------------------------
-
-
-def prompt_source(run: Run, config: ReinforcementStage) -> PromptSource:
-    """Plain and attacked prompts of the `train` pool in the configured shares, a pure function of
-    (seed, step)."""
-    rl, mix = config.reinforcement, config.rollouts
-    knobs = Knobs(
-        temperature=rl.temperature,
-        max_tokens=config.rollout_tokens,
-        budget=config.rollout_budget,
-    )
-    kinds, shares = mix.shares()
-    world, tokenizer = run.world, run.tokenizer
-
-    def source(step: int) -> list[Rollout]:
-        rng = np.random.default_rng([run.seed, 7, step])
-        counts = rng.multinomial(rl.prompts_per_step, shares)
-        attempts: list[Attempt] = []
-        for kind, count in zip(kinds, counts, strict=True):
-            unseen_by_sft = rng.binomial(count, mix.rl_forms)
-            splits: tuple[tuple[FormSplit, int], ...] = (
-                ("rl", unseen_by_sft),
-                ("sft", count - unseen_by_sft),
-            )
-            for form_split, n in splits:
-                if n:
-                    where = AttackConfig(pool="train", split=form_split, knobs=knobs)
-                    attack = configured_attack(kind, config.evaluation)
-                    attempts += attack(world, tokenizer, rng, int(n), where)
-        return [Rollout(bounded(a.request, config.max_drawn), a.prompt) for a in attempts]
-
-    return source

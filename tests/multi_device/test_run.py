@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 import pytest
+from rlbf_jax.training.reinforcement import ReinforcementConfig
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.runs.experiment import ExperimentConfig
 from rlbf_jax.runs.shapes import check_rows
-from rlbf_jax.training.reinforcement import ReinforcementConfig
 
 MESHED = """
 import dataclasses, pathlib, sys

@@ -14,6 +14,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+from rlbf_jax.training.reinforcement import (
+    ReinforcementConfig,
+    ReinforcementParts,
+    Rollout,
+    train_reinforcement,
+)
 
 from rlbf_jax.cli import main as cli
 from rlbf_jax.critics.language.http_critic import HttpCritic, HttpCriticConfig
@@ -30,12 +36,6 @@ from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.training.optimizer import OptimizerConfig
 from rlbf_jax.training.policy import PolicyConfig
-from rlbf_jax.training.reinforcement import (
-    ReinforcementConfig,
-    ReinforcementParts,
-    Rollout,
-    train_reinforcement,
-)
 from tests.endpoint_server import serving, wait_until
 from tests.fakes import LetterTokenizer, random_model
 

@@ -6,13 +6,13 @@ import dataclasses
 import types
 
 import pytest
+from rlbf_jax.runs.workspace import Workspace
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import FAMILIES
 from rlbf_jax.runs.experiment import ExperimentConfig
 from rlbf_jax.runs.shapes import check_rows
-from rlbf_jax.runs.workspace import Workspace
 from rlbf_jax.sampling.request import Knobs
 
 

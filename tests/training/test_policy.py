@@ -10,6 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rlbf_jax.training.reinforcement import (
+    ReinforcementConfig,
+    Rollout,
+    _expand,
+    _recorded,
+    rewards_of,
+)
 
 from rlbf_jax.critics.base import Verdict
 from rlbf_jax.critics.judging import Judged
@@ -32,13 +39,6 @@ from rlbf_jax.training.policy import (
     policy_terms,
     policy_weights,
     read_traces,
-)
-from rlbf_jax.training.reinforcement import (
-    ReinforcementConfig,
-    Rollout,
-    _expand,
-    _recorded,
-    rewards_of,
 )
 from rlbf_jax.training.state import init_state, make_update
 from rlbf_jax.training.supervised import Rows
