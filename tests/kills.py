@@ -153,10 +153,12 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
             path.suffix == ".jsonl" and path.name != "timing.jsonl"
         ):
             found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
-    work = open_run(workdir)
+    opened = open_run(workdir)
     for folder in sorted(workdir.glob("stages/*/model")):
         digest = hashlib.sha256()
-        for place, leaf in jax.tree_util.tree_leaves_with_path(work.params(folder.parent.name)):
+        for place, leaf in jax.tree_util.tree_leaves_with_path(
+            opened.policy(folder.parent.name).params
+        ):
             digest.update(jax.tree_util.keystr(place).encode() + np.asarray(leaf).tobytes())
         found[f"{folder.parent.name} (parameters)"] = digest.hexdigest()
     return found

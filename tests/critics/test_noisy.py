@@ -4,8 +4,10 @@ from rlbf_jax.critics.base import Exchange, Span, Verdict
 from rlbf_jax.critics.judges.grammar_judge import GrammarJudge
 from rlbf_jax.critics.noisy import NoiseConfig, NoisyCritic
 from rlbf_jax.errors import UserError
-from rlbf_jax.runs import execute as runner
-from rlbf_jax.runs.experiment import ExperimentConfig
+from rlbf_jax.methods.rlbf import RlbfConfig
+from rlbf_jax.runs.experiment import Experiment
+from rlbf_jax.runs.manifest import experiment_from
+from tests.runs.opened import critic_of, judge_of
 
 CATEGORIES = ("insult", "potion")
 
@@ -100,8 +102,9 @@ def test_names_and_refusals():
 
 
 def test_a_run_s_critic_is_noisy_and_its_judge_is_not(tmp_path):
-    config = ExperimentConfig(critic_noise=NoiseConfig(missed=("insult",)))
-    work = runner.open_workspace(config, tmp_path)
-    assert work.critic.name == "toy_lexicon_missing_insult_1" and type(work.judge) is GrammarJudge
-    assert type(runner.open_workspace(ExperimentConfig(), tmp_path).critic) is not NoisyCritic
-    assert runner.restore(ExperimentConfig, runner.plain(config)) == config
+    plain = Experiment(RlbfConfig())
+    noisy = plain.replace(critic_noise=NoiseConfig(missed=("insult",)))
+    assert critic_of(noisy, tmp_path).name == "toy_lexicon_missing_insult_1"
+    assert type(judge_of(noisy, tmp_path)) is GrammarJudge
+    assert type(critic_of(plain, tmp_path)) is not NoisyCritic
+    assert experiment_from(noisy.stored(), RlbfConfig) == noisy

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from rlbf_jax.cli import main as cli
+from rlbf_jax.cli.run import parse_run
 from rlbf_jax.critics.base import Exchange
 from rlbf_jax.critics.classifiers.classifier import ClassifierCritic
 from rlbf_jax.critics.classifiers.text_classifier import TextClassifier
@@ -16,8 +16,9 @@ from rlbf_jax.critics.judging import judge_generations
 from rlbf_jax.critics.noisy import NoisyCritic
 from rlbf_jax.errors import UserError
 from rlbf_jax.objectives.trajectory_reward import RewardConfig
-from rlbf_jax.runs import execute as runner
+from rlbf_jax.runs import execute
 from rlbf_jax.sampling.request import Generation, Request
+from tests.runs.opened import critic_of, run_of
 
 SMOKE = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "smoke.py"
 FEATURES = FeatureConfig(bits=12)
@@ -41,22 +42,22 @@ def save(folder: pathlib.Path, category: str = "insult") -> str:
 
 
 def smoke(*options: str):
-    return cli.parse_run(SMOKE, options)[0]
+    return parse_run(SMOKE, options)[0]
 
 
-def test_options_reach_the_workspace(tmp_path):
+def test_options_reach_the_critic(tmp_path):
     options = [
         "--critic_classifier.path",
         save(tmp_path / "critic"),
         "--critic_classifier.threshold",
         "0.7",
     ]
-    work = runner.open_workspace(smoke(*options), tmp_path / "run")
-    critic = work.critic
+    critic = critic_of(smoke(*options), tmp_path / "run")
+    world = run_of(smoke(*options), tmp_path / "run").world
     assert isinstance(critic, ClassifierCritic) and critic.config.threshold == 0.7
     rng = np.random.default_rng(0)
-    prompt = work.world.prompt(rng, "train")
-    answer = work.world.answer(rng, prompt)
+    prompt = world.prompt(rng, "train")
+    answer = world.answer(rng, prompt)
     exchanges = [
         Exchange(prompt.text, text, prompt.topic)
         for text in (answer, answer + " you turnip", "of of of")
@@ -65,19 +66,14 @@ def test_options_reach_the_workspace(tmp_path):
     assert [v.safe for v in verdicts] == [True, False, True]
     assert "turnip" in exchanges[1].text[verdicts[1].spans[0].start : verdicts[1].spans[0].end]
     # What a classifier cannot know is the setting's to say.
-    plain = runner.open_workspace(smoke(), tmp_path / "run").critic.judge(exchanges)
+    plain = critic_of(smoke(), tmp_path / "run").judge(exchanges)
     assert [(v.coherent, v.useful) for v in verdicts] == [(v.coherent, v.useful) for v in plain]
-    noisy = runner.open_workspace(
-        smoke(*options, "--critic_noise.accuracy", "0.9"), tmp_path / "run"
-    )
-    assert isinstance(noisy.critic, NoisyCritic)
+    noisy = critic_of(smoke(*options, "--critic_noise.accuracy", "0.9"), tmp_path / "run")
+    assert isinstance(noisy, NoisyCritic)
 
 
 def test_an_answer_that_it_cannot_judge_has_no_reward(tmp_path):
-    work = runner.open_workspace(
-        smoke("--critic_classifier.path", save(tmp_path)), tmp_path / "run"
-    )
-
+    critic = critic_of(smoke("--critic_classifier.path", save(tmp_path)), tmp_path / "run")
     none = np.zeros(0, np.int32)
     generations = [
         Generation(
@@ -85,7 +81,7 @@ def test_an_answer_that_it_cannot_judge_has_no_reward(tmp_path):
         )
         for text in ("", "a pear")
     ]
-    judged = judge_generations(work.critic, generations, ["", ""], None, RewardConfig())
+    judged = judge_generations(critic, generations, ["", ""], None, RewardConfig())
     assert np.isnan(judged[0].reward) and judged[0].final.reason == "no words"
     assert judged[1].reward == 1.0
 
@@ -93,10 +89,10 @@ def test_an_answer_that_it_cannot_judge_has_no_reward(tmp_path):
 def test_mistakes_are_told_before_the_run_begins(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(UserError, match="nowhere/classifier.json: No such file"):
-        runner.run(smoke("--critic_classifier.path", "nowhere"), folder)
+        execute.run(smoke("--critic_classifier.path", "nowhere"), folder)
     path = save(tmp_path / "critic", "sarcasm")
     with pytest.raises(UserError, match="critic_classifier.path: .*sarcasm are none of the run's"):
-        runner.run(smoke("--critic_classifier.path", path), folder)
+        execute.run(smoke("--critic_classifier.path", path), folder)
     assert not folder.exists()
     with pytest.raises((UserError, ValueError), match="expected one critic"):
         smoke(

@@ -14,30 +14,30 @@ import sys
 import jax
 import numpy as np
 import pytest
-from rlbf_jax.training.reinforcement import (
-    ReinforcementConfig,
-    ReinforcementParts,
-    Rollout,
-    train_reinforcement,
-)
+from rlbf_jax.training.loop import Loop
+from rlbf_jax.training.rollouts import Rollout
+from rlbf_jax.training.supervised import PackedRows
 
-from rlbf_jax.cli import main as cli
+from rlbf_jax.cli.run import parse_run
 from rlbf_jax.critics.language.http_critic import HttpCritic, HttpCriticConfig
 from rlbf_jax.data.schema import Prompt
 from rlbf_jax.directives import Semantics
 from rlbf_jax.endpoints.client import EndpointClient
 from rlbf_jax.endpoints.journal import AnswerJournal
 from rlbf_jax.errors import UserError
+from rlbf_jax.methods.rlbf import Collector, ReinforcementConfig, improve
 from rlbf_jax.parallel.mesh import make_mesh
+from rlbf_jax.plain import restore
 from rlbf_jax.report.document import write_report
 from rlbf_jax.report.unjudged import unjudged_rollouts
-from rlbf_jax.runs import execute as runner
+from rlbf_jax.runs.load import open_run
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.training.optimizer import OptimizerConfig
-from rlbf_jax.training.policy import PolicyConfig
+from rlbf_jax.training.policy import PolicyConfig, PolicyGradient
 from tests.endpoint_server import serving, wait_until
 from tests.fakes import LetterTokenizer, random_model
+from tests.runs.opened import critic_of, make_folder, run_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CATEGORIES = ("one", "two")
@@ -123,17 +123,12 @@ def train(made, server, folder, **changes):
     critic = HttpCritic(
         settings(server, **changes), CATEGORIES, folder / "critic" / "answers.jsonl"
     )
-    parts = ReinforcementParts(
-        model,
-        sampler,
-        critic,
-        source,
-        Guidance(),
-        length=40,
-        mesh=make_mesh(devices=jax.devices()[:1]),
-        seed=3,
-    )
-    return train_reinforcement(CONFIG, parts, params, folder / "stages" / "rlbf", "rlbf"), critic
+    mesh = make_mesh(devices=jax.devices()[:1])
+    gradient = PolicyGradient(model, sampler.rule, Semantics.REWIND, CONFIG.policy)
+    guidance = PackedRows(Guidance())
+    collect = Collector(CONFIG, gradient, sampler, critic, source, guidance, params, 40, mesh, 3)
+    loop = Loop(folder / "stages" / "rlbf", "rlbf", CONFIG.steps, CONFIG.checkpoint_every, mesh)
+    return improve(collect, loop), critic
 
 
 def test_a_run_stopped_by_its_critic_resumes_to_the_bit(made, tmp_path):
@@ -194,40 +189,37 @@ SMOKE = ROOT / "experiments" / "smoke.py"
 
 
 def smoke(*options):
-    return cli.parse_run(SMOKE, options)[0]
+    return parse_run(SMOKE, options)[0]
 
 
-def test_options_reach_the_workspace(tmp_path):
-    work = runner.open_workspace(smoke(), tmp_path)
-    assert not isinstance(work.critic, HttpCritic)
+def test_options_reach_the_critic(tmp_path):
+    assert not isinstance(critic_of(smoke(), tmp_path), HttpCritic)
     options = [
         "--critic_endpoint.base_url",
         "http://127.0.0.1:9/v1",
         "--critic_endpoint.model",
         "tiny",
     ]
-    work = runner.open_workspace(smoke(*options, "--critic_endpoint.max_requests", "7"), tmp_path)
-    assert isinstance(work.critic, HttpCritic) and work.critic.name == "http tiny"
-    assert work.critic.categories == tuple(work.world.categories)
-    assert (
-        isinstance(work.critic.client, EndpointClient)
-        and work.critic.client.config.max_requests == 7
-    )
-    assert isinstance(work.critic.client.journal, AnswerJournal)
-    assert work.critic.client.journal.path.is_relative_to(tmp_path)
+    experiment = smoke(*options, "--critic_endpoint.max_requests", "7")
+    critic, world = critic_of(experiment, tmp_path), run_of(experiment, tmp_path).world
+    assert isinstance(critic, HttpCritic) and critic.name == "http tiny"
+    assert critic.categories == tuple(world.categories)
+    assert isinstance(critic.client, EndpointClient) and critic.client.config.max_requests == 7
+    assert isinstance(critic.client.journal, AnswerJournal)
+    assert critic.client.journal.path.is_relative_to(tmp_path)
 
 
 def test_a_run_may_go_on_with_a_larger_budget_but_not_with_another_model(tmp_path):
     options = ["--critic_endpoint.base_url", "http://127.0.0.1:9/v1", "--critic_endpoint.model"]
-    runner.open_workdir(smoke(*options, "tiny", "--critic_endpoint.max_requests", "7"), tmp_path)
+    make_folder(smoke(*options, "tiny", "--critic_endpoint.max_requests", "7"), tmp_path)
     (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "data").write_text("{}")  # a run that came to something
+    (tmp_path / "done" / "tokenizer").write_text("{}")  # a run that came to something
     more = ["--critic_endpoint.max_requests", "9", "--critic_endpoint.max_unjudged", "0.9"]
-    runner.open_workdir(smoke(*options, "tiny", *more), tmp_path)
+    make_folder(smoke(*options, "tiny", *more), tmp_path)
     with pytest.raises(UserError, match=r"other settings \(critic_endpoint.model"):
-        runner.open_workdir(smoke(*options, "large"), tmp_path)
+        make_folder(smoke(*options, "large"), tmp_path)
     with pytest.raises(UserError, match=r"other settings \(critic_endpoint.base_url"):
-        runner.open_workdir(smoke(), tmp_path)
+        make_folder(smoke(), tmp_path)
 
 
 def test_a_secret_in_the_address_is_refused(capsys):
@@ -298,5 +290,6 @@ def test_a_whole_run_killed_while_its_critic_judges(tmp_path):
         records = json.loads((tmp_path / "whole" / "results.json").read_text())
         assert {r["critic"] for r in records if r["stage"] == "rlbf"} == {"http tiny"}
         assert "rollouts" in (tmp_path / "whole" / "report.md").read_text()
-        config = runner.open_run(tmp_path / "whole").config.critic_endpoint
+        stored = open_run(tmp_path / "whole").manifest.config["critic_endpoint"]
+        config = restore(HttpCriticConfig, stored)
         assert dataclasses.replace(config, base_url="", model="") == HttpCriticConfig(concurrency=3)

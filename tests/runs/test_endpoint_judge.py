@@ -13,11 +13,12 @@ from rlbf_jax.critics.language.http_critic import JUDGE_OPTION, HttpCritic, Http
 from rlbf_jax.data.sources.benchmarks import Behavior
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.suite import build_attempts, evaluate
-from rlbf_jax.runs import execute as runner
+from rlbf_jax.plain import field_names
 from rlbf_jax.sampling.request import Knobs
 from tests.endpoint_server import serving
 from tests.evaluation.test_suite import BAD, CONFIG, CONTEXT, SmallWorld, find, scripted
 from tests.evaluation.test_suite import tokenizer as tokenizer
+from tests.runs.opened import critic_of, judge_of
 from tests.runs.test_critic_endpoint import smoke
 
 LOCAL = "http://127.0.0.1:9/v1"
@@ -98,18 +99,16 @@ def test_a_judge_sees_a_behavior_and_its_context_apart(tokenizer, tmp_path):
 
 
 def test_options_of_a_run(tmp_path):
-    assert isinstance(runner.open_workspace(smoke(), tmp_path).judge, GrammarJudge)
+    assert isinstance(judge_of(smoke(), tmp_path), GrammarJudge)
     options = ["--judge_endpoint.base_url", LOCAL, "--judge_endpoint.model", "m"]
-    work = runner.open_workspace(
-        smoke(*options, "--judge_endpoint.format", "llama_guard"), tmp_path
-    )
-    assert isinstance(work.judge, HttpCritic) and work.judge.name == "http m (llama_guard)"
-    assert not isinstance(work.critic, HttpCritic)
-    assert work.judge.client.journal.path == tmp_path / "judge" / "answers.jsonl"
-    assert (
-        "judge_endpoint.max_requests" in runner.CHANGEABLE
-        and "judge_endpoint.format" not in runner.CHANGEABLE
-    )
+    e = smoke(*options, "--judge_endpoint.format", "llama_guard")
+    judge = judge_of(e, tmp_path)
+    assert isinstance(judge, HttpCritic) and judge.name == "http m (llama_guard)"
+    assert not isinstance(critic_of(e, tmp_path), HttpCritic)
+    assert judge.client.journal.path == tmp_path / "judge" / "answers.jsonl"
+    harmless = set(field_names(type(e), decides_nothing=True))
+    assert "judge_endpoint.max_requests" in harmless
+    assert "judge_endpoint.format" not in harmless
 
 
 def test_the_critic_is_no_judge():

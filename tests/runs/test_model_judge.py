@@ -10,8 +10,8 @@ from rlbf_jax.critics.judges.grammar_judge import GrammarJudge
 from rlbf_jax.critics.language.http_critic import HttpCriticConfig
 from rlbf_jax.critics.language.language_model import LanguageModelCritic
 from rlbf_jax.errors import UserError
-from rlbf_jax.runs import execute as runner
 from rlbf_jax.runs.model_critic import model_critic
+from tests.runs.opened import critic_of, judge_of, make_folder
 from tests.runs.test_critic_endpoint import SMOKE, smoke
 from tests.runs.tiny_checkpoint import write_yes_model
 
@@ -28,10 +28,9 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("who", ["critic", "judge"])
 def test_a_model_is_asked_in_the_format_that_its_endpoint_would_have(who, folder, tmp_path):
-    work = runner.open_workspace(
-        smoke(f"--{who}_model", str(folder), f"--{who}_endpoint.format=harmbench"), tmp_path
-    )
-    asked, other = (work.judge, work.critic) if who == "judge" else (work.critic, work.judge)
+    e = smoke(f"--{who}_model", str(folder), f"--{who}_endpoint.format=harmbench")
+    both = judge_of(e, tmp_path), critic_of(e, tmp_path)
+    asked, other = both if who == "judge" else both[::-1]
     assert (
         asked.name == f"{folder} (harmbench)"
         and asked.option == f"{who}_model"
@@ -50,21 +49,20 @@ def test_a_model_is_asked_in_the_format_that_its_endpoint_would_have(who, folder
 
 
 def test_without_a_folder_the_run_has_its_own(tmp_path):
-    work = runner.open_workspace(smoke(), tmp_path)
-    assert (
-        isinstance(work.judge, GrammarJudge)
-        and work.config.judge_model == work.config.critic_model == ""
-    )
+    e = smoke()
+    assert isinstance(judge_of(e, tmp_path), GrammarJudge)
+    assert e.judge_model == e.method.critic.critic_model == ""
 
 
 def test_too_many_texts_that_cannot_be_judged_stop_the_run(folder, tmp_path):
     """It says yes, and strongreject wants grades."""
     told = ["--judge_model", str(folder), "--judge_endpoint.format", "strongreject"]
-    work = runner.open_workspace(smoke(*told), tmp_path)
     with pytest.raises(UserError, match="^judge_model: 2 of 2 texts"):
-        work.judge.judge([Exchange("about tea", "yes"), Exchange("about tea", "no")])
-    lenient = runner.open_workspace(smoke(*told, "--judge_endpoint.max_unjudged", "1"), tmp_path)
-    assert not lenient.judge.judge([Exchange("about tea", "yes")])[0].judged
+        judge_of(smoke(*told), tmp_path).judge(
+            [Exchange("about tea", "yes"), Exchange("about tea", "no")]
+        )
+    lenient = judge_of(smoke(*told, "--judge_endpoint.max_unjudged", "1"), tmp_path)
+    assert not lenient.judge([Exchange("about tea", "yes")])[0].judged
 
 
 @pytest.mark.parametrize(
@@ -102,7 +100,7 @@ def test_one_model_in_two_formats_is_two_critics(folder):
         str(folder),
         "--judge_endpoint.format=harmbench",
     )
-    assert told.critic_model == told.judge_model
+    assert told.method.critic.critic_model == told.judge_model
 
 
 def test_a_folder_without_a_model_leaves_no_run_behind(tmp_path, capsys):
@@ -123,12 +121,11 @@ def test_a_folder_without_a_model_leaves_no_run_behind(tmp_path, capsys):
 
 
 def test_the_judge_is_one_of_the_settings_of_a_run(folder, tmp_path):
-    work = runner.open_workspace(smoke("--judge_model", str(folder)), tmp_path)
-    runner.open_workdir(work.config, tmp_path)
+    make_folder(smoke("--judge_model", str(folder)), tmp_path)
     assert json.loads((tmp_path / "manifest.json").read_text())["config"]["judge_model"] == str(
         folder
     )
     (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "data").touch()
+    (tmp_path / "done" / "tokenizer").touch()
     with pytest.raises(UserError, match="judge_model is .* there"):
-        runner.open_workdir(smoke(), tmp_path)
+        make_folder(smoke(), tmp_path)
