@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import jax
 
-from rlbf_jax.directives import BacktrackRule, EditRule, ResetRule
+from rlbf_jax.directives import BacktrackRule, EditRule, ReplaceRule, ResetRule
 from rlbf_jax.models import transformer
 from rlbf_jax.models.transformer import ModelConfig
 
@@ -18,14 +18,15 @@ class LetterTokenizer:
     pad_id, bos_id, eos_id, user_id, model_id = range(5)
     eos_ids = (eos_id,)
 
-    def __init__(self, categories=("one", "two"), x_max=6, reset=False):
+    def __init__(self, categories=("one", "two"), x_max=6, kind="backtrack"):
         first = 5 + len(LETTERS)
         never = (self.pad_id, self.bos_id, self.user_id, self.model_id)
-        self.rule: EditRule = (
-            ResetRule(first, (), never)
-            if reset
-            else BacktrackRule(first, tuple(categories), never, x_max=x_max)
-        )
+        rules: dict[str, EditRule] = {
+            "backtrack": BacktrackRule(first, tuple(categories), never, x_max=x_max),
+            "reset": ResetRule(first, (), never),
+            "replace": ReplaceRule(first, tuple(categories), never),
+        }
+        self.rule = rules[kind]
         self.vocab_size = self.rule.end_id
 
     def encode(self, text):

@@ -1,13 +1,14 @@
 """The tokenizer: lossless on Unicode, control ids out of reach of any text, honest character
 offsets."""
 
+import json
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlbf_jax.tokenizers import load_tokenizer, train_tokenizer
+from rlbf_jax.tokenizers import SentencePieceTokenizer, load_tokenizer, train_tokenizer
 
 WORDS = (
     "the moon shines over quiet hills and a river runs past old stones while birds sing songs of "
@@ -155,6 +156,31 @@ def test_each_rule_forbids_the_other_and_the_templates(tokenizer):
     never = {0, 1, 3, tokenizer.user_id, tokenizer.model_id}
     assert set(rule.never) == never | {reset.first_id}
     assert set(reset.never) == never | set(range(rule.first_id, rule.end_id))
+
+
+@pytest.mark.parametrize("kinds", [("replace",), ("backtrack", "reset", "replace"), ("reset",)])
+def test_other_rules_have_ids_where_they_are_asked_for(tokenizer, tmp_path, kinds):
+    other = SentencePieceTokenizer(tokenizer.model, CATEGORIES, 8, kinds)
+    assert other.controls.kinds == kinds and other.controls.first_id == tokenizer.controls.first_id
+    assert other.vocab_size == other.controls.end_id
+    assert [other.name(i) for i in other.controls.ids] == list(other.controls.names().values())
+    assert other.decode(other.controls.ids) == ""
+    assert other.digest() != tokenizer.digest()
+    other.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.digest(), loaded.controls) == (other.digest(), other.controls)
+    if "backtrack" not in kinds:
+        with pytest.raises(ValueError, match="no control ids of kind 'backtrack'; it has those of"):
+            _ = other.rule
+
+
+def test_the_file_of_the_default_rules_does_not_name_them(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    meta = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert meta == {"kind": "sentencepiece", "categories": list(CATEGORIES), "x_max": 8}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(meta | {"kinds": ["undo"]}))
+    with pytest.raises(ValueError, match="expected some of backtrack, reset, replace"):
+        load_tokenizer(tmp_path)
 
 
 def test_training_is_deterministic_and_saving_keeps_everything(tokenizer, tmp_path):

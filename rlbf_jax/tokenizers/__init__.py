@@ -14,6 +14,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from rlbf_jax.directives import DEFAULT_KINDS, Controls
 from rlbf_jax.tokenizers import folder as _folder
 from rlbf_jax.tokenizers import own as _own
 from rlbf_jax.tokenizers.byte_text import StreamDecoder
@@ -22,7 +23,7 @@ from rlbf_jax.tokenizers.checks import check_import
 from rlbf_jax.tokenizers.controls import new_rows
 from rlbf_jax.tokenizers.family import FamilyTokenizer
 from rlbf_jax.tokenizers.own import SentencePieceTokenizer, train_tokenizer
-from rlbf_jax.tokenizers.protocol import Tokenizer
+from rlbf_jax.tokenizers.protocol import Tokenizer, check_categories
 
 __all__ = [
     "ChatTemplate",
@@ -52,7 +53,10 @@ def load_tokenizer(folder: str | pathlib.Path) -> SentencePieceTokenizer | Famil
     try:
         meta = json.loads((folder / _own.META_FILE).read_text(encoding="utf-8"))
         return SentencePieceTokenizer(
-            (folder / _own.MODEL_FILE).read_bytes(), meta["categories"], meta["x_max"]
+            (folder / _own.MODEL_FILE).read_bytes(),
+            meta["categories"],
+            meta["x_max"],
+            meta.get("kinds", DEFAULT_KINDS),
         )
     except (
         ValueError,
@@ -72,6 +76,8 @@ def import_tokenizer(
     rows: int = 0,
     template: str = _folder.DEFAULT,
     date: str = _folder.DATE.isoformat(),
+    *,
+    kinds: Sequence[str] = DEFAULT_KINDS,
 ) -> FamilyTokenizer:
     """The tokenizer of a published checkpoint folder, with control tokens.
 
@@ -86,13 +92,14 @@ def import_tokenizer(
             many as the tokenizer has ids.
         template: which chat template, where the folder has several named ones.
         date: ISO date for templates that ask for today's.
+        kinds: which edit rules there are control ids for; see `directives.Controls`.
 
     Raises:
         InputError: names the file and what is wrong with it.
     """
-    files = _folder.with_controls(
-        _folder.read(folder, template), categories, x_max, rows, template, date
-    )
+    check_categories(categories, x_max)
+    wanted = Controls(0, tuple(categories), x_max, tuple(kinds))
+    files = _folder.with_controls(_folder.read(folder, template), wanted, rows, template, date)
     tokenizer = FamilyTokenizer(files)
     if _folder.JSON_FILE in files.content:
         check_import(tokenizer, files.json(_folder.JSON_FILE), f"{folder}/{_folder.JSON_FILE}")

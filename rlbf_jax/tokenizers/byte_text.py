@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bisect
 import codecs
+import functools
 from collections.abc import Sequence
 
-from rlbf_jax.directives import BacktrackRule, ResetRule
+from rlbf_jax.directives import BacktrackRule, Controls, ResetRule
 from rlbf_jax.tokenizers.protocol import Tokenizer
 
 
@@ -34,8 +35,7 @@ class BytePieces:
     way in."""
 
     _bytes: list[bytes]
-    _rule: BacktrackRule
-    _reset_rule: ResetRule
+    _controls: Controls
 
     @property
     def vocab_size(self) -> int:
@@ -47,12 +47,19 @@ class BytePieces:
         raise NotImplementedError
 
     @property
-    def rule(self) -> BacktrackRule:
-        return self._rule
+    def controls(self) -> Controls:
+        """Where control ids stand."""
+        return self._controls
 
-    @property
+    @functools.cached_property
+    def rule(self) -> BacktrackRule:
+        """Raises ValueError where the vocabulary has no ids of that rule."""
+        return self._controls.rule("backtrack")
+
+    @functools.cached_property
     def reset_rule(self) -> ResetRule:
-        return self._reset_rule
+        """Raises ValueError where the vocabulary has no ids of that rule."""
+        return self._controls.rule("reset")
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join([self.piece_bytes(i) for i in ids]).decode("utf-8", errors="replace")

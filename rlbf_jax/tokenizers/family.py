@@ -50,9 +50,10 @@ class FamilyTokenizer(byte_text.BytePieces):
         self._bos, self._eos, self._pad = (
             by_text.get(roles.get(role, "")) for role in folder.ROLES[:3]
         )
-        self._controls = frozenset(self._meta.names())
+        placed = self._meta.controls(())
+        self._control_names = placed.names()
         special = {t.id for t in tokens if t.special or RESERVED.fullmatch(t.content)}
-        special |= self._controls | set(self._meta.stop_ids)
+        special |= set(placed.ids) | set(self._meta.stop_ids)
         self._guarded = frozenset(
             special | {t.id for t in tokens if _MARKER.fullmatch(t.content) or _written(t, source)}
         )
@@ -76,7 +77,7 @@ class FamilyTokenizer(byte_text.BytePieces):
             for i in range(self.vocab_size)
             if i not in self._vocabulary.pieces and i not in self._added
         }
-        self._rule, self._reset_rule = self._meta.rules(self._never())
+        self._controls = self._meta.controls(self._never())
 
     def __repr__(self) -> str:
         return (
@@ -125,14 +126,14 @@ class FamilyTokenizer(byte_text.BytePieces):
     def new_ids(self) -> range:
         """Control ids; their embedding rows are new (`controls.new_rows`) even where the checkpoint
         has rows."""
-        return range(self._rule.first_id, self._reset_rule.end_id)
+        return self._controls.ids
 
     @property
     def untrained_ids(self) -> frozenset[int]:
         """Rows of the embedding that the checkpoint never used: spare tokens, rows without a token,
         control ids."""
         spare = {t.id for t in self._added.values() if RESERVED.fullmatch(t.content)}
-        return frozenset(spare | self._blank | self._controls)
+        return frozenset(spare | self._blank | set(self._controls.ids))
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -193,9 +194,8 @@ class FamilyTokenizer(byte_text.BytePieces):
 
     def name(self, token: int) -> str:
         token = self._checked(token)
-        for rule in (self._rule, self._reset_rule):
-            if rule.is_control(token):
-                return rule.name(token)
+        if token in self._control_names:
+            return self._control_names[token]
         if token in self._added:
             return self._added[token].content
         return self._vocabulary.pieces.get(token, f"[UNUSED_{token}]")
@@ -289,7 +289,8 @@ class FamilyTokenizer(byte_text.BytePieces):
     def _never(self) -> tuple[int, ...]:
         """Ids that are never legal in a response: special ones that end nothing, and rows without a
         piece."""
-        return tuple(sorted((self._hidden | self._blank) - set(self._eos_ids) - self._controls))
+        hidden = (self._hidden | self._blank) - set(self._eos_ids)
+        return tuple(sorted(hidden - self._control_names.keys()))
 
 
 def _written(token: AddedToken, template: str | None) -> bool:

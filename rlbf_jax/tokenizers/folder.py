@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlbf_jax.directives import BacktrackRule, ResetRule
+from rlbf_jax.directives import DEFAULT_KINDS, Controls
 from rlbf_jax.errors import InputError
 from rlbf_jax.tokenizers import controls, huggingface, published_sentencepiece
 from rlbf_jax.tokenizers.added import AddedToken
@@ -85,19 +85,23 @@ class Meta:
     date: str
     """ISO date that templates get."""
     source: str
+    kinds: tuple[str, ...] = DEFAULT_KINDS
+    """Edit rules that there are control ids for; in the file only where they differ from these."""
 
-    def rules(self, never: Sequence[int]) -> tuple[BacktrackRule, ResetRule]:
-        """Both rules; `never` holds illegal ids other than control ids."""
-        reset = self.first_id + len(self.categories) + self.x_max
-        backtrack = BacktrackRule(self.first_id, self.categories, (*never, reset), self.x_max)
-        return backtrack, ResetRule(reset, (), (*never, *range(self.first_id, reset)))
+    def controls(self, never: Sequence[int]) -> Controls:
+        """Where control ids stand; `never` holds illegal ids other than control ids."""
+        return Controls(self.first_id, self.categories, self.x_max, self.kinds, tuple(never))
 
     def names(self) -> dict[int, str]:
         """Id -> name with the leading space that keeps text away; see `controls`."""
-        backtrack, reset = self.rules(())
-        return {i: " " + backtrack.name(i) for i in range(backtrack.first_id, backtrack.end_id)} | {
-            reset.first_id: " " + reset.name(reset.first_id)
-        }
+        return {i: " " + name for i, name in self.controls(()).names().items()}
+
+    def fields(self) -> dict[str, Any]:
+        """What the file holds."""
+        fields = dataclasses.asdict(self)
+        if self.kinds == DEFAULT_KINDS:
+            del fields["kinds"]
+        return fields
 
 
 def read(folder: str | pathlib.Path, template_name: str = DEFAULT) -> Files:
@@ -237,14 +241,14 @@ def meta(files: Files) -> Meta:
     where = f"{files.where}/{META_FILE}"
     found = files.json(META_FILE)
     expected = {field.name for field in dataclasses.fields(Meta)}
-    if set(found) != expected:
-        raise InputError(
-            f"{where}: fields {sorted(set(found) ^ expected)} are missing or unknown; export it "
-            "again"
-        )
+    wrong = (set(found) | {"kinds"}) ^ expected
+    if wrong:
+        raise InputError(f"{where}: fields {sorted(wrong)} are missing or unknown; export it again")
     try:
-        made = Meta(**found | {key: tuple(found[key]) for key in ("categories", "stop_ids")})
+        lists = ("categories", "stop_ids", "kinds")
+        made = Meta(**found | {key: tuple(found[key]) for key in lists if key in found})
         check_categories(made.categories, made.x_max)
+        made.controls(())
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from error
     return made
@@ -252,8 +256,7 @@ def meta(files: Files) -> Meta:
 
 def with_controls(
     files: Files,
-    categories: Sequence[str],
-    x_max: int,
+    wanted: Controls,
     rows: int = 0,
     template_name: str = DEFAULT,
     date: str = DATE.isoformat(),
@@ -263,25 +266,26 @@ def with_controls(
 
     Args:
         files: as published.
+        wanted: control ids from 0 on; they are moved to where there is room for them.
         rows: rows of the checkpoint's embedding (`vocab_size` of its config.json), 0 if not known.
         template_name: what the chat template was called, as `read` was told.
         date: ISO date for templates that ask for it.
     """
-    check_categories(categories, x_max)
     tokens = listed(files)
     stops = _ids(files.json(GENERATION_FILE).get("eos_token_id"), files.where)
     taken = {*stops, *(token.id for token in tokens if token.content in roles(files).values())}
     texts = spellings(files) | {token.id: token.content for token in tokens}
-    placed = controls.place(texts, rows, len(categories) + x_max + 1, taken)
+    placed = controls.place(texts, rows, len(wanted.ids), taken)
     made = Meta(
-        categories=tuple(categories),
-        x_max=x_max,
+        categories=wanted.categories,
+        x_max=wanted.x_max,
         first_id=placed.first_id,
         vocab_size=placed.vocab_size,
         stop_ids=stops,
         template=template_name,
         date=date,
         source=placed.source,
+        kinds=wanted.kinds,
     )
     return _rewritten(files, made, [token for token in tokens if token.id in placed.ids])
 
@@ -304,7 +308,7 @@ def _rewritten(files: Files, made: Meta, gone: Sequence[AddedToken]) -> Files:
         # as it stands.
         config = {"model_input_names": MODEL_INPUTS} | json.loads(content.get(CONFIG_FILE, b"{}"))
         content[CONFIG_FILE] = _dump(config | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    content[META_FILE] = _dump(dataclasses.asdict(made))
+    content[META_FILE] = _dump(made.fields())
     return Files(content, files.where)
 
 

@@ -1,8 +1,8 @@
 """Text <-> ids: a lossless SentencePiece vocabulary with template and control ids laid beyond it.
 
 Order of ids: pad 0, bos 1, eos 2, unk 3, the 256 byte pieces and the sub-words of SentencePiece;
-then `[USER]` and `[MODEL]`; then the control ids of the `BacktrackRule` (categories, backtracks);
-then `[RESET]`. Everything after the SentencePiece pieces has no spelling, hence no text can produce
+then `[USER]` and `[MODEL]`; then the control ids (`directives.Controls`): by default categories and
+backtracks, then `[RESET]`. Everything after the SentencePiece pieces has no spelling, hence no text can produce
 it: "[BACKTRACK_BY_3]" in a prompt is plain characters.
 
 Sub-words never cross a space (a word's first piece begins with it) and merges are BPE, so for texts
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
 
-from rlbf_jax.directives import BacktrackRule, ResetRule
+from rlbf_jax.directives import DEFAULT_KINDS, Controls
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import byte_text
 from rlbf_jax.tokenizers.protocol import check_categories, check_text
@@ -45,9 +45,16 @@ class SentencePieceTokenizer(byte_text.BytePieces):
           identity normalization.
         categories: kinds of violation, in the order of their ids.
         x_max: largest X of `[BACKTRACK_BY_X]`.
+        kinds: which edit rules there are control ids for; see `directives.Controls`.
     """
 
-    def __init__(self, model: bytes, categories: Sequence[str], x_max: int):
+    def __init__(
+        self,
+        model: bytes,
+        categories: Sequence[str],
+        x_max: int,
+        kinds: Sequence[str] = DEFAULT_KINDS,
+    ):
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         p = self._processor
@@ -67,13 +74,16 @@ class SentencePieceTokenizer(byte_text.BytePieces):
                 "does"
             )
         self.user_id, self.model_id = self._num_pieces, self._num_pieces + 1
-        first = self._num_pieces + 2
-        reset = first + len(categories) + x_max
-        self._vocab_size = reset + 1
+        self._controls = Controls(
+            self._num_pieces + 2,
+            tuple(categories),
+            x_max,
+            tuple(kinds),
+            (PAD, BOS, UNK, self.user_id, self.model_id),
+        )
+        self._names = self._controls.names()
+        self._vocab_size = self._controls.end_id
         self._bytes += [b""] * (self._vocab_size - self._num_pieces)
-        common = (PAD, BOS, UNK, self.user_id, self.model_id)
-        self._rule = BacktrackRule(first, tuple(categories), (*common, reset), x_max)
-        self._reset_rule = ResetRule(reset, (), (*common, *range(first, reset)))
 
     def __repr__(self) -> str:
         return (
@@ -135,11 +145,9 @@ class SentencePieceTokenizer(byte_text.BytePieces):
         token = self._checked(token)
         if token < self._num_pieces:
             return self._processor.id_to_piece(token)
-        if token < self._rule.first_id:
-            return "[USER]" if token == self.user_id else "[MODEL]"
-        return (
-            self._rule.name(token) if self._rule.is_control(token) else self._reset_rule.name(token)
-        )
+        if token in self._names:
+            return self._names[token]
+        return "[USER]" if token == self.user_id else "[MODEL]"
 
     def digest(self) -> str:
         return hashlib.sha256(self._model + b"\0" + self._meta().encode()).hexdigest()
@@ -151,11 +159,13 @@ class SentencePieceTokenizer(byte_text.BytePieces):
         write_whole(folder / META_FILE, self._meta() + "\n")
 
     def _meta(self) -> str:
-        meta = {
+        meta: dict[str, object] = {
             "kind": "sentencepiece",
-            "categories": list(self._rule.categories),
-            "x_max": self._rule.x_max,
+            "categories": list(self._controls.categories),
+            "x_max": self._controls.x_max,
         }
+        if self._controls.kinds != DEFAULT_KINDS:
+            meta["kinds"] = list(self._controls.kinds)
         return json.dumps(meta, indent=1)
 
 
@@ -165,6 +175,7 @@ def train_tokenizer(
     categories: Sequence[str],
     x_max: int,
     character_coverage: float = 1.0,
+    kinds: Sequence[str] = DEFAULT_KINDS,
 ) -> SentencePieceTokenizer:
     """Trains a lossless BPE vocabulary, in memory and deterministically (one thread).
 
@@ -177,6 +188,7 @@ def train_tokenizer(
         x_max: largest X of `[BACKTRACK_BY_X]`.
         character_coverage: share of the text's characters that get a piece; rarer ones go by their
             bytes. Lower it (0.9995) where rare signs would fill the vocabulary.
+        kinds: which edit rules there are control ids for; see `directives.Controls`.
 
     Raises:
         ValueError: no text, or a vocabulary that the texts cannot fill or whose alphabet does not
@@ -209,7 +221,7 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         raise ValueError(_bounds(str(error), vocab_size)) from error
-    return SentencePieceTokenizer(writer.getvalue(), categories, x_max)
+    return SentencePieceTokenizer(writer.getvalue(), categories, x_max, kinds)
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

@@ -16,7 +16,6 @@ reads the files as a `FamilyTokenizer`; no text finds them there.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
@@ -36,16 +35,17 @@ TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message['role'] 
 def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
     """tokenizer.json, its configuration, a chat template and our control tokens, with the ids that
     they have here."""
-    rule = tokenizer.rule
+    controls = tokenizer.controls
     meta = folder.Meta(
-        categories=rule.categories,
-        x_max=rule.x_max,
-        first_id=rule.first_id,
+        categories=controls.categories,
+        x_max=controls.x_max,
+        first_id=controls.first_id,
         vocab_size=tokenizer.vocab_size,
         stop_ids=(EOS,),
         template="default",
         date=DATE.isoformat(),
         source="own",
+        kinds=controls.kinds,
     )
     turns = {
         tokenizer.name(i): i for i in (PAD, BOS, EOS, UNK, tokenizer.user_id, tokenizer.model_id)
@@ -98,7 +98,7 @@ def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
         folder.JSON_FILE: _dump(document),
         folder.CONFIG_FILE: _dump(config),
         folder.TEMPLATE_FILE: TEMPLATE.encode(),
-        folder.META_FILE: _dump(dataclasses.asdict(meta)),
+        folder.META_FILE: _dump(meta.fields()),
     }
     return folder.Files(content, "the exported tokenizer")
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from rlbf_jax.directives import BacktrackRule, ResetRule
+from rlbf_jax.directives import BacktrackRule, Controls, ResetRule
 from rlbf_jax.errors import InputError
 
 
@@ -43,10 +43,19 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def rule(self) -> BacktrackRule: ...
+    def controls(self) -> Controls:
+        """Where control ids stand; `controls.rule(kind)` makes a rule of them."""
+        ...
 
     @property
-    def reset_rule(self) -> ResetRule: ...
+    def rule(self) -> BacktrackRule:
+        """`controls.rule("backtrack")`."""
+        ...
+
+    @property
+    def reset_rule(self) -> ResetRule:
+        """`controls.rule("reset")`."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, never a template or control id. Raises InputError for lone surrogates."""

@@ -453,6 +453,8 @@ def test_legal_ids_equal_a_loop_over_ids_in_every_state(rule):
 
 @EVERY_RULE
 @given(st.lists(IDS, min_size=12, max_size=12), LIMITS)
+@example([1, 4] + [1] * 10, (9, 3, 12, 12, True))
+@example([4, 6, 5] * 4, (12, 3, 12, 12, True))
 def test_legal_responses_keep_their_limits(rule, wishes, limits):
     """A walk that takes the wished id where it is legal and else the next legal one."""
     state, trace = rule.initial((1,)), []
@@ -480,6 +482,8 @@ def test_legal_responses_keep_their_limits(rule, wishes, limits):
 
 @EVERY_RULE
 @given(st.lists(IDS, min_size=14, max_size=14), st.integers(0, 14), LIMITS)
+@example([1] * 7 + [4] * 7, 8, (9, 3, 12, 12, True))
+@example([1] * 7 + [4] * 7, 8, (10, 0, 0, NEVER, True))
 def test_no_forced_beginning_leaves_nothing_legal(rule, response, forced, limits):
     """Anything may be forced; from there on some id is legal as long as there is room."""
     state = rule.initial((1,))

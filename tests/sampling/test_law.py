@@ -25,13 +25,11 @@ PROMPTS = [
 ]
 
 
-def sample(semantics, model=None, knobs=None, rows=32, reset=False, **fields):
-    tokenizer = LetterTokenizer(reset=reset)
+def sample(semantics, model=None, knobs=None, rows=32, kind="backtrack", **fields):
+    tokenizer = LetterTokenizer(kind=kind)
     config, params = model or random_model(tokenizer, **fields)
     rng = np.random.default_rng(3)
-    knobs = knobs or Knobs(
-        max_tokens=40, budget=6, control_bias={"categories": 2.0} if not reset else {}
-    )
+    knobs = knobs or Knobs(max_tokens=40, budget=6, control_bias={"categories": 2.0})
     requests = [
         Request(
             PROMPTS[i % 8],
@@ -129,7 +127,7 @@ def test_law_without_grammar_holds_for_lone_and_bare_directives(semantics):
 @pytest.mark.parametrize("semantics", BOTH)
 def test_law_for_reset_and_for_tempered_biased_rows(semantics):
     knobs = Knobs(max_tokens=30, budget=3, temperature=0.7, control_bias={"[RESET]": 2.5})
-    sampler, params, generations = sample(semantics, knobs=knobs, reset=True)
+    sampler, params, generations = sample(semantics, knobs=knobs, kind="reset")
     assert sum(len(g.edits) for g in generations) > 40
     _, logprobs = scored(sampler, params, generations, semantics)
     assert compare(generations, logprobs)[0] < 1e-4

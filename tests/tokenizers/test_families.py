@@ -307,6 +307,25 @@ def test_saved_files_in_the_library(name, tmp_path):
         assert ids == before or not controls.isdisjoint(before)
 
 
+def test_ids_of_replacements_stand_in_a_published_vocabulary(tmp_path):
+    name = "llama"
+    default, folder = made(name)
+    kinds = ("replace", "reset")
+    tokenizer = import_tokenizer(folder, CATEGORIES, X_MAX, ROWS.get(name, 0), kinds=kinds)
+    rule = tokenizer.controls.rule()
+    assert rule.kind == "replace" and rule.names() == [
+        tokenizer.name(i) for i in range(rule.first_id, rule.end_id)
+    ]
+    assert len(tokenizer.new_ids) == len(CATEGORIES) + 1 + 1
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.controls, loaded.digest()) == (tokenizer.controls, tokenizer.digest())
+    # What says nothing of rules is as it was before there was a choice.
+    assert "kinds" not in json.loads(default.files["rlbf_controls.json"])
+    with pytest.raises(ValueError, match="expected some of backtrack, reset, replace"):
+        import_tokenizer(folder, CATEGORIES, X_MAX, kinds=("undo",))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rules_forbid_what_must_not_be_sampled(name):
     tokenizer, _ = made(name)

@@ -106,6 +106,19 @@ def test_spellings_stay_text(ours, library, exported, text):
     assert (found == ours.encode(text)) == (not any(s in text for s in SPELLED))
 
 
+def test_ids_of_other_rules_are_exported(ours, tmp_path):
+    kinds = ("backtrack", "reset", "replace")
+    more = SentencePieceTokenizer(ours.model, ours.rule.categories, ours.rule.x_max, kinds)
+    exported = FamilyTokenizer(published_files(more))
+    assert exported.controls.rule("replace") == more.controls.rule("replace")
+    assert exported.controls.names() == more.controls.names()
+    assert exported.new_ids == more.controls.ids
+    exported.save(tmp_path)
+    assert load_tokenizer(tmp_path).controls == exported.controls
+    for text in ("[FLAG_INSULT]", " [REPLACE]"):
+        assert not set(exported.encode(text)) & set(more.controls.ids)
+
+
 def test_the_rest_is_the_same(ours, exported, tmp_path):
     assert exported.rule == ours.rule and exported.reset_rule == ours.reset_rule
     assert (exported.pad_id, exported.bos_id, exported.eos_ids) == (
