@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.attacks.base import AttackConfig, Scene, Victim
 from rlbf_jax.attacks.search.gcg_step import directive_logprobs
 from rlbf_jax.attacks.search.optimized import goals_of
 from rlbf_jax.models import transformer
@@ -38,18 +38,11 @@ def main() -> None:
     params, suite = work.params(args.stage), work.config.evaluation
     file = args.run / "evaluation" / "attacks" / f"adaptive_gcg_{args.stage}.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    told = AttackConfig(rows[0]["data"], suite.splits[-1], suite.knobs, suite.room)
+    attack_config = AttackConfig(rows[0]["data"], suite.splits[-1], suite.knobs, suite.room)
     rng = np.random.default_rng([suite.seed, args.search_seed, *b"optimized"])
-    _, goals = goals_of(
-        "adaptive_gcg",
-        work.tokenizer,
-        work.sampling(params, "goals"),
-        work.world,
-        rng,
-        len(rows),
-        told,
-        args.window,
-    )
+    victim = Victim(work.model, params, work.sampling(params, "goals"))
+    scene = Scene(work.world, work.tokenizer, rng, attack_config, victim)
+    _, goals = goals_of("adaptive_gcg", scene, len(rows), args.window)
     texts = [[*work.tokenizer.encode_prompt(row["search"]["message"])] for row in rows]
     width = max(len(text) + len(goal.answer) for text, goal in zip(texts, goals, strict=True))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.attacks.base import AttackConfig, Scene, Victim
 from rlbf_jax.attacks.search.optimized import OptimizedAttempt, OptimizedConfig, attack_model
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.evaluation.intervals import interval
@@ -40,25 +40,14 @@ def searched(
     """
     suite = work.config.evaluation
     sample = work.sampling(params, name)
-    told = AttackConfig(suite.pool, suite.splits[-1], suite.knobs, suite.room)
+    attack_config = AttackConfig(suite.pool, suite.splits[-1], suite.knobs, suite.room)
     # One generator for all harmful attacks: they want the same answers from the same prompts.
     rng = np.random.default_rng([suite.seed, config.search.seed, *b"optimized"])
     mesh, file = work.mesh if work.mesh.size > 1 else None, search_file(work, stage, name)
+    victim = Victim(work.model, params, sample, mesh, file)
+    scene = Scene(work.world, work.tokenizer, rng, attack_config, victim)
     try:
-        made = attack_model(
-            name,
-            work.model,
-            params,
-            work.tokenizer,
-            sample,
-            work.world,
-            rng,
-            n,
-            told,
-            config,
-            mesh=mesh,
-            file=file,
-        )
+        made = attack_model(name, scene, n, config)
     except InputError as error:
         raise UserError(str(error)) from error
     attempts = [
