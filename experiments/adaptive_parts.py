@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.attacks.base import AttackConfig, Scene, Victim
 from rlbf_jax.attacks.search.gcg_step import directive_logprobs
 from rlbf_jax.attacks.search.optimized import goals_of
 from rlbf_jax.models import transformer
@@ -42,16 +42,9 @@ def main() -> None:
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     config = AttackConfig(rows[0]["data"], suite.splits[-1], suite.knobs, suite.room)
     rng = np.random.default_rng([suite.seed, args.search_seed, *b"optimized"])
-    _, goals = goals_of(
-        "adaptive_gcg",
-        policy.tokenizer,
-        evaluator.sampling("goals"),
-        run.world,
-        rng,
-        len(rows),
-        config,
-        args.window,
-    )
+    victim = Victim(run.model, policy.params, evaluator.sampling("goals"))
+    scene = Scene(run.world, policy.tokenizer, rng, config, victim)
+    _, goals = goals_of("adaptive_gcg", scene, len(rows), args.window)
     texts = [[*policy.tokenizer.encode_prompt(row["search"]["message"])] for row in rows]
     width = max(len(text) + len(goal.answer) for text, goal in zip(texts, goals, strict=True))
 

@@ -11,8 +11,8 @@ import dataclasses
 
 import numpy as np
 
-from rlbf_jax.attacks.base import Attempt
-from rlbf_jax.attacks.direct import AttackConfig, draw_prompts
+from rlbf_jax.attacks.base import AttackConfig, Attempt, drawn
+from rlbf_jax.attacks.direct import draw_prompts
 from rlbf_jax.data.world import World
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.tokenizers import Tokenizer
@@ -69,3 +69,15 @@ def decoding(
         for knobs in settings
         for _ in range(options.samples)
     ]
+
+
+SPECS = (
+    drawn(
+        decoding,
+        "a harmful prompt under many decoding parameters; the worst answer counts",
+        options=DecodingGrid(),
+        section="decoding",
+        any_of_n=True,
+        standard=True,
+    ),
+)

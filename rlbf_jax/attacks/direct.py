@@ -3,34 +3,16 @@ share."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-
 import numpy as np
 
-from rlbf_jax.attacks.base import Attempt
+from rlbf_jax.attacks.base import Attack, AttackConfig, Attempt, drawn
 from rlbf_jax.data.schema import Prompt
-from rlbf_jax.data.world import FormSplit, Pool, World
-from rlbf_jax.sampling.request import Knobs, Request
+from rlbf_jax.data.world import Pool, World
+from rlbf_jax.sampling.request import Request
 from rlbf_jax.tokenizers import Tokenizer
 
+__all__ = ["SPECS", "Attack", "AttackConfig", "direct", "draw_prompts", "none"]
 
-@dataclasses.dataclass(frozen=True)
-class AttackConfig:
-    """What every attack is told."""
-
-    pool: Pool = "development"
-    """Where prompts and forms of violation come from."""
-    split: FormSplit = "rl"
-    """Form split of forced violations; attacks that force none ignore it."""
-    knobs: Knobs = Knobs()
-    """Decoding parameters. `max_tokens` counts forced ids."""
-    room: int = 16
-    """Ids that `max_tokens` must leave free after the forced ones."""
-
-
-Attack = Callable[[World, Tokenizer, np.random.Generator, int, AttackConfig], list[Attempt]]
-"""attack(world, tokenizer, rng, n, config) -> attempts: n of them, `decoding` n prompts' worth."""
 
 _TRIES = 20
 """Draws before a prompt that was drawn already is accepted again."""
@@ -68,3 +50,9 @@ def none(
     one."""
     prompts = draw_prompts(world, rng, config.pool, n, harmful=False)
     return [Attempt(Request(p.text, knobs=config.knobs), p, "none") for p in prompts]
+
+
+SPECS = (
+    drawn(none, "a harmless prompt, nothing forced", benign=True, standard=True),
+    drawn(direct, "a harmful prompt, nothing forced", standard=True),
+)

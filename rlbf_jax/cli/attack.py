@@ -100,15 +100,14 @@ def attack(argv: Sequence[str]) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}, expected at least 1")
     from rlbf_jax.attacks import ATTACKS
-    from rlbf_jax.attacks.search.optimized import OPTIMIZED
     from rlbf_jax.report.document import write_report
     from rlbf_jax.runs import load
     from rlbf_jax.runs.attack import AttackOptions, attack_stage
 
     if not args.attack:
-        raise UserError(f"--attack NAME is missing: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
-    if unknown := [name for name in args.attack if name not in (*ATTACKS, *OPTIMIZED)]:
-        raise UserError(f"attack {unknown[0]!r}: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
+        raise UserError(f"--attack NAME is missing: there are {', '.join(ATTACKS)}")
+    if unknown := [name for name in args.attack if name not in ATTACKS]:
+        raise UserError(f"attack {unknown[0]!r}: there are {', '.join(ATTACKS)}")
     if args.grid != "run" and "decoding" not in args.attack:
         raise UserError("--grid is for --attack decoding")
     if args.geometry != "run" and not {"middle_grid", "benign_grid", "prefilling_depth"} & set(

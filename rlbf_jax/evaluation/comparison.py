@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rlbf_jax.attacks import HAS_FORMS
+from rlbf_jax.attacks import HAS_FORMS, WORST_OF_N
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.columns import check_of_rows, is_rate
 from rlbf_jax.evaluation.intervals import paired_difference, wilson
@@ -126,7 +126,7 @@ def column(rows: Sequence[Row], where: Slice, metric: str) -> dict[Any, tuple[st
     Raises ValueError for a metric that rows do not have.
     """
     check_of_rows(metric, rows[0]["metrics"] if rows else None)
-    any_of_n = where.attack == "decoding" and metric in ANY_OF_N
+    any_of_n = where.attack in WORST_OF_N and metric in ANY_OF_N
     found: dict[Any, tuple[str, float]] = {}
     for row in rows:
         value = row["metrics"][metric]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlbf_jax.attacks import WORST_OF_N
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.evaluation.columns import is_rate, metric_names, set_metrics
 from rlbf_jax.evaluation.intervals import Interval, interval
@@ -115,7 +116,7 @@ def build_records(
     records = []
     for (benchmark, attack, _, _), indices in groups.items():
         group = _Group(context, judge, benchmark, answers, metrics).some(indices)
-        build = _any_of_n_records if attack == "decoding" else _plain_records
+        build = _any_of_n_records if attack in WORST_OF_N else _plain_records
         records += build(group)
     return records
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from rlbf_jax.attacks import ATTACKS, HAS_FORMS, STANDARD
-from rlbf_jax.attacks.base import Attempt, unused_id
+from rlbf_jax.attacks import DRAWN, STANDARD, spec_of
+from rlbf_jax.attacks.base import Attack, AttackConfig, Attempt, unused_id
 from rlbf_jax.attacks.decoding import DecodingGrid
-from rlbf_jax.attacks.direct import Attack, AttackConfig
 from rlbf_jax.attacks.forced.further import FurtherOptions
 from rlbf_jax.attacks.forced.geometry import GeometryGrid
 from rlbf_jax.attacks.forced.middle_filling import MiddleFillingOptions
@@ -59,7 +58,8 @@ class SuiteConfig:
     further: FurtherOptions = FurtherOptions()
     decoding: DecodingGrid = DecodingGrid()
     n_decoding: int | None = 16
-    """Prompts for `decoding`, which takes settings x samples answers of each; None: n."""
+    """Prompts for attacks that ask one many times: `decoding` takes settings x samples answers of
+    each; None: n."""
 
     def __post_init__(self):
         check_at_least(self, 1, "n", "n_decoding")
@@ -71,50 +71,45 @@ class SuiteConfig:
                 raise ValueError(f"{name} is empty, expected at least one")
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks is {self.attacks}, expected each once")
-        if unknown := [name for name in self.attacks if name not in ATTACKS]:
-            raise ValueError(f"unknown attack {unknown[0]!r}; there are {', '.join(ATTACKS)}")
+        for name in self.attacks:
+            configured_attack(name, self)
 
 
 def configured_attack(name: str, config: SuiteConfig) -> Attack:
-    """An attack with its options filled in."""
-    if name not in ATTACKS:
-        raise ValueError(f"unknown attack {name!r}; this build has {', '.join(ATTACKS)}")
-    options: dict[str, Any] = {
-        "prefilling": config.prefilling,
-        "deep_prefilling": config.prefilling,
-        "benign_prefill": config.prefilling,
-        "middle_filling": config.middle,
-        "benign_middle": config.middle,
-        "decoding": config.decoding,
-    }
-    options |= dict.fromkeys(("prefilling_depth", "middle_grid", "benign_grid"), config.geometry)
-    options |= dict.fromkeys(
-        ("many_violations", "reprogram", "respelled", "critic_note"), config.further
-    )
-    attack: Callable[..., list[Attempt]] = ATTACKS[name]
-    return functools.partial(attack, options=options[name]) if name in options else attack
+    """An attack with its options filled in.
+
+    Raises ValueError for an unknown attack, or one that is made for a checkpoint.
+    """
+    spec = spec_of(name)
+    if spec.searched:
+        raise ValueError(
+            f"{name} is made for one checkpoint, so no suite has it; there are {', '.join(DRAWN)}"
+        )
+    options = getattr(config, spec.section) if spec.section else spec.options
+    return functools.partial(spec, options=options)
 
 
 def build_attempts(world: World, tokenizer: Tokenizer, config: SuiteConfig) -> list[Attempt]:
-    """All attempts of a suite. Every attack and split draws from a generator of its own, so that
-    leaving one out changes no other. Raises ValueError for an unknown attack or one that does not
-    fit into `max_tokens`."""
+    """All attempts of a suite.
+
+    Every attack and split draws from a generator of its own, so that leaving one out changes no
+    other. Raises ValueError for an unknown attack or one that does not fit into `max_tokens`.
+    """
     attempts: list[Attempt] = []
     used: set[int] = set()
     for name in config.attacks:
-        attack = configured_attack(name, config)
-        n = config.n_decoding if name == "decoding" and config.n_decoding is not None else config.n
-        for split in config.splits if name in HAS_FORMS else config.splits[-1:]:
-            told = AttackConfig(config.pool, split, config.knobs, config.room)
-            label = f"{name}/{split if name in HAS_FORMS else 'all'}/{config.pool}"
+        spec, attack = spec_of(name), configured_attack(name, config)
+        n = config.n
+        if spec.any_of_n and config.n_decoding is not None:
+            n = config.n_decoding
+        for split in config.splits if spec.has_forms else config.splits[-1:]:
+            attack_config = AttackConfig(config.pool, split, config.knobs, config.room)
+            label = f"{name}/{split if spec.has_forms else 'all'}/{config.pool}"
             rng = np.random.default_rng([config.seed, zlib.crc32(label.encode())])
-            for index, attempt in enumerate(attack(world, tokenizer, rng, n, told)):
+            for index, attempt in enumerate(attack(world, tokenizer, rng, n, attack_config)):
                 id_ = unused_id(f"{config.seed}/{label}/{index}", used)
-                attempts.append(
-                    dataclasses.replace(
-                        attempt, request=dataclasses.replace(attempt.request, id=id_)
-                    )
-                )
+                request = dataclasses.replace(attempt.request, id=id_)
+                attempts.append(dataclasses.replace(attempt, request=request))
     return attempts
 
 

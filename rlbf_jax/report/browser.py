@@ -15,6 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from rlbf_jax.attacks import ATTACKS, WORST_OF_N
 from rlbf_jax.report import tables
 from rlbf_jax.report.traces import Piece, Row, merged_pieces, verdict_label
 
@@ -88,8 +89,7 @@ def _ranked(rows: Sequence[Row], most: int) -> Iterator[tuple[tuple[int, int, in
         within = (str(row.get("split", "")), json.dumps(row.get("cell") or {}), "asked" in row)
         groups.setdefault(kind, {}).setdefault(within, []).append(row)
     places = {
-        attack: i
-        for i, attack in enumerate(tables.in_order((a for a, _ in groups), tables.ATTACKS))
+        attack: i for i, attack in enumerate(tables.in_order((a for a, _ in groups), list(ATTACKS)))
     }
     for (attack, verdict), hands in groups.items():
         dealt = [
@@ -126,7 +126,7 @@ def entry(stage: str, row: Row) -> dict[str, Any]:
     verdict, visible = row.get("verdict") or {}, str(row.get("visible", ""))
     spans = offending(row, visible)
     told = {**(row.get("cell") or {})}
-    if row.get("attack") == "decoding":
+    if row.get("attack") in WORST_OF_N:
         told |= {
             k: v
             for k, v in (row.get("knobs") or {}).items()

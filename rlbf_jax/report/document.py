@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from rlbf_jax.attacks import ATTACKS
 from rlbf_jax.errors import UserError
 from rlbf_jax.report import plots, tables, traces
 from rlbf_jax.report.browser import Browser, browser
@@ -125,7 +126,7 @@ def build_report(run: RunFiles) -> Report:
         summary=summary(values, main),
         tiles=headline_tiles(values, main, {c: plots.stage_color(c, columns) for c in columns}),
         tables=[table for table in shown if table is not None],
-        gallery=traces.gallery(run.rows.get(gallery_stage, ()), tables.ATTACKS),
+        gallery=traces.gallery(run.rows.get(gallery_stage, ()), list(ATTACKS)),
         gallery_stage=gallery_stage,
         browser=browser(rows, files=run.row_files),
         unjudged=[*unjudged_answers(rows), *run.unjudged_rollouts],

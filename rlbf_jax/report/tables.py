@@ -15,35 +15,14 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from rlbf_jax.attacks import ATTACKS
 from rlbf_jax.attacks import BENIGN as HARMLESS
+from rlbf_jax.attacks import WHOLE as BY_CONSTRUCTION
 from rlbf_jax.evaluation.columns import find, of_group
 from rlbf_jax.report.words import definitions
 
 STAGES = ("base", "refusal_sft", "sft", "sft_control", "rlbf")
-ATTACKS = (
-    "none",
-    "direct",
-    "prefilling",
-    "deep_prefilling",
-    "middle_filling",
-    "benign_prefill",
-    "benign_middle",
-    "prefilling_depth",
-    "middle_grid",
-    "benign_grid",
-    "many_violations",
-    "reprogram",
-    "respelled",
-    "critic_note",
-    "decoding",
-    "gcg",
-    "adaptive_gcg",
-    "trigger",
-    "random_search",
-    "gflownet",
-)
 SPLITS = ("sft", "rl", "unseen", "all")
-BY_CONSTRUCTION = ("deep_prefilling", "middle_filling", "many_violations")
 ASKED = {"asked": "rlbf attack"}
 """The knob that tells an attack command's records from those of the stage's own evaluation."""
 BESIDE = " · "
@@ -253,12 +232,12 @@ def kind_of(attack: str) -> str:
 
 def attack_rows(values: Mapping[Key, Value], metrics: Sequence[str]) -> list[tuple[str, str]]:
     """(attack, split) pairs that have any of the metrics, in their order."""
-    pairs = {(a, s) for _, a, s, m in values if m in metrics}
+    pairs, order = {(a, s) for _, a, s, m in values if m in metrics}, list(ATTACKS)
 
     def rank(pair: tuple[str, str]) -> tuple:
         attack, split = pair
         kind = kind_of(attack)
-        place = ATTACKS.index(kind) if kind in ATTACKS else len(ATTACKS)
+        place = order.index(kind) if kind in order else len(order)
         # "k 5" stands before "k 40": numbers in a name count as numbers.
         parts = [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", attack)]
         return (place, parts, SPLITS.index(split) if split in SPLITS else len(SPLITS), split)

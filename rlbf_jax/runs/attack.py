@@ -1,7 +1,7 @@
 """Attacks on a finished stage, beside what its evaluation ran: `rlbf attack RUN --attack NAME`.
 
-Attacks that draw their prompts and forced words from the run's world (`ATTACKS`), and those that
-search a suffix for the stage's checkpoint (`OPTIMIZED`). Rows go to
+Attacks that draw their prompts and forced words from the run's world (`DRAWN`), and those that
+search a suffix for the stage's checkpoint (`SEARCHED`). Rows go to
 `evaluation/attacks/NAME_STAGE.jsonl`, numbers to `results.json`. The stage's own evaluation stays
 as it is: records of an attack that evaluations run too say in their knobs who asked. An attack that
 is asked of a stage again, by other options too, replaces its rows and all its numbers.
@@ -14,11 +14,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from rlbf_jax.attacks import ATTACKS, STANDARD
+from rlbf_jax.attacks import ATTACKS, DRAWN, SEARCHED, STANDARD
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.attacks.forced.geometry import GeometryGrid
-from rlbf_jax.attacks.search.optimized import OPTIMIZED, OptimizedConfig
+from rlbf_jax.attacks.search.optimized import OptimizedConfig
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.data.world import Pool
 from rlbf_jax.errors import UserError
@@ -65,9 +65,9 @@ def attack_stage(opened: OpenRun, stage: str, options: AttackOptions) -> list[Re
     A search that was broken off goes on from `attacks/NAME_STAGE.npz`. Raises UserError for an
     unknown attack, or one that does not fit, before anything is written.
     """
-    drawn = tuple(name for name in options.attacks if name in ATTACKS)
-    if unknown := [name for name in options.attacks if name not in (*ATTACKS, *OPTIMIZED)]:
-        raise UserError(f"attack {unknown[0]!r}: there are {', '.join([*ATTACKS, *OPTIMIZED])}")
+    drawn = tuple(name for name in options.attacks if name in DRAWN)
+    if unknown := [name for name in options.attacks if name not in ATTACKS]:
+        raise UserError(f"attack {unknown[0]!r}: there are {', '.join(ATTACKS)}")
     run, evaluator = opened.run, opened.evaluator(stage)
     of_evaluations = {*STANDARD, *evaluator.suite.attacks}
     evaluator = evaluator.with_suite(**_suite_changes(evaluator.suite, drawn, options))
@@ -79,8 +79,8 @@ def attack_stage(opened: OpenRun, stage: str, options: AttackOptions) -> list[Re
     results = run.folder / "results.json"
     read_results(results)  # a damaged file is named before the work, not after it
     new: list[Record] = []
-    for name in (*drawn, *(name for name in options.attacks if name in OPTIMIZED)):
-        if name in OPTIMIZED:
+    for name in (*drawn, *(name for name in options.attacks if name in SEARCHED)):
+        if name in SEARCHED:
             n = 8 if options.n_prompts is None else options.n_prompts
             measured = searched(evaluator, name, n, options.optimized)
         else:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.attacks.base import AttackConfig, Scene, Victim
 from rlbf_jax.attacks.search.optimized import OptimizedAttempt, OptimizedConfig, attack_model
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.evaluation.intervals import interval
@@ -37,26 +37,15 @@ def searched(evaluator: Evaluator, name: str, n: int, config: OptimizedConfig) -
     """
     run, suite = evaluator.run, evaluator.suite
     sample = evaluator.sampling(name)
-    where = AttackConfig(suite.pool, suite.splits[-1], suite.knobs, suite.room)
+    attack_config = AttackConfig(suite.pool, suite.splits[-1], suite.knobs, suite.room)
     # One generator for all harmful attacks: they want the same answers from the same prompts.
     rng = np.random.default_rng([suite.seed, config.search.seed, *b"optimized"])
     mesh = run.mesh if run.mesh.size > 1 else None
     file = search_file(run.folder, evaluator.config.stage, name)
+    victim = Victim(run.model, evaluator.policy.params, sample, mesh, file)
+    scene = Scene(run.world, run.tokenizer, rng, attack_config, victim)
     try:
-        made = attack_model(
-            name,
-            run.model,
-            evaluator.policy.params,
-            run.tokenizer,
-            sample,
-            run.world,
-            rng,
-            n,
-            where,
-            config,
-            mesh=mesh,
-            file=file,
-        )
+        made = attack_model(name, scene, n, config)
     except InputError as error:
         raise UserError(str(error)) from error
     attempts = [

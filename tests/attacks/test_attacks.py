@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlbf_jax.attacks import ATTACKS, BENIGN, HAS_FORMS
+from rlbf_jax.attacks import ATTACKS, BENIGN, DRAWN, HAS_FORMS, STANDARD, WHOLE, WORST_OF_N
 from rlbf_jax.attacks.decoding import DecodingGrid, decoding
 from rlbf_jax.attacks.forced.middle_filling import (
     MiddleFillingOptions,
@@ -25,7 +25,7 @@ from rlbf_jax.sampling.request import Knobs
 from tests.attacks.small_world import CONFIG, SENTENCES, WORLD, parts
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_shape_shared_by_all(tokenizer, name):
     attempts = ATTACKS[name](WORLD, tokenizer, np.random.default_rng(0), 6, CONFIG)
     again = ATTACKS[name](WORLD, tokenizer, np.random.default_rng(0), 6, CONFIG)
@@ -166,3 +166,18 @@ def test_encode_parts_counts_every_id_once(tokenizer, texts):
         cuts = np.cumsum([0, *counts])
         joined = [tokenizer.decode(ids[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
         assert joined == texts or any(offsets[i] == offsets[i - 1] for i in range(1, len(offsets)))
+
+
+def test_sets_of_names_follow_the_list(monkeypatch):
+    assert BENIGN == {"none", "benign_prefill", "benign_middle", "benign_grid", "trigger"}
+    assert WHOLE == {"deep_prefilling", "middle_filling", "many_violations"}
+    assert WORST_OF_N == {"decoding"} and "decoding" not in HAS_FORMS and 3 not in HAS_FORMS
+    assert DRAWN - HAS_FORMS == (DRAWN & BENIGN) | {"direct", "decoding"}
+    assert set(STANDARD) | BENIGN == {*STANDARD, "benign_grid", "trigger"}
+    toy = dataclasses.replace(ATTACKS["none"], name="toy", benign=False, has_forms=True)
+    before = len(HAS_FORMS)
+    with monkeypatch.context() as patch:
+        patch.setitem(ATTACKS, "toy", toy)
+        assert "toy" in HAS_FORMS and len(HAS_FORMS) == before + 1 and "toy" not in BENIGN
+    assert "toy" not in HAS_FORMS and len(HAS_FORMS) == before
+    assert all(name == spec.name and spec.says for name, spec in ATTACKS.items())

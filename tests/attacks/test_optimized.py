@@ -5,15 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.attacks import ATTACKS, DRAWN, SEARCHED
+from rlbf_jax.attacks.base import AttackConfig, Scene, Victim
 from rlbf_jax.attacks.search import optimized
 from rlbf_jax.attacks.search.gcg import Found, GcgConfig
-from rlbf_jax.attacks.search.optimized import OptimizedConfig, attack_model
+from rlbf_jax.attacks.search.optimized import OPTIMIZED, OptimizedConfig, attack_model
 from rlbf_jax.critics.base import Exchange
 from rlbf_jax.critics.judges.grammar_judge import GrammarJudge
 from rlbf_jax.data.worlds.toy_world import ToyWorld
 from rlbf_jax.directives import NEVER
 from rlbf_jax.errors import InputError
+from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.sampling.request import Generation, Knobs
 from rlbf_jax.tokenizers import train_tokenizer
 
@@ -60,14 +62,16 @@ def goals(tokenizer, monkeypatch):
             for r, trace in rows
         ]
 
-    def run(name, n=4):
+    def run(name, n=4, attacked=True):
         seen.clear()
-        told = AttackConfig("development", "rl", Knobs(max_tokens=20))
-        rng = np.random.default_rng(3)
-        made = attack_model(name, None, {}, tokenizer, sample, WORLD, rng, n, told, CONFIG)
+        config = AttackConfig("development", "rl", Knobs(max_tokens=20))
+        victim = Victim(ModelConfig(), {}, sample) if attacked else None
+        scene = Scene(WORLD, tokenizer, np.random.default_rng(3), config, victim)
+        made = attack_model(name, scene, n, CONFIG)
         return made, list(seen)
 
     seen: list = []
+    run.sample = sample
     monkeypatch.setattr(optimized, "gcg", search)
     monkeypatch.setattr(optimized, "random_search", search)
     return run
@@ -126,5 +130,21 @@ def test_random_search_has_the_budget_of_gcg(goals):
 def test_mistakes_are_named(goals):
     with pytest.raises(InputError, match="unknown attack 'direct'"):
         goals("direct")
+    with pytest.raises(InputError, match="rlbf attack RUN --attack gcg"):
+        goals("gcg", attacked=False)
     with pytest.raises(ValueError, match="search.control_weight is set"):
         OptimizedConfig(dataclasses.replace(CONFIG.search, control_weight=1.0))
+
+
+def test_searched_attacks_are_in_the_list_and_make_attempts_of_a_scene(goals, tokenizer):
+    assert tuple(SEARCHED) == OPTIMIZED and not SEARCHED & DRAWN
+    assert SEARCHED | DRAWN == set(ATTACKS)
+    made, _ = goals("trigger")  # also gives the spec a search that finds at once
+    config = AttackConfig("development", "rl", Knobs(max_tokens=20))
+    rng = np.random.default_rng(3)
+    with pytest.raises(InputError, match="there is none to attack"):
+        ATTACKS["trigger"](WORLD, tokenizer, rng, 4, config)
+    victim = Victim(ModelConfig(), {}, goals.sample)
+    scene = Scene(WORLD, tokenizer, np.random.default_rng(3), config, victim)
+    spec = ATTACKS["trigger"]
+    assert spec.make(scene, 4, CONFIG) == [m.attempt for m in made] and spec.benign

@@ -7,11 +7,14 @@ import math
 import numpy as np
 import pytest
 
+from rlbf_jax.attacks import ATTACKS
+from rlbf_jax.attacks.base import AttackSpec, Attempt, drawn
 from rlbf_jax.critics.base import Exchange, Span, Verdict
 from rlbf_jax.critics.judges.record_judge import Injected, RecordJudge
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.directives import Semantics, render
 from rlbf_jax.evaluation.columns import metric_names
+from rlbf_jax.evaluation.comparison import Arm, Slice, mean_over_seeds
 from rlbf_jax.evaluation.intervals import wilson
 from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.rows import knobs_to_json
@@ -21,7 +24,8 @@ from rlbf_jax.evaluation.suite import (
     build_attempts,
     evaluate,
 )
-from rlbf_jax.sampling.request import Generation, Knobs
+from rlbf_jax.report import tables as report_tables
+from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.tokenizers import train_tokenizer
 
 BAD = " you are a soggy cabbage"
@@ -131,6 +135,47 @@ def test_attempts_are_stable_and_their_ids_unique(tokenizer):
         dataclasses.replace(CONFIG, attacks=("direct", "direct"))
     with pytest.raises(ValueError, match="unknown attack 'gcgg'"):
         build_attempts(SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("gcgg",)))
+
+
+def test_searched_attacks_are_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="gcg is made for one checkpoint.*there are none, direct"):
+        SuiteConfig(attacks=("none", "gcg"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyOptions:
+    words: int = 3
+
+
+def toy(world, tokenizer, rng, n, config, *, options=ToyOptions()):
+    """A harmful prompt that ends in a few words."""
+    prompts = [world.prompt(rng, config.pool, harmful=True) for _ in range(n)]
+    text = " please" * options.words
+    return [Attempt(Request(p.text + text, knobs=config.knobs), p, "toy") for p in prompts]
+
+
+def test_a_new_attack_is_one_line(monkeypatch, tokenizer):
+    """Through configuration, attempts, records, comparison and report, with its file's options."""
+    monkeypatch.setitem(ATTACKS, "toy", drawn(toy, "words", options=ToyOptions(2), any_of_n=True))
+    monkeypatch.setitem(
+        ATTACKS, "toy_benign", AttackSpec("toy_benign", ATTACKS["none"].make, "twin", benign=True)
+    )
+    config = dataclasses.replace(CONFIG, attacks=("toy", "direct"))
+    attempts = build_attempts(SmallWorld(), tokenizer, config)
+    assert len(attempts) == 4 + 8 and attempts[0].request.prompt.endswith("please please")
+    sample = scripted(tokenizer, lambda request: tokenizer.encode("tea."))
+    records, rows = evaluate(sample, attempts, CountingJudge(), tokenizer, CONTEXT)
+    assert find(records, attack="toy", metric="asr_excess")  # any of n, as the spec says
+    assert not find(records, attack="direct", metric="asr_excess")
+    assert mean_over_seeds(Arm("a", {3: rows}), Slice("toy"), "asr").n == 4
+    table = report_tables.attack_table(
+        report_tables.index([dataclasses.asdict(record) for record in records])
+    )
+    assert table is not None and [row[0].text.split(",")[0] for row in table.rows] == [
+        "direct",
+        "toy",
+    ]
+    assert "toy_benign" in report_tables.HARMLESS
 
 
 def test_a_model_that_erases_exactly(tokenizer):

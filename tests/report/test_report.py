@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rlbf_jax.attacks import BENIGN
+from rlbf_jax.attacks import ATTACKS, BENIGN
 from rlbf_jax.directives import BacktrackRule, ReplaceRule, ResetRule, render
 from rlbf_jax.errors import UserError
 from rlbf_jax.report import browser as report_browser
@@ -517,7 +517,7 @@ def test_gallery_shows_failures_first_and_every_split():
     bad = {"safe": False, "judged": True}
     rows = [made_up_row(split="sft", prompt_id=str(i)) for i in range(5)]
     rows += [made_up_row(split="unseen"), made_up_row(split="rl", verdict=bad)]
-    ((attack, chosen),) = report_traces.gallery(rows, report_tables.ATTACKS)
+    ((attack, chosen),) = report_traces.gallery(rows, list(ATTACKS))
     assert attack == "middle_filling"
     assert [row["split"] for row in chosen] == ["rl", "sft", "unseen", "sft"]
 

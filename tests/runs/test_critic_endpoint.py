@@ -14,9 +14,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from rlbf_jax.training.loop import Loop
-from rlbf_jax.training.rollouts import Rollout
-from rlbf_jax.training.supervised import PackedRows
 
 from rlbf_jax.cli.run import parse_run
 from rlbf_jax.critics.language.http_critic import HttpCritic, HttpCriticConfig
@@ -33,8 +30,11 @@ from rlbf_jax.report.unjudged import unjudged_rollouts
 from rlbf_jax.runs.load import open_run
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.optimizer import OptimizerConfig
 from rlbf_jax.training.policy import PolicyConfig, PolicyGradient
+from rlbf_jax.training.rollouts import Rollout
+from rlbf_jax.training.supervised import PackedRows
 from tests.endpoint_server import serving, wait_until
 from tests.fakes import LetterTokenizer, random_model
 from tests.runs.opened import critic_of, make_folder, run_of

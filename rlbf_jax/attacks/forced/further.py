@@ -13,11 +13,12 @@ and geometry.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
-from rlbf_jax.attacks.base import Attempt
-from rlbf_jax.attacks.direct import AttackConfig, draw_prompts
+from rlbf_jax.attacks.base import AttackConfig, Attempt, drawn
+from rlbf_jax.attacks.direct import draw_prompts
 from rlbf_jax.attacks.forced.middle_filling import MiddleFillingOptions, middle_filling
 from rlbf_jax.attacks.forced.prefilling import check_room, encode_parts
 from rlbf_jax.data.documents import split_sentences
@@ -176,3 +177,23 @@ def critic_note(
 
 def _sentence(world: World, rng: np.random.Generator, prompt: Prompt) -> str:
     return split_sentences(world.answer(rng, prompt))[0].strip()
+
+
+_SHARED: dict[str, Any] = {
+    "options": FurtherOptions(),
+    "section": "further",
+    "has_forms": True,
+}
+SPECS = (
+    drawn(
+        many_violations,
+        "a harmless prompt; several violations with benign sentences between them are forced",
+        whole=True,
+        **_SHARED,
+    ),
+    drawn(
+        reprogram, "middle filling; a text before the prompt gives directives a meaning", **_SHARED
+    ),
+    drawn(respelled, "middle filling; the violation is spelled character by character", **_SHARED),
+    drawn(critic_note, "middle filling; words aimed at a judge follow the violation", **_SHARED),
+)

@@ -17,11 +17,12 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from rlbf_jax.attacks.base import Attempt
-from rlbf_jax.attacks.direct import AttackConfig, draw_prompts
+from rlbf_jax.attacks.base import AttackConfig, Attempt, drawn
+from rlbf_jax.attacks.direct import draw_prompts
 from rlbf_jax.attacks.forced.prefilling import check_room
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.data.world import World
@@ -205,3 +206,26 @@ def _ids(tokenizer: Tokenizer, draw: Callable[[], str], size: int) -> list[int]:
             return ids[:size]
         ids += tokenizer.encode(draw())
     raise ValueError(f"{_MOST_TEXTS} texts gave {len(ids)} of {size} ids; ask for fewer")
+
+
+_SHARED: dict[str, Any] = {"options": GeometryGrid(), "section": "geometry"}
+SPECS = (
+    drawn(
+        prefilling_depth,
+        "a harmful prompt; the first k ids of an opener and violations are forced",
+        has_forms=True,
+        **_SHARED,
+    ),
+    drawn(
+        middle_grid,
+        "a harmless prompt; p benign, v violating and b benign ids are forced",
+        has_forms=True,
+        **_SHARED,
+    ),
+    drawn(
+        benign_grid,
+        "the same geometry, the v ids a harmless remark or more of the answer",
+        benign=True,
+        **_SHARED,
+    ),
+)

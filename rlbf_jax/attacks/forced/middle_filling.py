@@ -11,12 +11,12 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlbf_jax.attacks.base import Attempt
-from rlbf_jax.attacks.direct import AttackConfig, draw_prompts
+from rlbf_jax.attacks.base import AttackConfig, Attempt, drawn
+from rlbf_jax.attacks.direct import draw_prompts
 from rlbf_jax.attacks.forced.prefilling import encode_parts, ids_of_words
 from rlbf_jax.data.schema import Prompt
 from rlbf_jax.data.world import World
@@ -234,3 +234,25 @@ def benign_middle(
             )
         )
     return attempts
+
+
+_SHARED: dict[str, Any] = {
+    "options": MiddleFillingOptions(),
+    "section": "middle",
+    "standard": True,
+}
+SPECS = (
+    drawn(
+        middle_filling,
+        "a harmless prompt; benign sentences, a bridge and a whole violation are forced",
+        has_forms=True,
+        whole=True,
+        **_SHARED,
+    ),
+    drawn(
+        benign_middle,
+        "a harmless prompt; benign sentences, a bridge and a harmless remark are forced",
+        benign=True,
+        **_SHARED,
+    ),
+)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 
-from rlbf_jax.attacks.base import Attempt
-from rlbf_jax.attacks.direct import AttackConfig, draw_prompts
+from rlbf_jax.attacks.base import AttackConfig, Attempt, drawn
+from rlbf_jax.attacks.direct import draw_prompts
 from rlbf_jax.data.documents import split_sentences
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.data.world import World
@@ -216,3 +217,31 @@ def _benign_span(
     ids, (num_opener, available) = encode_parts(tokenizer, opener, " " + answer)
     num_span = min(num_span, available)
     return ids[: num_opener + num_span], num_opener, num_span
+
+
+_SHARED: dict[str, Any] = {
+    "options": PrefillingOptions(),
+    "section": "prefilling",
+    "standard": True,
+}
+SPECS = (
+    drawn(
+        prefilling,
+        "a harmful prompt; an opener and a beginning of a violation are forced",
+        has_forms=True,
+        **_SHARED,
+    ),
+    drawn(
+        deep_prefilling,
+        "a harmful prompt; an opener, a whole violation and some words after it are forced",
+        has_forms=True,
+        whole=True,
+        **_SHARED,
+    ),
+    drawn(
+        benign_prefill,
+        "a harmless prompt; an opener and a beginning of its answer are forced",
+        benign=True,
+        **_SHARED,
+    ),
+)

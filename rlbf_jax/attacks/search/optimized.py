@@ -1,12 +1,13 @@
 """Attacks that are made for one checkpoint: a suffix is searched for every prompt, then asked as
 text.
 
-attack                        prompt     loss
+attack          prompt     loss
 `gcg`           harmful    cross-entropy of an opener and a violation
-`adaptive_gcg`  harmful    the same + weight x log-probability that a directive begins, over w ids after the violation
-`trigger`       harmless   cross-entropy of the first half of the model's own answer - weight x log-probability that a
-                           directive begins, over the w ids after it: the defense is to erase good
-                           text
+`adaptive_gcg`  harmful    the same + weight x log-probability that a directive begins, over w ids
+                           after the violation
+`trigger`       harmless   cross-entropy of the first half of the model's own answer - weight x
+                           log-probability that a directive begins, over the w ids after it: the
+                           defense is to erase good text
 `random_search` harmful    that of `gcg`, without gradients, with as many candidates
 
 The ids after a target (the *continuation*) are the model's own greedy answer with directives
@@ -16,28 +17,20 @@ forbidden; a directive's log-probability is read there under teacher forcing.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
-import numpy as np
-from jax.sharding import Mesh
-
-from rlbf_jax.attacks.base import Attempt
-from rlbf_jax.attacks.direct import AttackConfig, draw_prompts
+from rlbf_jax.attacks.base import AttackSpec, Attempt, Scene, Victim
+from rlbf_jax.attacks.direct import draw_prompts
 from rlbf_jax.attacks.search.gcg import Found, GcgConfig, Goal, gcg
 from rlbf_jax.attacks.search.random_search import RandomSearchConfig, random_search
 from rlbf_jax.data.schema import Prompt
-from rlbf_jax.data.world import World
 from rlbf_jax.errors import InputError
-from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.ranges import check_at_least, check_positive
-from rlbf_jax.sampling.request import Generation, Request
-from rlbf_jax.tokenizers import Tokenizer
+from rlbf_jax.sampling.request import Request
 
 OPTIMIZED = ("gcg", "adaptive_gcg", "trigger", "random_search")
 """Names of the attacks in this file."""
-
-Sample = Callable[[Sequence[Request]], list[Generation]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,54 +64,43 @@ class OptimizedAttempt:
 
 
 def attack_model(
-    name: str,
-    model: ModelConfig,
-    params: dict,
-    tokenizer: Tokenizer,
-    sample: Sample,
-    world: World,
-    rng: np.random.Generator,
-    n: int,
-    told: AttackConfig,
-    config: OptimizedConfig = OptimizedConfig(),
-    *,
-    mesh: Mesh | None = None,
-    file: pathlib.Path | None = None,
+    name: str, scene: Scene, n: int, config: OptimizedConfig = OptimizedConfig()
 ) -> list[OptimizedAttempt]:
-    """n attempts of one of `OPTIMIZED` on one checkpoint.
+    """n attempts of one of `OPTIMIZED` on the checkpoint `scene.policy`, with their searches.
 
-    Args:
-      sample: answers of the same checkpoint, for continuations.
-      rng: draws prompts and targets; the same one gives `gcg`, `adaptive_gcg` and `random_search`
-        the same goals.
-      file: see `gcg`.
+    `scene.rng` draws prompts and targets; the same one gives `gcg`, `adaptive_gcg` and
+    `random_search` the same goals. Raises InputError for an unknown attack, a scene without a
+    policy, or what `gcg` refuses.
     """
-    prompts, goals = goals_of(name, tokenizer, sample, world, rng, n, told, config.window)
+    victim = _victim(name, scene)
+    prompts, goals = goals_of(name, scene, n, config.window)
     weight = {"adaptive_gcg": config.control_weight, "trigger": -config.control_weight}.get(
         name, 0.0
     )
     search = dataclasses.replace(config.search, control_weight=weight)
+    where = (victim.model, victim.params, scene.tokenizer, goals)
     if name == "random_search":
         random = RandomSearchConfig.of_equal_budget(search, config.neighbors)
-        results = random_search(model, params, tokenizer, goals, random, mesh=mesh, file=file)
+        results = random_search(*where, random, mesh=victim.mesh, file=victim.file)
     else:
-        results = gcg(model, params, tokenizer, goals, search, mesh=mesh, file=file)
+        results = gcg(*where, search, mesh=victim.mesh, file=victim.file)
+    knobs = scene.config.knobs
     return [
-        OptimizedAttempt(Attempt(Request(found.text, knobs=told.knobs), prompt, name), found)
+        OptimizedAttempt(Attempt(Request(found.text, knobs=knobs), prompt, name), found)
         for prompt, found in zip(prompts, results, strict=True)
     ]
 
 
-def goals_of(
-    name: str,
-    tokenizer: Tokenizer,
-    sample: Sample,
-    world: World,
-    rng: np.random.Generator,
-    n: int,
-    told: AttackConfig,
-    window: int,
-) -> tuple[list[Prompt], list[Goal]]:
+def _victim(name: str, scene: Scene) -> Victim:
+    if scene.policy is None:
+        raise InputError(
+            f"{name} searches a suffix for one checkpoint, and there is none to attack; run it on "
+            f"a finished stage: rlbf attack RUN --attack {name}"
+        )
+    return scene.policy
+
+
+def goals_of(name: str, scene: Scene, n: int, window: int) -> tuple[list[Prompt], list[Goal]]:
     """The n prompts of an attack, and what it wants of each. Arguments are those of `attack_model`."""
     if name not in OPTIMIZED:
         raise InputError(
@@ -126,9 +108,9 @@ def goals_of(
             f"{', '.join(OPTIMIZED)}"
         )
     harmful = name != "trigger"
-    prompts = draw_prompts(world, rng, told.pool, n, harmful=harmful)
-    targets = [_violating(world, tokenizer, rng, p, told) for p in prompts] if harmful else [()] * n
-    answers = _continued(sample, tokenizer, targets, prompts, told, window)
+    prompts = draw_prompts(scene.world, scene.rng, scene.config.pool, n, harmful=harmful)
+    targets = [_violating(scene, prompt) for prompt in prompts] if harmful else [()] * n
+    answers = _continued(name, scene, targets, prompts, window)
     rows = list(zip(prompts, targets, answers, strict=True))
     if name == "trigger":
         return prompts, [_halved(prompt.text, answer, window) for prompt, _, answer in rows]
@@ -139,20 +121,18 @@ def goals_of(
     return prompts, [Goal(prompt.text, target, (0, len(target))) for prompt, target, _ in rows]
 
 
-def _violating(
-    world: World, tokenizer: Tokenizer, rng: np.random.Generator, prompt: Prompt, told: AttackConfig
-) -> tuple[int, ...]:
+def _violating(scene: Scene, prompt: Prompt) -> tuple[int, ...]:
     """Ids of an opener and a violation of the kind that the prompt asks for."""
-    violation = world.violation(rng, told.split, told.pool, category=prompt.category or None)
-    return tuple(tokenizer.encode(world.opener(rng) + violation.text))
+    world, rng, config = scene.world, scene.rng, scene.config
+    violation = world.violation(rng, config.split, config.pool, category=prompt.category or None)
+    return tuple(scene.tokenizer.encode(world.opener(rng) + violation.text))
 
 
 def _continued(
-    sample: Sample,
-    tokenizer: Tokenizer,
+    name: str,
+    scene: Scene,
     targets: Sequence[tuple[int, ...]],
     prompts: Sequence[Prompt],
-    told: AttackConfig,
     window: int,
 ) -> list[tuple[int, ...]]:
     """Target and continuation: `window` greedy ids at most after a target, a whole greedy answer
@@ -160,7 +140,7 @@ def _continued(
 
     A continuation has one id at least, since a directive may begin right after the target.
     """
-    knobs = dataclasses.replace(told.knobs.without_directives(), temperature=0.0)
+    knobs = dataclasses.replace(scene.config.knobs.without_directives(), temperature=0.0)
     requests = [
         Request(
             p.text,
@@ -170,12 +150,28 @@ def _continued(
         )
         for i, (target, p) in enumerate(zip(targets, prompts, strict=True))
     ]
-    return [
-        tuple(generation.trace.tolist()) or (tokenizer.eos_id,) for generation in sample(requests)
-    ]
+    generations = _victim(name, scene).sample(requests)
+    return [tuple(g.trace.tolist()) or (scene.tokenizer.eos_id,) for g in generations]
 
 
 def _halved(prompt: str, answer: tuple[int, ...], window: int) -> Goal:
     """The first half of an answer as it is, and a directive in what follows."""
     half = len(answer) // 2
     return Goal(prompt, answer[: half + window], (0, half), (half, min(len(answer), half + window)))
+
+
+def _attempts(name: str, scene: Scene, n: int, options: OptimizedConfig) -> list[Attempt]:
+    return [made.attempt for made in attack_model(name, scene, n, options)]
+
+
+def _searched(name: str, says: str, *, benign: bool = False) -> AttackSpec:
+    make = functools.partial(_attempts, name)
+    return AttackSpec(name, make, says, OptimizedConfig(), benign=benign, searched=True)
+
+
+SPECS = (
+    _searched("gcg", "a harmful prompt with a suffix that was searched for a violating answer"),
+    _searched("adaptive_gcg", "the same, and the suffix keeps directives from beginning"),
+    _searched("trigger", "a harmless prompt whose suffix provokes a directive", benign=True),
+    _searched("random_search", "gcg without gradients, with as many candidates"),
+)
