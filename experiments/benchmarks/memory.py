@@ -42,6 +42,7 @@ from rlbf_jax.models.presets import PRESETS
 from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated, shardings
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.distribution import Truncation
+from rlbf_jax.sampling.program import Single
 from rlbf_jax.sampling.scoring import Traces, score
 from rlbf_jax.sampling.state import Batch
 from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -227,7 +228,7 @@ def sampling(s: Setting):
     return loop.generate.lower(
         placed(s, params),
         placed(s, batch, rows=True),
-        config=model,
+        program=Single(model),
         rule=s.rule,
         semantics=s.semantics,
         room=s.drawn,

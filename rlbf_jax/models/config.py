@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rlbf_jax.ranges import check_at_least, check_positive
 
@@ -16,6 +16,16 @@ MLP's way in (gate and up share one A) and its way out."""
 
 Family = Literal["toy", "gemma2", "gemma3", "llama", "qwen2", "qwen3", "mistral", "gpt2"]
 Remat = Literal["none", "block", "dots"]
+
+
+class Positions(Protocol):
+    """What bounds the width of rows: a `ModelConfig`, or whatever else gives logits."""
+
+    @property
+    def learned_positions(self) -> bool: ...
+
+    @property
+    def max_positions(self) -> int | None: ...
 
 
 @dataclasses.dataclass(frozen=True)

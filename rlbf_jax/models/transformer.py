@@ -25,7 +25,7 @@ from jax import Array
 from rlbf_jax.directives import NEVER
 from rlbf_jax.models import kv_cache, lora
 from rlbf_jax.models.attention import QUERY_BLOCK, RopeScaling, Visibility, rotary
-from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.config import ModelConfig, Positions
 from rlbf_jax.models.kv_cache import KVCache
 from rlbf_jax.models.layers import Angles, Layer, make_norm
 from rlbf_jax.models.prefixed import Prefix
@@ -289,7 +289,7 @@ class ValueHead(nn.Module):
         return nn.Dense(1, kernel_init=nn.initializers.zeros)(x)[..., 0]
 
 
-def widest_row(c: ModelConfig) -> int | None:
+def widest_row(c: Positions) -> int | None:
     """Most columns of whole rows, None without a limit: the learned positions, made up to whole
     blocks where rows are attended to block by block. What lies beyond the table can only be
     padding: whoever pads has checked the text."""
@@ -313,7 +313,7 @@ def bucketed(needed: int, bucket: int, least: int = 1) -> int:
     return -(-needed // bucket) * bucket
 
 
-def padded_width(c: ModelConfig, needed: int, bucket: int, least: int = 1) -> int:
+def padded_width(c: Positions, needed: int, bucket: int, least: int = 1) -> int:
     """Columns for a text of `needed` ids: `bucketed`, but no more than the model can read."""
     widest, width = widest_row(c), bucketed(needed, bucket, least)
     return width if widest is None else max(needed, min(width, widest))

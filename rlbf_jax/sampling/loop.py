@@ -13,16 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from rlbf_jax.directives import EditRule, Semantics
-from rlbf_jax.models import transformer
-from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling.distribution import draw, legal_logits
 from rlbf_jax.sampling.prefill import prefill
+from rlbf_jax.sampling.program import Params, Program
 from rlbf_jax.sampling.state import Batch, SampleState
 
 
 def decode(
-    config: ModelConfig,
-    params: dict,
+    program: Program,
+    params: Params,
     rule: EditRule,
     semantics: Semantics,
     batch: Batch,
@@ -52,9 +51,9 @@ def decode(
         stopped = jnp.any(token[:, None] == batch.stop_ids, axis=-1)
         # Rows that are done feed on harmlessly at their last position; nothing reads their cache
         # again.
-        hidden, cache = transformer.step(config, params, token, position, state.cache, one_hot)
+        hidden, cache = program.step(params, token, position, state.cache, one_hot)
         return SampleState(
-            logits=transformer.unembed(config, params, hidden),
+            logits=program.unembed(params, hidden),
             cache=cache,
             edit=edit,
             done=state.done | stopped | (edit.emitted >= batch.limits.max_emitted),
@@ -71,12 +70,12 @@ def decode(
     )[1]
 
 
-@partial(jax.jit, static_argnames=("config", "rule", "semantics", "room", "rewound", "one_hot"))
+@partial(jax.jit, static_argnames=("program", "rule", "semantics", "room", "rewound", "one_hot"))
 def generate(
-    params: dict,
+    params: Params,
     batch: Batch,
     *,
-    config: ModelConfig,
+    program: Program,
     rule: EditRule,
     semantics: Semantics,
     room: int,
@@ -88,44 +87,44 @@ def generate(
     Returns:
       trace [B, E] int32, logprobs [B, E] float32, emitted [B] int32.
     """
-    state = prefill(config, params, rule, semantics, batch, room, rewound)
-    state = decode(config, params, rule, semantics, batch, state, one_hot)
+    state = prefill(program, params, rule, semantics, batch, room, rewound)
+    state = decode(program, params, rule, semantics, batch, state, one_hot)
     return state.trace, state.logprobs, state.edit.emitted
 
 
 # In pieces, for rows that may end between them ----------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("config", "rule", "semantics", "room", "rewound"))
+@partial(jax.jit, static_argnames=("program", "rule", "semantics", "room", "rewound"))
 def begin(
-    params: dict,
+    params: Params,
     batch: Batch,
     *,
-    config: ModelConfig,
+    program: Program,
     rule: EditRule,
     semantics: Semantics,
     room: int,
     rewound: int,
 ) -> SampleState:
     """The state after the prefill."""
-    return prefill(config, params, rule, semantics, batch, room, rewound)
+    return prefill(program, params, rule, semantics, batch, room, rewound)
 
 
 @partial(
     jax.jit,
-    static_argnames=("config", "rule", "semantics", "one_hot", "turns"),
+    static_argnames=("program", "rule", "semantics", "one_hot", "turns"),
     donate_argnames=("state",),
 )
 def go_on(
-    params: dict,
+    params: Params,
     batch: Batch,
     state: SampleState,
     *,
-    config: ModelConfig,
+    program: Program,
     rule: EditRule,
     semantics: Semantics,
     one_hot: bool,
     turns: int,
 ) -> SampleState:
     """The state some turns later; the old one is used up."""
-    return decode(config, params, rule, semantics, batch, state, one_hot, turns)
+    return decode(program, params, rule, semantics, batch, state, one_hot, turns)

@@ -12,16 +12,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlbf_jax.directives import EditRule, Semantics, layout
-from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
-from rlbf_jax.models.kv_cache import KVCache, latest_writer, ring_slots
-from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.sampling.program import Params, Program
 from rlbf_jax.sampling.state import Batch, SampleState
 
 
 def prefill(
-    config: ModelConfig,
-    params: dict,
+    program: Program,
+    params: Params,
     rule: EditRule,
     semantics: Semantics,
     batch: Batch,
@@ -46,12 +44,11 @@ def prefill(
     segment = in_context.astype(jnp.int32)
     where = layout(rule, batch.context, segment, in_response, semantics)
     died = where.died if semantics is Semantics.REWIND else None
-    hidden, pairs = transformer.forward(
-        config, params, batch.context, Visibility(where.position, None, died)
-    )
+    hidden, pairs = program.forward(params, batch.context, Visibility(where.position, None, died))
 
     last = length - 1
-    logits = transformer.unembed(config, params, jax.vmap(lambda h, i: h[i])(hidden, last))
+    ends = jax.tree.map(lambda states: jax.vmap(lambda h, i: h[i])(states, last), hidden)
+    logits = program.unembed(params, ends)
 
     def at_last(x: Array) -> Array:
         return jnp.take_along_axis(x, last[:, None], axis=1)[:, 0]
@@ -68,7 +65,7 @@ def prefill(
     trace = jnp.where(
         is_forced, jnp.take_along_axis(batch.context, jnp.minimum(source, width - 1), axis=1), 0
     )
-    cache = _cache(config, pairs, where.position, length, width + room, rewound)
+    cache = program.cache(pairs, where.position, length, width + room, rewound)
     read = (logits, cache, edit, trace, is_forced, at_last(in_response), at_last(batch.context))
     if rows > contexts:
         read = jax.tree.map(lambda x: jnp.repeat(x, rows // contexts, axis=0), read)
@@ -82,23 +79,3 @@ def prefill(
         trace=trace,
         logprobs=jnp.where(is_forced, jnp.nan, jnp.zeros((rows, room), jnp.float32)),
     )
-
-
-def _cache(
-    config: ModelConfig, pairs, position: Array, length: Array, capacity: int, rewound: int
-) -> KVCache:
-    """Slots from the keys and values of a whole pass."""
-    found = [
-        latest_writer(position, length, ring_slots(window, capacity, rewound))
-        for window in config.windows
-    ]
-
-    def gather(rows: Array, index: Array) -> Array:
-        return jnp.take_along_axis(rows, index[:, None, :, None], axis=2)
-
-    keys, values = [], []
-    for number, (key, value) in enumerate(pairs):
-        index = found[number % len(found)][0]
-        keys.append(gather(key, index))
-        values.append(gather(value, index))
-    return KVCache(tuple(keys), tuple(values), tuple(held for _, held in found))

@@ -14,9 +14,10 @@ import numpy as np
 
 from rlbf_jax.directives import EditRule, Limits, Semantics, render
 from rlbf_jax.errors import InputError
-from rlbf_jax.models.transformer import ModelConfig, bucketed, padded_width, unrolled
+from rlbf_jax.models.transformer import ModelConfig, bucketed, padded_width
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.distribution import Truncation
+from rlbf_jax.sampling.program import Params, Program, as_program
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.sampling.state import Batch
 from rlbf_jax.tokenizers import Tokenizer
@@ -89,7 +90,7 @@ class Sampler:
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: ModelConfig | Program,
         tokenizer: Tokenizer,
         config: SamplerConfig = SamplerConfig(),
         *,
@@ -99,6 +100,7 @@ class Sampler:
         """`rule` is the tokenizer's backtracking rule by default; `sharding` places the rows of a
         batch on a mesh."""
         self.model = model
+        self.program = as_program(model)
         self.tokenizer = tokenizer
         self.config = config
         self.rule = tokenizer.rule if rule is None else rule
@@ -110,7 +112,7 @@ class Sampler:
 
     def __call__(
         self,
-        params: dict,
+        params: Params,
         prompts: Sequence[str | Request],
         key: jax.Array | int = 0,
         ended: Ended | None = None,
@@ -130,7 +132,7 @@ class Sampler:
         Raises InputError, before anything is sampled, for a request that cannot be run.
         """
         rows = self._rows([p if isinstance(p, Request) else Request(p) for p in prompts])
-        model, params = unrolled(self.model, params)
+        model, params = self.program.unrolled(params)
         key = jax.random.key(key) if isinstance(key, int) else key
         results: dict[int, Generation] = {}
         for batch in batches_of(rows, self.config):
@@ -142,29 +144,29 @@ class Sampler:
 
     def _rows(self, requests: Sequence[Request]) -> list[Row]:
         longest_text = self.config.max_context
-        if self.model.learned_positions and self.model.max_positions is not None:
-            longest_text = min(longest_text, self.model.max_positions)
+        if self.program.learned_positions and self.program.max_positions is not None:
+            longest_text = min(longest_text, self.program.max_positions)
         encoded = functools.cache(lambda text: tuple(self.tokenizer.encode_prompt(text)))
         rows = []
         for place, request in enumerate(requests):
             prompt = (
                 encoded(request.prompt) if request.prompt_ids is None else tuple(request.prompt_ids)
             )
-            _check(request, prompt, self.model.vocab_size, longest_text)
+            _check(request, prompt, self.program.vocab_size, longest_text)
             rows.append(Row(request, prompt, place if request.id is None else request.id, place))
         return rows
 
     def _batch(
         self,
-        model: ModelConfig,
-        params: dict,
+        model: Program,
+        params: Params,
         rows: Sequence[Row],
         key: jax.Array,
         ended: Ended | None,
     ) -> dict[int, Generation]:
         """Responses by their place in the list of prompts."""
         batch, room = make_batch(
-            self.model, self.config, self.rule, rows, key, self.tokenizer.eos_ids
+            self.program, self.config, self.rule, rows, key, self.tokenizer.eos_ids
         )
         if self.sharding is not None:
             batch = jax.device_put(batch, self.sharding)
@@ -173,7 +175,7 @@ class Sampler:
         one_hot = jax.default_backend() == "tpu" if one_hot is None else one_hot
         # Only rings read this; a global cache must not recompile for another budget.
         rewound = self.rule.rewound(budget, room) if _rewinds(self.config, model) else 0
-        told: dict[str, Any] = dict(config=model, rule=self.rule, semantics=self.config.semantics)
+        told: dict[str, Any] = dict(program=model, rule=self.rule, semantics=self.config.semantics)
 
         def read(*arrays: jax.Array) -> dict[int, Generation]:
             found = zip(rows, *jax.device_get(arrays), strict=True)
@@ -305,7 +307,7 @@ def sharing(batch_size: int, rows: int) -> int:
 
 
 def make_batch(
-    model: ModelConfig,
+    model: ModelConfig | Program,
     config: SamplerConfig,
     rule: EditRule,
     rows: Sequence[Row],
@@ -349,7 +351,7 @@ def _keys(key: jax.Array, ids: jax.Array) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
 
 
-def _rewinds(config: SamplerConfig, model: ModelConfig) -> bool:
+def _rewinds(config: SamplerConfig, model: Program) -> bool:
     return config.semantics is Semantics.REWIND and any(w is not None for w in model.windows)
 
 

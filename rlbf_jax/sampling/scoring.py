@@ -17,10 +17,10 @@ from jax import Array
 
 from rlbf_jax.directives import EditRule, EditState, Layout, Limits, Semantics, layout
 from rlbf_jax.errors import InputError
-from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling.distribution import legal_logits
+from rlbf_jax.sampling.program import Hidden, Params, Program, as_program
 from rlbf_jax.sampling.request import Generation
 from rlbf_jax.sampling.sampler import control_bias_of, limits_of
 
@@ -104,23 +104,27 @@ def layout_of(rule: EditRule, traces: Traces, semantics: Semantics) -> Layout:
 
 
 def hidden_states(
-    config: ModelConfig, params: dict, rule: EditRule, traces: Traces, semantics: Semantics
-) -> tuple[Array, Layout]:
-    """Hidden states [B, T, D] of every id of the traces, and their layout."""
+    model: ModelConfig | Program,
+    params: Params,
+    rule: EditRule,
+    traces: Traces,
+    semantics: Semantics,
+) -> tuple[Hidden, Layout]:
+    """Hidden states of every id of the traces ([B, T, D] of a single decoder), and their layout."""
     where = layout_of(rule, traces, semantics)
     died = where.died if semantics is Semantics.REWIND else None
-    hidden, _ = transformer.forward(
-        config, params, traces.tokens, Visibility(where.position, None, died)
+    hidden, _ = as_program(model).forward(
+        params, traces.tokens, Visibility(where.position, None, died)
     )
     return hidden, where
 
 
 def token_scores(
-    config: ModelConfig,
-    params: dict,
+    model: ModelConfig | Program,
+    params: Params,
     rule: EditRule,
     traces: Traces,
-    hidden: Array,
+    hidden: Hidden,
     before: EditState,
     drawn: int | None = None,
 ) -> Scores:
@@ -132,11 +136,13 @@ def token_scores(
     logits are the dearest part of a pass.
     """
 
-    def read(hidden: Array, targets: Array, before: EditState) -> Scores:
+    program = as_program(model)
+
+    def read(hidden: Hidden, targets: Array, before: EditState) -> Scores:
         limits = jax.tree.map(lambda x: x[:, None], traces.limits)
         logits = legal_logits(
             rule,
-            transformer.unembed(config, params, hidden),
+            program.unembed(params, hidden),
             rule.legal(before, limits),
             traces.control_bias[:, None],
             traces.temperature[:, None],
@@ -158,9 +164,8 @@ def token_scores(
         return jax.vmap(lambda row, i: row[i])(x, index)
 
     states = jax.tree.map(lambda x: at(x, column), before)
-    scores = in_time_chunks(
-        read, (at(hidden, column - 1), at(traces.tokens, column), states), config.vocab_size
-    )
+    queries = jax.tree.map(lambda x: at(x, column - 1), hidden)
+    scores = in_time_chunks(read, (queries, at(traces.tokens, column), states), program.vocab_size)
     counts = traces.in_response if drawn is None else traces.is_action
     rows = jnp.arange(column.shape[0])[:, None]
     placed = jax.tree.map(
@@ -193,8 +198,8 @@ def in_time_chunks(read, columns, vocab_size: int):
 
 
 def score(
-    config: ModelConfig,
-    params: dict,
+    model: ModelConfig | Program,
+    params: Params,
     rule: EditRule,
     traces: Traces,
     semantics: Semantics,
@@ -202,5 +207,5 @@ def score(
 ) -> Scores:
     """Log-probabilities of traces in one pass: equal to what the sampler recorded, under the same
     semantics."""
-    hidden, where = hidden_states(config, params, rule, traces, semantics)
-    return token_scores(config, params, rule, traces, hidden, where.before, drawn)
+    hidden, where = hidden_states(model, params, rule, traces, semantics)
+    return token_scores(model, params, rule, traces, hidden, where.before, drawn)

@@ -10,12 +10,11 @@ Of a row with P prompt ids and F forced ids, after it emitted `e` ids in all:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax import Array
 
 from rlbf_jax.directives import EditState, Limits
-from rlbf_jax.models.kv_cache import KVCache
 from rlbf_jax.sampling.distribution import Truncation
 
 
@@ -47,7 +46,8 @@ class SampleState(NamedTuple):
 
     logits: Array
     """[B, V] float32 of the last fed id: the next id is drawn from them."""
-    cache: KVCache
+    cache: Any
+    """Of the program; a `KVCache` where it is a single decoder."""
     edit: EditState
     """[B] each. `edit.emitted` is also the row's draw counter, which never goes down."""
     done: Array

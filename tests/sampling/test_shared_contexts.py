@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import InputError
 from rlbf_jax.models import transformer
-from rlbf_jax.sampling import loop, prefill
+from rlbf_jax.sampling import loop, prefill, program
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import (
     IDLE,
@@ -108,13 +108,15 @@ def test_contexts_are_read_once(monkeypatch):
         read.append(tokens.shape)
         return whole(config, params, tokens, visibility)
 
-    monkeypatch.setattr(prefill.transformer, "forward", forward)
+    monkeypatch.setattr(program.transformer, "forward", forward)
     rows = [Row(request, (1, 2), at, at) for at, request in enumerate(REQUESTS[:7])]
     config = dataclasses.replace(ALONE, rows_per_context=4)
     (one,) = batches_of(rows, config)
     batch, room = make_batch(MODEL, config, RULE, one, jax.random.key(0), TOKENIZER.eos_ids)
     state = jax.eval_shape(
-        lambda: prefill.prefill(MODEL, PARAMS, RULE, Semantics.REWIND, batch, room, 0)
+        lambda: prefill.prefill(
+            program.Single(MODEL), PARAMS, RULE, Semantics.REWIND, batch, room, 0
+        )
     )
     assert read == [(3, 32)] and state.logits.shape[0] == 12 and len(batch.context) == 3
     assert all(x.shape[0] == 12 for x in jax.tree.leaves(state))
@@ -245,7 +247,7 @@ def test_idle_rows_of_a_group_draw_nothing():
     trace, logprobs, emitted = loop.generate(
         PARAMS,
         batch,
-        config=MODEL,
+        program=program.Single(MODEL),
         rule=RULE,
         semantics=Semantics.REWIND,
         room=room,
