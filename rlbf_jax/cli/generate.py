@@ -68,7 +68,7 @@ def generate(argv: Sequence[str]) -> None:
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed is {args.seed}, expected 0..{2**63 - 1}")
     from rlbf_jax.runs import load
-    from rlbf_jax.sampling import Knobs, Request
+    from rlbf_jax.sampling.request import Knobs, Request
 
     policy = load.load(args.folder, args.stage)
     knobs = Knobs(

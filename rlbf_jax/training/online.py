@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,8 +20,6 @@ from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.state import means
 from rlbf_jax.training.supervised import Batches
 
-NO_ROWS: Mapping[str, Sequence[dict]] = MappingProxyType({})
-
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
@@ -32,7 +29,7 @@ class Collected:
     """One update each, in order; may be lazy."""
     metrics: Mapping[str, float]
     """Host floats about what was collected."""
-    rows: Mapping[str, Sequence[dict]] = NO_ROWS
+    rows: Mapping[str, Sequence[dict]] = dataclasses.field(default_factory=dict)
     """Journal -> JSON-able rows, written down once the step's updates are made."""
     memory: Any = ()
     """What the next step's collecting remembers: a pytree of arrays of fixed shapes (a replay
@@ -49,7 +46,7 @@ class Remembered:
 
     journals: tuple[str, ...] = ()
     """Names of the journals that collecting writes."""
-    sources: Mapping[str, Batches] = MappingProxyType({})
+    sources: Mapping[str, Batches] = dataclasses.field(default_factory=dict)
     """Data that collecting or updating draws from, by name."""
     memory: Any = ()
     """Memory of the first step."""
