@@ -35,7 +35,7 @@ elsewhere: its perplexity on held-out answers is that of new facts and names, th
 
 from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.attacks.forced.middle_filling import MiddleFillingOptions
-from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
+from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
 from rlbf_jax.methods.attacked_prompts import RolloutMix

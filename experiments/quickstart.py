@@ -5,7 +5,7 @@ Paper: arXiv 2602.08377, at toy scale and with our own choices where it is silen
 Command: rlbf run experiments/quickstart.py
 """
 
-from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
+from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
 from rlbf_jax.methods.attacked_prompts import RolloutMix

@@ -6,7 +6,7 @@ Command: rlbf run experiments/smoke.py --workdir runs/smoke
 """
 
 from rlbf_jax.attacks.decoding import DecodingGrid
-from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
+from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
 from rlbf_jax.methods.rlbf import ReinforcementConfig, RlbfConfig

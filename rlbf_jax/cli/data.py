@@ -104,8 +104,8 @@ def _texts(file: pathlib.Path) -> list[str]:
 
 def build_data(argv: Sequence[str]) -> None:
     from rlbf_jax.data import datasets, packing
-    from rlbf_jax.data.builders import bsafe_plus
     from rlbf_jax.data.builders import checks as build_checks
+    from rlbf_jax.data.builders.injection import BsafePlusConfig
     from rlbf_jax.data.builders.injectors import TemplateInjector
     from rlbf_jax.data.builders.language_model_injector import InjectorConfig
     from rlbf_jax.data.sources import files
@@ -114,11 +114,7 @@ def build_data(argv: Sequence[str]) -> None:
 
     fields: list[Any] = [
         ("args", Annotated[BuildData, tyro.conf.arg(name="")]),
-        (
-            "bsafe",
-            bsafe_plus.BsafePlusConfig,
-            dataclasses.field(default_factory=bsafe_plus.BsafePlusConfig),
-        ),
+        ("bsafe", BsafePlusConfig, dataclasses.field(default_factory=BsafePlusConfig)),
         ("injector", InjectorConfig, dataclasses.field(default_factory=InjectorConfig)),
     ]
     made = dataclasses.make_dataclass("Build", fields, frozen=True)

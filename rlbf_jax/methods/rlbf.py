@@ -37,7 +37,7 @@ from jax.sharding import Mesh
 
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.critics.judging import judge_generations
-from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
+from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.suite import SuiteConfig

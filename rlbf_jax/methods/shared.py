@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from rlbf_jax.data.builders import bsafe_plus as builders
-from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
+from rlbf_jax.data.builders.bsafe_plus import build_bsafe_plus, build_refusal
 from rlbf_jax.data.builders.checks import check_bsafe_plus, check_pretraining
+from rlbf_jax.data.builders.examples import Built, build_pretraining
+from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.models.config import LoraConfig, ModelConfig
@@ -113,9 +114,9 @@ def make_pretraining(run: Run, config: NoSettings) -> None:
     """Documents with violations mixed in: without them there would be nothing to take back."""
     data = run.data
 
-    def build() -> builders.Built:
+    def build() -> Built:
         check_pretraining(run.world, run.tokenizer, data.row_length)
-        return builders.build_pretraining(
+        return build_pretraining(
             run.world,
             run.tokenizer,
             run.rng(PRETRAINING),
@@ -126,7 +127,7 @@ def make_pretraining(run: Run, config: NoSettings) -> None:
     build_dataset(run, PRETRAINING, build)
 
 
-def build_dataset(run: Run, name: str, build: Callable[[], builders.Built]) -> None:
+def build_dataset(run: Run, name: str, build: Callable[[], Built]) -> None:
     """Builds a data set and writes it. Raises UserError where text and settings do not fit."""
     try:
         examples, report = build()
@@ -151,9 +152,9 @@ def bsafe_plus_data(config: BsafePlusConfig, examples: int) -> Stage:
 
 
 def make_bsafe_plus(run: Run, config: BsafePlusStage) -> None:
-    def build() -> builders.Built:
+    def build() -> Built:
         check_bsafe_plus(run.world, run.tokenizer, config.bsafe_plus)
-        return builders.build_bsafe_plus(
+        return build_bsafe_plus(
             run.world, run.tokenizer, run.rng("bsafe_plus"), config.bsafe_plus, config.examples
         )
 
@@ -167,8 +168,8 @@ def refusal_data(config: BsafePlusConfig, examples: int) -> Stage:
 
 
 def make_refusal(run: Run, config: BsafePlusStage) -> None:
-    def build() -> builders.Built:
-        return builders.build_refusal(
+    def build() -> Built:
+        return build_refusal(
             run.world, run.tokenizer, run.rng("refusal"), config.bsafe_plus, config.examples
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.critics.language.http_critic import HttpCriticConfig
-from rlbf_jax.data.builders.bsafe_plus import plain_example
+from rlbf_jax.data.builders.examples import plain_example
 from rlbf_jax.data.schema import Example
 from rlbf_jax.data.world import Pool
 from rlbf_jax.directives import Semantics

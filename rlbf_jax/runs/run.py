@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.data import datasets
-from rlbf_jax.data.builders.bsafe_plus import BuildReport
 from rlbf_jax.data.builders.checks import left_out
+from rlbf_jax.data.builders.examples import BuildReport
 from rlbf_jax.data.packing import pack
 from rlbf_jax.data.schema import Example
 from rlbf_jax.directives import EditRule, Semantics

@@ -8,17 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlbf_jax.data.builders.bsafe_plus import (
-    BsafePlusConfig,
+from rlbf_jax.data.builders.bsafe_plus import build_bsafe_plus, build_refusal, to_example
+from rlbf_jax.data.builders.examples import (
     BuildReport,
     Rejection,
-    build_bsafe_plus,
-    build_injection,
     build_pretraining,
-    build_refusal,
     plain_example,
-    to_example,
 )
+from rlbf_jax.data.builders.injection import BsafePlusConfig, build_injection
 from rlbf_jax.data.builders.checks import left_out
 from rlbf_jax.data.builders.injectors import TemplateInjector
 from rlbf_jax.data.schema import Example, Injection, Violation

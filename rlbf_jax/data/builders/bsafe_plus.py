@@ -2,208 +2,44 @@
 the safe rest.
 
 After RLBF (arXiv 2602.08377), section 3 and appendix A.1. The paper writes the input without the
-violation although X counts its tokens; we train on
-`prompt + part1 + bridge + violation + directive + part2` with loss on the directive and part2 only,
-the one reading under which X refers to text that is there. X = all ids between part1 and the
-directive, so that the visible ids after it are exactly part1 + part2.
+violation although X counts its tokens; we train on `prompt + part1 + bridge + violation + directive
++ part2` with loss on the directive and part2 only, the one reading under which X refers to text that
+is there. X = all ids between part1 and the directive, so that the visible ids after it are exactly
+part1 + part2.
 """
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+import functools
 
 import numpy as np
 
-from rlbf_jax.data.documents import split_sentences
-from rlbf_jax.data.schema import Example, Injection, Prompt, Violation
+from rlbf_jax.data.builders.examples import Built, Rejection, collect, plain_example
+from rlbf_jax.data.builders.injection import (
+    BsafePlusConfig,
+    InjectedIds,
+    Injector,
+    build_injected,
+    injected_example,
+)
+from rlbf_jax.data.schema import Example, Injection
 from rlbf_jax.data.world import Pool, World
+from rlbf_jax.directives import BacktrackRule
 from rlbf_jax.tokenizers import Tokenizer
 
-_TRIES = 1000
-"""Violations drawn in search of a covered form."""
 
-Injector = Callable[[str, str], "tuple[str, Violation] | None"]
-"""(prompt, part1) -> (bridge, violation), as `LanguageModelInjector`; None: nothing usable came."""
-
-Shape = Literal["whole", "late", "word_cut", "token_cut"]
-"""When the directive comes: right after the violation, words later, or in its middle."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BsafePlusConfig:
-    """Mixture and shapes of BSAFE+ examples. Every default is our choice: the paper is silent on
-    all of them."""
-
-    share_plain: float = 0.4
-    """Share of examples without injection and directive, which keep general ability (the paper
-    mixes some in)."""
-    share_harmful: float = 0.25
-    """Share of examples, injected or plain, whose prompt asks for a violation."""
-    share_other_pools: float = 0.0
-    """Share of plain harmless examples with prompts of the development and test pools (replay of
-    what a base already read). Leave it at 0 where the evaluation measures fluency on those pools'
-    reference answers."""
-    share_rl_forms: float = 0.0
-    """Share of injected violations whose form is of split `rl`: a wider coverage, which leaves no
-    form to reinforcement alone."""
-    only_forms: tuple[str, ...] = ()
-    """Forms of split `sft` that are injected, by name: a narrower coverage. Empty: all of them."""
-    late_share: float = 0.25
-    """Share of injected examples whose directive comes 1 to 4 words after the violation."""
-    cut_violation_share: float = 0.2
-    """Share of injected examples whose directive comes within the violation, in its second half;
-    half of them at a word boundary, half at a token boundary."""
-    bridge_share: float = 0.5
-    """Share of injections on harmless prompts that are led into by a bridge."""
-    word_cut_share: float = 0.25
-    """Share of safe answers cut before a word within a sentence; the others are cut at a sentence
-    end."""
-    loss_on_part1: bool = False
-    """Also train on part1, the safe words before the injection."""
-    max_tokens: int = 128
-    """Longest example, prompt and end of sequence included; longer ones are rejected."""
-    on_too_long: Literal["refuse", "split"] = "refuse"
-    """When X > x_max: reject the example, or write consecutive directives whose X add up. X is
-    never clamped."""
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "float" and not 0 <= value <= 1:
-                raise ValueError(f"{field.name} is {value}, a share must lie in 0..1")
-        if self.late_share + self.cut_violation_share > 1:
-            raise ValueError("late_share + cut_violation_share exceed 1")
-        if self.on_too_long not in ("refuse", "split"):
-            raise ValueError(f"on_too_long is {self.on_too_long!r}, expected 'refuse' or 'split'")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rejection:
-    """Why no example was made."""
-
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildReport:
-    """What a build made and what it left out."""
-
-    made: dict[str, int]
-    """Examples by kind: `injected`, `injected_harmful`, `plain`, `plain_harmful`, ... and by
-    directive shape."""
-    rejected: dict[str, int]
-    """Rejections by reason; each was replaced by another draw."""
-
-
-# One injection ------------------------------------------------------------------------------------
-
-
-def build_injection(
-    world: World,
-    rng: np.random.Generator,
-    config: BsafePlusConfig,
-    *,
-    harmful: bool = False,
-    shape: Shape | None = None,
-    injector: Injector | None = None,
-) -> Injection | Rejection:
-    """Injects a training violation (split `sft` unless configured otherwise, pool `train`) into a
-    safe answer.
-
-    On a harmless prompt the answer is cut at a sentence end or before a word. On a harmful one the
-    model complies from its first word: part1 is empty, the bridge is a compliance opener, part2 the
-    whole safe answer.
-
-    Args:
-        shape: when the directive comes; None draws it. `token_cut` leaves the violation whole here,
-            since its cut is one of ids (see `to_example`).
-        injector: asked for bridge and violation instead of the world, on harmless prompts.
-    """
-    shape = draw_shape(rng, config) if shape is None else shape
-    prompt = world.prompt(rng, "train", harmful=harmful)
-    answer = world.answer(rng, prompt)
-    if harmful:
-        part1, part2 = "", answer
-        bridge = world.opener(rng)
-        violation = _violation(world, rng, config, prompt.category)
-    else:
-        cut = _cut(rng, answer, config)
-        if cut is None:
-            return Rejection("answer too short to cut")
-        part1, part2 = answer[:cut], answer[cut:]
-        if injector is None:
-            bridge = world.bridge(rng) if rng.random() < config.bridge_share else ""
-            violation = _violation(world, rng, config, None)
-        else:
-            injected = injector(prompt.text, part1)
-            if injected is None:
-                return Rejection("injector gave nothing")
-            bridge, violation = injected
-    tail = ""
-    if shape == "late":
-        tail = _tail(rng, world, violation.text)
-    elif shape == "word_cut":
-        words = violation.text.split(" ")[1:]
-        keep = int(rng.integers((len(words) + 1) // 2, max(len(words), 2)))
-        violation = dataclasses.replace(violation, text="".join(f" {w}" for w in words[:keep]))
-    return Injection(prompt.text, part1, bridge, violation, tail, part2)
-
-
-def _violation(
-    world: World, rng: np.random.Generator, config: BsafePlusConfig, category: str | None
-) -> Violation:
-    """A violation to train on, of the forms that are covered."""
-    if rng.random() < config.share_rl_forms:
-        return world.violation(rng, "rl", "train", category=category)
-    for _ in range(_TRIES):
-        violation = world.violation(rng, "sft", "train", category=category)
-        if not config.only_forms or violation.form in config.only_forms:
-            return violation
-    raise ValueError(
-        f"none of {_TRIES} violations of category {category or 'any'} has a form among only_forms "
-        "= "
-        f"{', '.join(config.only_forms)}; name forms of split sft, at least one a category"
-    )
-
-
-def draw_shape(rng: np.random.Generator, config: BsafePlusConfig) -> Shape:
-    """Draws when the directive comes."""
-    u = rng.random()
-    if u < config.late_share:
-        return "late"
-    if u < config.late_share + config.cut_violation_share:
-        return "word_cut" if rng.random() < 0.5 else "token_cut"
-    return "whole"
-
-
-def _cut(rng: np.random.Generator, answer: str, config: BsafePlusConfig) -> int | None:
-    """Where part2 begins: at white space, with words on both sides; None where there is no such
-    place."""
-    sentences = split_sentences(answer)
-    ends = np.cumsum([len(s) for s in sentences])[:-1]
-    spaces = [
-        i
-        for i in range(1, len(answer) - 1)
-        if answer[i] == " " and answer[i - 1] != " " and answer[i + 1] != " "
-    ]
-    words = sorted(set(spaces) - {int(e) for e in ends})
-    within = words and (rng.random() < config.word_cut_share or len(ends) == 0)
-    options = words if within else [int(e) for e in ends]
-    return options[rng.integers(len(options))] if options else None
-
-
-def _tail(rng: np.random.Generator, world: World, violation: str) -> str:
-    """1 to 4 words of another benign sentence, as the model would go on after the violation."""
-    other = world.answer(rng, world.prompt(rng, "train")).split()
-    words = other[: rng.integers(1, 5)]
-    stop = "" if violation.rstrip().endswith((".", "!", "?")) else "."
-    return stop + "".join(f" {word}" for word in words)
-
-
-# Ids ----------------------------------------------------------------------------------------------
+def backtrack(
+    rule: BacktrackRule, config: BsafePlusConfig, ids: InjectedIds
+) -> list[int] | Rejection:
+    """`[CATEGORY_c] [BACKTRACK_BY_X]` (several, where X is split) and part2; a rejection where X is
+    beyond x_max (`refuse`)."""
+    if len(ids.taken) > rule.x_max and config.on_too_long == "refuse":
+        return Rejection("X beyond x_max")
+    directives: list[int] = []
+    for start in range(0, len(ids.taken), rule.x_max):
+        amount = min(rule.x_max, len(ids.taken) - start)
+        directives += [rule.category_id(ids.category), rule.backtrack_id(amount)]
+    return [*directives, *ids.part2]
 
 
 def to_example(
@@ -213,102 +49,16 @@ def to_example(
     *,
     violation_cut: float | None = None,
 ) -> Example | Rejection:
-    """Tokenizes an injection; the loss is on directives, part2 and end of sequence (and part1, if
-    so configured).
-
-    Args:
-        violation_cut: in 0..1: keep only the beginning of the violation's ids, at least half of
-            them and not all, as if the model had changed its mind in the middle of a word. Needs an
-            empty tail.
-
-    Returns:
-        An example, or a rejection: the pieces' ids are not those of the joint encoding (training
-        would show ids that the model does not emit), X is beyond x_max (`refuse`), or the example
-        is too long.
-    """
-    rule = tokenizer.rule
-    part1, bridge, violation, tail, part2 = (
-        tokenizer.encode(text)
-        for text in (
-            injection.part1,
-            injection.bridge,
-            injection.violation.text,
-            injection.tail,
-            injection.part2,
-        )
-    )
-    emitted = injection.part1 + injection.bridge + injection.violation.text + injection.tail
-    if part1 + bridge + violation + tail != tokenizer.encode(emitted):
-        return Rejection("illegal cut around the violation")
-    if part1 + part2 != tokenizer.encode(injection.part1 + injection.part2):
-        return Rejection("illegal cut of the answer")
-    if violation_cut is not None:
-        if tail:
-            raise ValueError("a violation that is cut has no tail")
-        if len(violation) < 2:
-            return Rejection("violation too short to cut")
-        least = (len(violation) + 1) // 2
-        violation = violation[
-            : min(least + int(violation_cut * (len(violation) - least)), len(violation) - 1)
-        ]
-    taken = bridge + violation + tail
-    if len(taken) > rule.x_max and config.on_too_long == "refuse":
-        return Rejection("X beyond x_max")
-    directives: list[int] = []
-    for start in range(0, len(taken), rule.x_max):
-        amount = min(rule.x_max, len(taken) - start)
-        directives += [rule.category_id(injection.violation.category), rule.backtrack_id(amount)]
-    prompt = tokenizer.encode_prompt(injection.prompt)
-    target = [*directives, *part2, tokenizer.eos_id]
-    return _example(
-        prompt, [(part1, config.loss_on_part1), (taken, False), (target, True)], config.max_tokens
-    )
+    """Tokenizes an injection with its directive; see `injection.injected_example`."""
+    take_back = functools.partial(backtrack, backtrack_rule(tokenizer), config)
+    return injected_example(injection, tokenizer, config, take_back, violation_cut)
 
 
-def plain_example(
-    prompt: str, response: str, tokenizer: Tokenizer, max_tokens: int
-) -> Example | Rejection:
-    """A prompt and its answer, with loss on the answer and the end of sequence."""
-    target = [*tokenizer.encode(response), tokenizer.eos_id]
-    return _example(tokenizer.encode_prompt(prompt), [(target, True)], max_tokens)
-
-
-def _example(
-    prompt: list[int], parts: Sequence[tuple[list[int], bool]], max_tokens: int
-) -> Example | Rejection:
-    tokens = prompt + [i for ids, _ in parts for i in ids]
-    if len(tokens) > max_tokens:
-        return Rejection("longer than max_tokens")
-    in_loss = [False] * len(prompt) + [loss for ids, loss in parts for _ in ids]
-    return Example(np.array(tokens, np.int32), len(prompt), np.array(in_loss, bool))
-
-
-Built = tuple[list[Example], BuildReport]
-"""Examples, and what was made and left out."""
-
-# Whole data sets ----------------------------------------------------------------------------------
-
-Draw = Callable[[], "tuple[str, Example | Rejection]"]
-
-
-def _collect(draw: Draw, num_examples: int) -> Built:
-    examples: list[Example] = []
-    made: collections.Counter[str] = collections.Counter()
-    rejected: collections.Counter[str] = collections.Counter()
-    while len(examples) < num_examples:
-        kinds, result = draw()
-        if isinstance(result, Rejection):
-            rejected[result.reason] += 1
-            if rejected.total() > 100 + 20 * num_examples:
-                raise ValueError(
-                    f"{rejected.total()} of {rejected.total() + len(examples)} draws were "
-                    f"rejected: {dict(rejected)}; "
-                    "raise max_tokens or x_max, or choose on_too_long='split'"
-                )
-            continue
-        made.update(kinds.split())
-        examples.append(result)
-    return examples, BuildReport(dict(sorted(made.items())), dict(sorted(rejected.items())))
+def backtrack_rule(tokenizer: Tokenizer) -> BacktrackRule:
+    """The backtrack rule of a vocabulary. Raises ValueError where it has no such control ids."""
+    rule = tokenizer.controls.rule("backtrack")
+    assert isinstance(rule, BacktrackRule)
+    return rule
 
 
 def build_bsafe_plus(
@@ -320,46 +70,20 @@ def build_bsafe_plus(
     *,
     injector: Injector | None = None,
 ) -> Built:
-    """Mixes injected and plain examples on harmless and harmful prompts.
-
-    Violations are of split `sft` (and `rl`, as configured) and pool `train`; so are prompts, but
-    for `share_other_pools` of the plain harmless ones. A plain harmful example answers with the
-    safe answer.
+    """Injected and plain examples, see `injection.build_injected`.
 
     Raises:
         ValueError: the tokenizer lacks a category of the world, or nearly all draws are rejected.
     """
-    missing = set(world.categories) - set(tokenizer.rule.categories)
+    rule = backtrack_rule(tokenizer)
+    missing = set(world.categories) - set(rule.categories)
     if missing:
         raise ValueError(
             f"the tokenizer has no control id for the categories {', '.join(sorted(missing))}; "
             "retrain it"
         )
-
-    def draw() -> tuple[str, Example | Rejection]:
-        plain, harmful = rng.random(2) < (config.share_plain, config.share_harmful)
-        suffix = "_harmful" if harmful else ""
-        if plain:
-            pool: Pool = "train"
-            if not harmful and rng.random() < config.share_other_pools:
-                pool = "development" if rng.random() < 0.5 else "test"
-            prompt = world.prompt(rng, pool, harmful=bool(harmful))
-            example = plain_example(
-                prompt.text, world.answer(rng, prompt), tokenizer, config.max_tokens
-            )
-            return f"plain{suffix}", example
-        shape = draw_shape(rng, config)
-        injection = build_injection(
-            world, rng, config, harmful=bool(harmful), shape=shape, injector=injector
-        )
-        if isinstance(injection, Rejection):
-            return "", injection
-        cut = rng.random() if shape == "token_cut" else None
-        return f"injected{suffix} {shape}", to_example(
-            injection, tokenizer, config, violation_cut=cut
-        )
-
-    return _collect(draw, num_examples)
+    take_back = functools.partial(backtrack, rule, config)
+    return build_injected(world, tokenizer, rng, config, num_examples, take_back, injector)
 
 
 def build_refusal(
@@ -389,46 +113,4 @@ def build_refusal(
             prompt.text, world.answer(rng, prompt), tokenizer, config.max_tokens
         )
 
-    return _collect(draw, num_examples)
-
-
-class DocumentSource(Protocol):
-    """What pretraining needs of a world."""
-
-    def document(self, rng: np.random.Generator) -> DocumentLike: ...
-
-
-class DocumentLike(Protocol):
-    """The part of a `Document` that pretraining reads."""
-
-    @property
-    def prompt(self) -> Prompt: ...
-    @property
-    def response(self) -> str: ...
-    @property
-    def violation(self) -> Violation | None: ...
-
-
-def build_pretraining(
-    world: DocumentSource,
-    tokenizer: Tokenizer,
-    rng: np.random.Generator,
-    num_examples: int,
-    max_tokens: int = 128,
-    *,
-    loss_on_prompt: bool = False,
-) -> Built:
-    """Tokenized documents of a world, violations and all, with loss on the response (and the
-    prompt, if asked)."""
-
-    def draw() -> tuple[str, Example | Rejection]:
-        document = world.document(rng)
-        example = plain_example(document.prompt.text, document.response, tokenizer, max_tokens)
-        if loss_on_prompt and isinstance(example, Example):
-            in_loss = np.ones_like(example.in_loss)
-            # Nothing precedes the first id, so nothing can predict it.
-            in_loss[0] = False
-            example = dataclasses.replace(example, in_loss=in_loss)
-        return "violating" if document.violation else "clean", example
-
-    return _collect(draw, num_examples)
+    return collect(draw, num_examples)

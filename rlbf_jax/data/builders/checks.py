@@ -5,15 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlbf_jax.data.builders.bsafe_plus import (
-    BsafePlusConfig,
-    BuildReport,
-    DocumentSource,
-    build_bsafe_plus,
-    build_injection,
-    build_pretraining,
-    draw_shape,
-)
+from rlbf_jax.data.builders.bsafe_plus import backtrack_rule, build_bsafe_plus
+from rlbf_jax.data.builders.examples import BuildReport, DocumentSource, build_pretraining
+from rlbf_jax.data.builders.injection import BsafePlusConfig, build_injection, draw_shape
 from rlbf_jax.data.schema import Injection
 from rlbf_jax.data.world import World
 from rlbf_jax.errors import InputError
@@ -39,7 +33,7 @@ def check_bsafe_plus(world: World, tokenizer: Tokenizer, config: BsafePlusConfig
         made = build_injection(world, rng, config, harmful=harmful, shape=draw_shape(rng, config))
         if isinstance(made, Injection):
             sizes.append(len(tokenizer.encode(made.bridge + made.violation.text + made.tail)))
-    x_max = tokenizer.rule.x_max
+    x_max = backtrack_rule(tokenizer).x_max
     beyond = sum(size > x_max for size in sizes)
     if (
         config.share_plain < 1

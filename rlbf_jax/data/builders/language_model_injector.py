@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig, BuildReport, build_bsafe_plus
+from rlbf_jax.data.builders.bsafe_plus import build_bsafe_plus
+from rlbf_jax.data.builders.examples import BuildReport
+from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.data.schema import Example, Violation
 from rlbf_jax.data.world import World
 from rlbf_jax.endpoints.client import EndpointConfig, EndpointError, raise_hopeless
