@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import pathlib
 import sys
@@ -92,7 +93,7 @@ def parse_run(file: pathlib.Path, rest: Sequence[str]) -> tuple[Any, pathlib.Pat
         file,
         config,
         dataclasses.make_dataclass("Run", fields, frozen=True),
-        f"run {file}",
+        f"rlbf run {file}",
         rest,
         description,
     )
@@ -117,10 +118,21 @@ def _parsed(
         owner = _owner(error.option, config)
         if not owner:
             raise
+        hint = error.hint or _nearest(error.option, config)
         raise UserError(
-            f"{error.option}: a setting of {owner}, and {file} runs {_title(config)}{error.hint}; "
+            f"{error.option}: a setting of {owner}, and {file} runs {_title(config)}{hint}; "
             f"{error.listed}"
         ) from None
+
+
+def _nearest(option: str, config: Any) -> str:
+    """The experiment's own option that is most like another paper's."""
+    from rlbf_jax.plain import field_names
+
+    parts = (type(config.method), type(config.base), type(config))
+    names = [f"--{name}" for kind in parts for name in field_names(kind)]
+    near = difflib.get_close_matches(option, names, n=1, cutoff=0)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _title(config: Any) -> str:

@@ -7,4 +7,6 @@ method section; `shared` has the stages that several papers have.
 from rlbf_jax.methods.rlbf import RlbfConfig
 from rlbf_jax.runs.experiment import MethodConfig
 
-METHODS: dict[str, type[MethodConfig]] = {method.name: method for method in (RlbfConfig,)}
+PAPERS: tuple[type[MethodConfig], ...] = (RlbfConfig,)
+"""The one list to which a new paper's file is added."""
+METHODS = {paper.name: paper for paper in PAPERS}

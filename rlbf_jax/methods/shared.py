@@ -44,7 +44,7 @@ def foundation(e: Experiment) -> list[Stage]:
     tokenizer = Stage(
         TOKENIZER,
         make_tokenizer,
-        TokenizerStage(base.start_from, base.chat_template),
+        TokenizerStage(base.start_from, base.chat_template, e.rules),
         prepares=True,
     )
     data = Stage(
@@ -79,6 +79,7 @@ class TokenizerStage:
 
     start_from: str
     chat_template: str
+    rules: tuple[str, ...]
 
 
 def make_tokenizer(run: Run, config: TokenizerStage) -> None:
@@ -87,7 +88,9 @@ def make_tokenizer(run: Run, config: TokenizerStage) -> None:
     data = run.data
     if config.start_from:
         start.take_tokenizer(
-            config.start_from, config.chat_template, run.folder, run.world.categories, data
+            start.Wanted(run.world.categories, data.x_max, config.rules, config.chat_template),
+            config.start_from,
+            run.folder,
         )
         run.note_data("start_from", start.digest(Path(config.start_from)))
     else:
@@ -97,7 +100,7 @@ def make_tokenizer(run: Run, config: TokenizerStage) -> None:
         texts = [text for d in documents for text in (d.prompt.text, d.response)]
         try:
             tokenizer = train_tokenizer(
-                texts, data.vocab_size, run.world.categories, data.x_max, kinds=data.rules
+                texts, data.vocab_size, run.world.categories, data.x_max, kinds=config.rules
             )
         except ValueError as error:
             raise UserError(f"data: {error}") from error
@@ -159,6 +162,27 @@ def make_bsafe_plus(run: Run, config: BsafePlusStage) -> None:
         )
 
     build_dataset(run, "bsafe_plus", build)
+
+
+@dataclasses.dataclass(frozen=True)
+class InjectedStage:
+    """A data set of injected violations and what takes them back under a rule."""
+
+    injection: BsafePlusConfig
+    examples: int
+    rule: str
+
+
+def injected_data(
+    name: str,
+    make: Callable[[Run, InjectedStage], None],
+    injection: BsafePlusConfig,
+    examples: int,
+    rule: str,
+) -> Stage:
+    """A data set of a paper's own, made by `make`."""
+    settings = InjectedStage(injection, examples, rule)
+    return Stage(data_stage(name), make, settings, (TOKENIZER,), prepares=True)
 
 
 def refusal_data(config: BsafePlusConfig, examples: int) -> Stage:

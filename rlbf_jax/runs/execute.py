@@ -71,10 +71,9 @@ def recipe(e: Experiment) -> list[Stage]:
     Raises UserError for settings that do not go together, ValueError for a method whose stages are
     out of order.
     """
-    if e.rule not in e.data.rules:
+    if e.rule not in e.rules:
         raise UserError(
-            f"data.rules is {', '.join(e.data.rules)}; method {e.method.name} needs {e.rule} "
-            "among them"
+            f"data.rules is {', '.join(e.rules)}; method {e.method.name} needs {e.rule} among them"
         )
     stages = list(e.method.stages(e))
     stages += evaluation_stages(e, stages)

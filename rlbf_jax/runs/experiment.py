@@ -49,9 +49,9 @@ class DataConfig:
     x_max: int = 40
     """Largest X of [BACKTRACK_BY_X]. The RLBF paper does not state its range; choose it from the
     data's longest violations."""
-    rules: tuple[str, ...] = ("backtrack", "reset")
-    """Edit rules that the vocabulary has control ids of. Runs with one vocabulary can share a base,
-    whatever their methods."""
+    rules: tuple[str, ...] = ()
+    """Edit rules (backtrack, reset, replace) that the vocabulary has control ids of; empty: those
+    that the method names. Runs with one vocabulary can share a base, whatever their methods."""
     pretraining_examples: int = 16_000
     row_length: int = 128
     """Ids of a packed training row."""
@@ -94,6 +94,8 @@ class MethodConfig:
     """Title and arXiv number, for messages."""
     rule: ClassVar[str]
     """Kind of edit rule that its models follow: backtrack, reset or replace."""
+    rules: ClassVar[tuple[str, ...]] = ("backtrack", "reset")
+    """Edit rules that its vocabulary has control ids of, where `data.rules` names none."""
 
     def stages(self, experiment: Experiment) -> Sequence[Stage]:
         """The recipe, in order, evaluations left out. Raises UserError for settings that do not go
@@ -159,6 +161,11 @@ class Experiment(Generic[M]):
     def rule(self) -> str:
         """Kind of the method's edit rule."""
         return self.method.rule  # type: ignore[attr-defined]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Edit rules that the vocabulary has control ids of."""
+        return self.data.rules or self.method.rules  # type: ignore[attr-defined]
 
     def stored(self) -> dict[str, Any]:
         """As a manifest holds it."""

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from rlbf_jax.directives import DEFAULT_KINDS
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import styled
 from rlbf_jax.models.published_config import config_from_hf
 from rlbf_jax.models.weights.read import read_checkpoint, read_config
 from rlbf_jax.models.weights.rows import rows_of
-from rlbf_jax.runs.experiment import BaseConfig, DataConfig
+from rlbf_jax.runs.experiment import BaseConfig
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import FamilyTokenizer, import_tokenizer
 from rlbf_jax.tokenizers.folder import DEFAULT, GENERATION_FILE, META_FILE, meta, read
@@ -48,9 +49,18 @@ def model_of(base: BaseConfig, run: Path) -> ModelConfig:
     return dataclasses.replace(model, **{name: getattr(base.model, name) for name in OF_THE_RUN})
 
 
-def take_tokenizer(
-    start_from: str, chat_template: str, run: Path, categories: Sequence[str], data: DataConfig
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a run wants of a checkpoint's tokenizer."""
+
+    categories: Sequence[str]
+    x_max: int
+    rules: Sequence[str] = DEFAULT_KINDS
+    """Kinds of edit rule."""
+    chat_template: str = DEFAULT
+
+
+def take_tokenizer(wanted: Wanted, start_from: str, run: Path) -> None:
     """Writes the run's tokenizer, made of the checkpoint's, and copies of the checkpoint's
     configurations.
 
@@ -58,48 +68,45 @@ def take_tokenizer(
     already.
     """
     folder = _folder(start_from)
-    tokenizer = find_tokenizer(folder, categories, data.x_max, chat_template, data.rules)
-    tokenizer.save(run / "tokenizer")
+    find_tokenizer(folder, wanted).save(run / "tokenizer")
     for name in ("config.json", GENERATION_FILE):
         if (folder / name).is_file():
             write_whole(run / FOLDER / name, (folder / name).read_bytes())
 
 
-def find_tokenizer(
-    folder: Path,
-    categories: Sequence[str],
-    x_max: int,
-    template: str = DEFAULT,
-    rules: Sequence[str] = ("backtrack", "reset"),
-) -> FamilyTokenizer:
+def find_tokenizer(folder: Path, wanted: Wanted) -> FamilyTokenizer:
     """The tokenizer of a checkpoint folder, which gets control tokens unless it has the right ones.
 
     Raises UserError where it has others or another chat template, or does not fit the checkpoint's
     embedding.
     """
     rows = config_from_hf(read_config(folder)).vocab_size
+    kinds = tuple(wanted.rules)
     if not (folder / META_FILE).is_file():
-        return import_tokenizer(folder, categories, x_max, rows, template, kinds=tuple(rules))
+        return import_tokenizer(
+            folder, wanted.categories, wanted.x_max, rows, wanted.chat_template, kinds=kinds
+        )
     tokenizer = FamilyTokenizer(files := read(folder))
-    if template not in (DEFAULT, held := meta(files).template):
+    held = meta(files).template
+    if wanted.chat_template not in (DEFAULT, held):
         raise UserError(
             f"{folder}: was imported with the chat template {held!r}, --chat_template is "
-            f"{template!r}; import the "
-            "original again with that one, or leave the option out"
+            f"{wanted.chat_template!r}; import the original again with that one, or leave the "
+            "option out"
         )
-    rule = tokenizer.controls
-    if (rule.categories, rule.x_max) != (tuple(categories), x_max):
+    there = tokenizer.controls
+    here = (tuple(wanted.categories), wanted.x_max, kinds)
+    if (there.categories, there.x_max, there.kinds) != here:
         raise UserError(
-            f"{folder}: has control tokens for {', '.join(rule.categories)} and x_max "
-            f"{rule.x_max}, expected "
-            f"{', '.join(categories)} and x_max {x_max}; set --data.x_max, or take the checkpoint "
-            "without them"
+            f"{folder}: has control tokens for {', '.join(there.categories)} and x_max "
+            f"{there.x_max} ({', '.join(there.kinds)}), expected {', '.join(wanted.categories)} "
+            f"and x_max {wanted.x_max} ({', '.join(kinds)}); set --data.x_max, or take the "
+            "checkpoint without them"
         )
     if tokenizer.vocab_size != rows:
         raise UserError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size} ids, but vocab_size is {rows} in "
-            "config.json; "
-            "`rlbf import --categories` writes a folder in which they agree"
+            "config.json; `rlbf import --categories` writes a folder in which they agree"
         )
     return tokenizer
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlbf_jax.data.builders.bsafe_plus import build_bsafe_plus, build_refusal, to_example
+from rlbf_jax.data.builders.checks import left_out
 from rlbf_jax.data.builders.examples import (
     BuildReport,
     Rejection,
@@ -16,7 +17,6 @@ from rlbf_jax.data.builders.examples import (
     plain_example,
 )
 from rlbf_jax.data.builders.injection import BsafePlusConfig, build_injection
-from rlbf_jax.data.builders.checks import left_out
 from rlbf_jax.data.builders.injectors import TemplateInjector
 from rlbf_jax.data.schema import Example, Injection, Violation
 from rlbf_jax.data.sources.files import Row
