@@ -51,7 +51,8 @@ class Limits(NamedTuple):
     """int32: see `forbid_from`. (0, NEVER) forbids directives everywhere, (k, NEVER) after the k-th
     id."""
     grammar: Array
-    """bool: after a category only a retraction is legal, and a retraction nowhere else."""
+    """bool: after a category only a retraction is legal, and a retraction nowhere else. Under a
+    rule that copies: only a copy, and then a retraction."""
 
 
 class EditState(NamedTuple):

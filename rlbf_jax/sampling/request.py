@@ -34,7 +34,8 @@ class Knobs:
     them."""
     forbid_to: int = NEVER
     grammar: bool = True
-    """After a category only a retraction, and a retraction nowhere else."""
+    """After a category only a retraction (or a copy and then a retraction), and a retraction
+    nowhere else."""
     max_tokens: int = 64
     """Most ids emitted, forced and control ids included."""
     stop_ids: tuple[int, ...] | None = None

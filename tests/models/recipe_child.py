@@ -153,6 +153,10 @@ def main(family: str, work: pathlib.Path) -> None:
     )
     found["forced"] = told(out, starts)
 
+    torch.manual_seed(1)
+    replace = dict(response_start=starts, return_trace=True, max_tokens=30, rule=cases["replace"])
+    found["replaced"] = told(model.generate(**together, **sampled, **replace, **recipe), starts)
+
     out = model.generate(**together, **greedy | dict(max_tokens=30), response_start=starts)
     found["forced_greedy"] = told(out, starts)
 

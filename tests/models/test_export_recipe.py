@@ -23,6 +23,7 @@ from rlbf_jax.directives import (
     BacktrackRule,
     EditRule,
     Limits,
+    ReplaceRule,
     ResetRule,
     Semantics,
     layout,
@@ -45,9 +46,10 @@ RULES: list[EditRule] = [
     BacktrackRule(4, (), (0,), x_max=2),
     ResetRule(4, (), (0,)),
     ResetRule(4, ("a",), ()),
+    ReplaceRule(4, ("a", "b"), (0, 10)),
 ]
 EVERY_RULE = pytest.mark.parametrize(
-    "rule", RULES, ids=["backtrack", "no categories", "reset", "named reset"]
+    "rule", RULES, ids=["backtrack", "no categories", "reset", "named reset", "replace"]
 )
 EOS = (1,)
 
@@ -101,6 +103,8 @@ def legal_ids(editor: edits.Editor) -> list[bool]:
 @example([2, 3, 4, 8, 3, 5, 6, 4, 6, 7, 2, 4, 5, 9, 4], ResponseLimits(max_emitted=17, budget=9))
 @example([2, 4, 6, 4, 6, 9, 4], ResponseLimits(max_emitted=20, budget=2, grammar=False))
 @example([2, 3, 4, 6, 9], ResponseLimits(max_emitted=7, budget=2))
+@example([2, 3, 4, 2, 3, 6, 9, 5, 2, 2, 6, 6, 4, 1, 5, 2], ResponseLimits(max_emitted=18))
+@example([2, 4, 1, 4, 9, 5], ResponseLimits(max_emitted=8, budget=9, grammar=False))
 def test_the_editor_is_the_rule_at_every_id_of_any_response(rule, response, limits):
     before, legal = states_and_legal_ids(rule, response, limits)
     editor = edits.Editor(exported_rule(rule, EOS, limits))
@@ -108,6 +112,7 @@ def test_the_editor_is_the_rule_at_every_id_of_any_response(rule, response, limi
         assert editor.emitted == before.emitted[time] == time
         assert len(editor.visible) == before.visible[time]
         assert (editor.pending is not None) == before.pending[time]
+        assert editor.copied == before.copied[time]
         assert editor.directives == before.directives[time]
         assert editor.dropped == before.malformed[time]
         assert len(editor.edits) == before.retractions[time]
@@ -190,6 +195,15 @@ def test_text_events_by_hand():
     ]
 
 
+def test_text_events_of_a_replacement_never_show_the_copy():
+    rule = exported_rule(ReplaceRule(256, ("a",)), (END,), ResponseLimits())
+    response = [*b"ok bad", 256, *"bäd"[:2].encode(), 257, *b"gut", 256, *b"gu", END]
+    assert list(edits.text_events(rule, response, decode_bytes))[6:] == [
+        ("retract", 3),
+        *[("append", c) for c in "gut"],
+    ]
+
+
 def test_text_events_hold_back_what_is_not_a_character_yet():
     assert watch("🙂".encode()) == ["", "🙂"]
     assert watch("🙂".encode()[:2]) == ["", "\ufffd"]
@@ -231,6 +245,7 @@ NAMES = st.lists(st.text(min_size=1, max_size=8), max_size=3, unique=True).map(t
 RANDOM_RULES = st.one_of(
     st.builds(BacktrackRule, st.integers(10, 60), NAMES, st.just((0, 3)), x_max=st.integers(1, 40)),
     st.builds(ResetRule, st.integers(10, 60), NAMES, st.just(())),
+    st.builds(ReplaceRule, st.integers(10, 60), NAMES.filter(len), st.just((0, 3))),
 )
 
 
@@ -389,11 +404,36 @@ def test_the_ten_lines_for_servers_run(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("rule", RULES, ids=["backtrack", "no categories", "reset", "named reset"])
+def test_files_of_the_first_rules_stay_what_they_are(tmp_path):
+    """Folders that were exported before there was a third rule are read and written alike."""
+    write_recipe(tmp_path, ResetRule(4, ("a",), (0,)), EOS, ResponseLimits(max_emitted=9))
+    path = tmp_path / "custom_generate" / "rlbf_rule.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "format": 1,
+        "semantics": "keep",
+        "kind": "reset",
+        "first_id": 4,
+        "categories": ["a"],
+        "first_retraction": 5,
+        "x_max": 1,
+        "never": [0],
+        "eos_ids": [1],
+        "limits": {
+            "max_emitted": 9,
+            "budget": 4,
+            "forbid_from": NEVER,
+            "forbid_to": NEVER,
+            "grammar": True,
+        },
+    }
+
+
+@EVERY_RULE
 def test_the_readme_names_the_control_tokens(tmp_path, rule):
     write_recipe(tmp_path, rule, EOS)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert ("`[RESET]`" if isinstance(rule, ResetRule) else "`[BACKTRACK_BY_X]`") in text
+    names = {"reset": "`[RESET]`", "backtrack": "`[BACKTRACK_BY_X]`", "replace": "`[REPLACE]`"}
+    assert [kind for kind, name in names.items() if name in text] == [rule.kind]
     assert ("categor" in text.split("##")[0]) == bool(rule.categories)
     assert f"| retraction ids | {rule.first_retraction}..{rule.end_id - 1} |" in text
 
@@ -437,6 +477,7 @@ def test_refused_recipes_leave_no_file(tmp_path, fields, message):
         (dict(format=2), "format is 2"),
         (dict(semantics="rewind"), "semantics is 'rewind'"),
         (dict(kind="other"), "kind is 'other'"),
+        (dict(kind="replace", categories=[]), "categories is empty, but under 'replace'"),
         (dict(first_retraction=7), "first_retraction is 7"),
         (dict(first_id=None), "first_id and x_max are None and 3"),
         (dict(categories=3), "wrong type"),

@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlbf_jax.directives import BacktrackRule, Limits, Semantics, layout, render
+from rlbf_jax.directives import (
+    BacktrackRule,
+    EditRule,
+    Limits,
+    ReplaceRule,
+    Semantics,
+    layout,
+    render,
+)
 from rlbf_jax.models.export.recipe import ResponseLimits, exported_rule, write_recipe
 from rlbf_jax.models.weights.read import read_checkpoint
 from rlbf_jax.sampling.request import Knobs, Request
@@ -24,6 +32,7 @@ pytestmark = pytest.mark.slow
 CHILD = pathlib.Path(__file__).with_name("recipe_child.py")
 ROWS, VOCAB, EOS = 50, 48, 2
 RULE = BacktrackRule(20, ("one", "two"), (0, 1, 47), x_max=6)
+REPLACE = ReplaceRule(20, ("one", "two"), (0, 1, 47))
 LIMITS = ResponseLimits(max_emitted=64, budget=3)
 NO_DIRECTIVES = dataclasses.replace(LIMITS, budget=0)
 
@@ -54,7 +63,8 @@ def random_cases() -> dict:
         dataclasses.replace(RULE, first_id=VOCAB - 3), (EOS,), LIMITS
     ).fields()
     taught = rng.integers(3, 11, (ROWS, 4)).tolist()
-    return dict(prompts=prompts, forced=forced, taught=taught, too_large=too_large)
+    replace = exported_rule(REPLACE, (EOS,), LIMITS).fields()
+    return dict(prompts=prompts, forced=forced, taught=taught, too_large=too_large, replace=replace)
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
@@ -84,23 +94,23 @@ def run(request, peers_python, tmp_path_factory) -> dict:
 LAYOUT = jax.jit(layout, static_argnums=(0, 4))
 
 
-def legal_ids(traces, limits: ResponseLimits) -> np.ndarray:
+def legal_ids(traces, limits: ResponseLimits, rule: EditRule = RULE) -> np.ndarray:
     """[rows, time, VOCAB]: what `directives` allows before each id of each trace."""
     width = max(map(len, traces)) + 1
     tokens = np.asarray([[*trace, *[5] * (width - len(trace))] for trace in traces], np.int32)
     before = LAYOUT(
-        RULE, tokens, np.ones_like(tokens), np.ones_like(tokens, bool), Semantics.KEEP
+        rule, tokens, np.ones_like(tokens), np.ones_like(tokens, bool), Semantics.KEEP
     ).before
     arrays = Limits(
         **{name: jnp.asarray(value) for name, value in dataclasses.asdict(limits).items()}
     )
-    return np.asarray(RULE.legal_ids(RULE.legal(before, arrays), VOCAB))
+    return np.asarray(rule.legal_ids(rule.legal(before, arrays), VOCAB))
 
 
-def check(found: dict, forced, max_emitted: int) -> None:
+def check(found: dict, forced, max_emitted: int, rule: EditRule = RULE) -> None:
     """Visible ids, edits, legality and length of every row, by our rules."""
     limits = dataclasses.replace(LIMITS, max_emitted=max_emitted)
-    legal = legal_ids(found["traces"], limits)
+    legal = legal_ids(found["traces"], limits, rule)
     for row, (trace, start) in enumerate(zip(found["traces"], forced, strict=True)):
         assert trace[: len(start)] == start
         drawn = range(len(start), len(trace))
@@ -108,10 +118,9 @@ def check(found: dict, forced, max_emitted: int) -> None:
         assert EOS not in trace[len(start) : -1]
         assert found["finished"][row] == (trace[-1] == EOS)
         assert found["finished"][row] or len(trace) == max_emitted
-        rendered = render(RULE, trace)
-        assert found["visible"][row] == list(
-            rendered.visible[:-1] if trace[-1] == EOS else rendered.visible
-        )
+        rendered = render(rule, trace)
+        ended = trace[-1] == EOS and rendered.kinds[-1] == "content"
+        assert found["visible"][row] == list(rendered.visible[:-1] if ended else rendered.visible)
         assert found["shown"][row] == found["visible"][row]
         assert found["malformed"][row] == rendered.malformed
         assert found["edits"][row] == [
@@ -149,6 +158,17 @@ def test_forced_traces_and_sampling_render_as_ours(run):
         if len(t) > length
     ]
     assert any(ended) and not all(ended)
+
+
+def test_replacements_render_as_ours(run):
+    found = run["replaced"]
+    check(found, run["cases"]["forced"], 30, REPLACE)
+    assert sum(map(len, found["edits"])) > 50 and sum(found["malformed"]) > 5
+    assert sum(bool(edit[3]) for edits in found["edits"] for edit in edits) > 30
+    # Some end inside a copy, and nothing of what is visible is taken for that end.
+    kinds = [render(REPLACE, trace).kinds[-1] for trace in found["traces"]]
+    ended = [kind for kind, done in zip(kinds, found["finished"], strict=True) if done]
+    assert {"content", "copy"} <= set(ended)
 
 
 def test_several_returns_of_one_prompt(run):

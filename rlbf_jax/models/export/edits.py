@@ -6,7 +6,8 @@ uses it; users of vLLM or TGI import it to edit a stream of token ids. It says i
 
 A response is all ids after the prompt, forced ones included. A category id announces the retraction
 that follows at once; a retraction id takes the last X visible ids back. Neither is ever visible. X
-beyond the text takes all there is.
+beyond the text takes all there is. Under `replace` the category is a flag, and what stands between
+it and the retraction is a copy: never visible, and as long as what is taken back.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 FORMAT = 1
 """Version of `rlbf_rule.json`."""
 
-RESET, BACKTRACK = "reset", "backtrack"
+RESET, BACKTRACK, REPLACE = "reset", "backtrack", "replace"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Rule:
 
     kind: str
     """`backtrack`: id `first_retraction + X - 1` takes X ids back, X in 1..x_max. `reset`: one id
-    that takes all."""
+    that takes all. `replace`: one id that takes as many as were copied since the category."""
     first_id: int
     categories: tuple[str, ...]
     x_max: int
-    """1 for `reset`."""
+    """1 for `reset` and `replace`."""
     never: tuple[int, ...]
     """Ids that are never legal in a response: padding, turn tokens, other rules' control ids."""
     eos_ids: tuple[int, ...]
@@ -111,12 +112,14 @@ def rule_from(fields: Mapping[str, Any]) -> Rule:
         raise ValueError(
             f"a field has the wrong type ({error}); export the checkpoint again"
         ) from None
-    if rule.kind not in (BACKTRACK, RESET):
-        raise ValueError(f"kind is {rule.kind!r}, expected {BACKTRACK!r} or {RESET!r}")
+    if rule.kind not in (BACKTRACK, RESET, REPLACE):
+        raise ValueError(f"kind is {rule.kind!r}, expected {BACKTRACK!r}, {RESET!r} or {REPLACE!r}")
     if not isinstance(rule.first_id, int) or not isinstance(rule.x_max, int):
         raise ValueError(
             f"first_id and x_max are {rule.first_id!r} and {rule.x_max!r}, expected integers"
         )
+    if rule.kind == REPLACE and not rule.categories:
+        raise ValueError(f"categories is empty, but under {REPLACE!r} a category opens the copy")
     if rule.first_retraction != fields.get("first_retraction"):
         raise ValueError(
             f"first_retraction is {fields.get('first_retraction')!r}, but first_id and categories "
@@ -152,7 +155,7 @@ class Edit:
     category: str | None
     """What was announced; None for a retraction without a category."""
     requested: int | None
-    """X; None for a reset."""
+    """X, or how many ids were copied; None for a reset."""
     removed: tuple[int, ...]
     """Ids that were taken back."""
 
@@ -180,7 +183,9 @@ class Editor:
         self.dropped = 0
         """Categories that something else than a retraction followed."""
         self.pending: str | None = None
-        """The category that the last id announced."""
+        """The category that is open: announced, and not closed by its retraction."""
+        self.copied = 0
+        """Ids copied since; 0 unless the rule is `replace`."""
 
     @property
     def malformed(self) -> int:
@@ -193,8 +198,13 @@ class Editor:
         self.emitted += 1
         if rule.first_retraction <= token < rule.end_id:
             return self._retract(token, index)
+        category = rule.first_id <= token < rule.first_retraction
+        if rule.kind == REPLACE and self.pending is not None and not category:
+            self.copied += 1
+            return None
         self.dropped += self.pending is not None
-        if rule.first_id <= token < rule.first_retraction:
+        self.copied = 0
+        if category:
             self.pending = rule.categories[token - rule.first_id]
             self.directives += 1
             return None
@@ -203,30 +213,35 @@ class Editor:
         return "append", token
 
     def _retract(self, token: int, index: int) -> tuple[str, int] | None:
-        requested = None if self.rule.kind == RESET else token - self.rule.first_retraction + 1
+        by_kind = {RESET: None, REPLACE: self.copied}
+        requested = by_kind.get(self.rule.kind, token - self.rule.first_retraction + 1)
         count = len(self.visible) if requested is None else min(requested, len(self.visible))
         kept = len(self.visible) - count
         self.edits.append(Edit(index, self.pending, requested, tuple(self.visible[kept:])))
         self.directives += self.pending is None
-        self.pending = None
+        self.pending, self.copied = None, 0
         del self.visible[kept:]
         return ("retract", count) if count else None
 
     def legal(self) -> Legal:
-        """Budget, room (3 ids for category, retraction and one more; 2 for a bare retraction),
-        windows, grammar.
+        """Budget, room, windows, grammar.
 
-        They are checked where a directive starts; the retraction that closes a category is always
-        legal.
+        They are checked where a directive starts. Room: 3 ids for category, retraction and one
+        more; 4 under `replace`, with one id copied; 2 for a bare retraction. The retraction that
+        closes a category is always legal, under `replace` once something was copied or when two ids
+        are left, where nothing else is.
         """
         limits, remaining = self.rule.limits, self.max_emitted - self.emitted
         forbidden = limits.forbid_from <= self.emitted < limits.forbid_to
         may_start = self.directives < limits.budget and not forbidden
         must_close = self.pending is not None and limits.grammar
+        if must_close and self.rule.kind == REPLACE:
+            return Legal(remaining > 2, False, self.copied > 0 or remaining <= 2)
+        room = 4 if self.rule.kind == REPLACE else 3
         bare = may_start and remaining >= 2 and not (self.rule.categories and limits.grammar)
         return Legal(
             content=not must_close,
-            category=may_start and remaining >= 3 and not must_close,
+            category=may_start and remaining >= room and not must_close,
             retraction=self.pending is not None or bare,
         )
 

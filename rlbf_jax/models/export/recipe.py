@@ -21,7 +21,14 @@ from typing import NamedTuple
 
 import jinja2
 
-from rlbf_jax.directives import NEVER, BacktrackRule, EditRule, ResetRule, Semantics
+from rlbf_jax.directives import (
+    NEVER,
+    BacktrackRule,
+    EditRule,
+    ReplaceRule,
+    ResetRule,
+    Semantics,
+)
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.models.export import edits
 from rlbf_jax.storage import write_whole
@@ -60,7 +67,7 @@ def write_recipe(
 
     Args:
         folder: made if it is missing; a `README.md` in it is replaced.
-        rule: a `BacktrackRule` or `ResetRule`.
+        rule: a `BacktrackRule`, `ResetRule` or `ReplaceRule`.
         eos_ids: ids that end a response, at least one.
         limits: of a response, forced ids included.
         semantics: that of the checkpoint's training. `transformers` only appends to its cache, so
@@ -96,20 +103,24 @@ def read_recipe(folder: str | Path) -> Recipe:
         ) from None
     except ValueError as error:
         raise InputError(str(error)) from error
-    common = (found.first_id, found.categories, found.never)
-    rule = (
-        ResetRule(*common)
-        if found.kind == edits.RESET
-        else BacktrackRule(*common, x_max=found.x_max)
+    return Recipe(
+        _our_rule(found), found.eos_ids, ResponseLimits(**dataclasses.asdict(found.limits))
     )
-    return Recipe(rule, found.eos_ids, ResponseLimits(**dataclasses.asdict(found.limits)))
+
+
+def _our_rule(found: edits.Rule) -> EditRule:
+    common = (found.first_id, found.categories, found.never)
+    if found.kind == edits.BACKTRACK:
+        return BacktrackRule(*common, x_max=found.x_max)
+    return ResetRule(*common) if found.kind == edits.RESET else ReplaceRule(*common)
 
 
 def exported_rule(rule: EditRule, eos_ids: Sequence[int], limits: ResponseLimits) -> edits.Rule:
     """Our rule as the exported editor knows it. Raises UserError for what no response could follow."""
-    if not isinstance(rule, (BacktrackRule, ResetRule)):
+    if not isinstance(rule, (BacktrackRule, ResetRule, ReplaceRule)):
         raise UserError(
-            f"a {type(rule).__name__} has no recipe; export with a BacktrackRule or a ResetRule"
+            f"a {type(rule).__name__} has no recipe; export with a BacktrackRule, a ResetRule or a "
+            "ReplaceRule"
         )
     if not eos_ids:
         raise UserError("eos_ids is empty; name at least one id that ends a response")
@@ -123,7 +134,7 @@ def exported_rule(rule: EditRule, eos_ids: Sequence[int], limits: ResponseLimits
         if getattr(limits, name) < 0:
             raise UserError(f"limits.{name} is {getattr(limits, name)}, expected 0 or more")
     return edits.Rule(
-        kind=edits.RESET if isinstance(rule, ResetRule) else edits.BACKTRACK,
+        kind=rule.kind,
         first_id=int(rule.first_id),
         categories=tuple(rule.categories),
         x_max=int(rule.num_retractions),
