@@ -35,7 +35,7 @@ from rlbf_jax.evaluation.suite import (
 from rlbf_jax.evaluation.worst_of_n import any_pick, picks
 from rlbf_jax.methods.rlbf import method_name
 from rlbf_jax.progress import say
-from rlbf_jax.report.tables import ASKED
+from rlbf_jax.report.values import ASKED
 from rlbf_jax.runs import execute as runner
 from rlbf_jax.runs.optimized_attacks import Measured, search_file, searched
 from rlbf_jax.runs.workspace import Workspace
