@@ -7,7 +7,13 @@ from pathlib import Path
 
 from rlbf_jax.attacks import BENIGN
 from rlbf_jax.errors import UserError
-from rlbf_jax.evaluation.tradeoff import BIASES, TradeoffPoint, tradeoff_curve, tradeoff_to_json
+from rlbf_jax.evaluation.tradeoff import (
+    BIASES,
+    TradeoffPoint,
+    control_of,
+    tradeoff_curve,
+    tradeoff_to_json,
+)
 from rlbf_jax.progress import say
 from rlbf_jax.runs.workspace import Workspace
 
@@ -34,7 +40,8 @@ def write_tradeoff(
     context, sample = work.context(stage, method), work.sampling(work.params(stage), "trade-off")
     points = tradeoff_curve(sample, harmful, benign, work.judge, work.tokenizer, context, biases)
     name = tradeoff_file(stage)
-    work.write_json(name, tradeoff_to_json(points, work.judge.name, context))
+    control = control_of(context.rule or work.tokenizer.rule)
+    work.write_json(name, tradeoff_to_json(points, work.judge.name, context, control))
     say(f"{stage}: {work.folder / Path(name)}")
     return points
 
