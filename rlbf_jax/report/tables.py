@@ -65,7 +65,7 @@ def relabelled(table: Table, label: Callable[[str], str]) -> Table:
 
 
 def number(value: float | None, metric: str = "asr") -> str:
-    """As the metric's column has it; a rate, and what has no column, with three digits below 0.1."""
+    """As the metric's column has it; rates, and what has no column, with three digits below 0.1."""
     if value is None:
         return "–"
     column = find(metric)

@@ -1,5 +1,7 @@
-"""From the records of `results.json` to one `Value` a (column, attack, split, metric); a column is a
-stage."""
+"""From the records of `results.json` to one `Value` a (column, attack, split, metric).
+
+A column is a stage, or one of the methods of a stage, or a stage of one of several runs.
+"""
 
 from __future__ import annotations
 
