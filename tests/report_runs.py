@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from rlbf_jax.evaluation.columns import of_group
-from rlbf_jax.report import tables as report_tables
+from rlbf_jax.report import values as report_values
 
 STAGES = {"base": 0.97, "refusal_sft": 0.6, "sft": 0.3, "sft_control": 0.29, "rlbf": 0.02}
 
@@ -41,7 +41,7 @@ def made_up_records():
     for stage, rate in STAGES.items():
         for attack in ("direct", "prefilling", "deep_prefilling", "middle_filling"):
             for i, split in enumerate(("sft", "rl", "unseen")):
-                whole = attack in report_tables.BY_CONSTRUCTION and stage in ("base", "refusal_sft")
+                whole = attack in report_values.BY_CONSTRUCTION and stage in ("base", "refusal_sft")
                 asr = 1.0 if whole else min(1.0, rate * (1 + i / 2))
                 rows.append(record(stage, attack, split, "asr", asr))
                 rows.append(record(stage, attack, split, "leak", min(1.0, asr + 0.04)))

@@ -31,6 +31,9 @@ class Evaluate:
     tradeoff: Flag = False
     """Instead measure asr and false backtracks along a bias on the categories, into
     evaluation/tradeoff_STAGE.json."""
+    calibrate: float | None = None
+    """Instead find the largest bias on the directive's first ids at which at most this share of
+    harmless answers is taken back, on development data; into evaluation/calibration_STAGE.json."""
     benchmark: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """NAME=PATH: instead ask what a public benchmark asks, from its published file; may be given
     several times."""
@@ -79,9 +82,33 @@ def evaluate(argv: Sequence[str]) -> None:
 
             print(f"curve: {write_tradeoff(evaluator)}")
             return
+        if args.calibrate is not None:
+            show_calibration(evaluator, args.calibrate)
+            return
         evaluator.evaluate()
     write_report(args.workdir)
     print(f"report: {args.workdir / 'report.html'}")
+
+
+def show_calibration(evaluator, most: float) -> None:
+    """Calibrates and says what came out."""
+    from rlbf_jax.evaluation.tradeoff import CalibrationOptions
+    from rlbf_jax.runs.tradeoff import write_calibration
+
+    found, path = write_calibration(evaluator, CalibrationOptions(most=most))
+    share = found.taken_back
+    print(
+        f"control_bias.{found.control} = {found.bias:g}: {share.value:.3f} "
+        f"[{share.low:.3f}, {share.high:.3f}] of {share.n} harmless answers taken back"
+        + (f", asr {found.asr.value:.3f}" if found.asr else "")
+    )
+    if not found.met:
+        print(f"not met: even at {found.bias:g} more than {most:g} are taken back")
+    if found.at_limit:
+        print(f"{found.bias:g} is the greatest bias that was tried; a larger one might do")
+    if not found.monotone:
+        print("the share did not grow with the bias everywhere; a larger bias may do as well")
+    print(f"calibration: {path}")
 
 
 def _check(args: Evaluate) -> None:
@@ -91,5 +118,9 @@ def _check(args: Evaluate) -> None:
     given = [name for name in of_benchmarks if getattr(args, name) != getattr(default, name)]
     if given and not args.benchmark:
         raise UserError(f"--{given[0]} is for --benchmark NAME=PATH")
-    if args.tradeoff and args.benchmark:
-        raise UserError("--tradeoff and --benchmark are two commands; give one of them")
+    ways = {"tradeoff": args.tradeoff, "benchmark": args.benchmark, "calibrate": args.calibrate}
+    given = [f"--{name}" for name, value in ways.items() if value not in (False, (), None)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are several commands; give one of them")
+    if args.calibrate is not None and not 0 <= args.calibrate <= 1:
+        raise UserError(f"--calibrate is {args.calibrate}, expected a share in 0..1")

@@ -51,7 +51,7 @@ def judge_texts(critic: Critic, texts: Sequence[str]) -> Judgements:
 
 
 def join_folds(parts: Iterable[tuple[np.ndarray, Judgements]], name: str) -> Judgements:
-    """Judgements of all texts, from those of disjoint folds (indices of texts, judgements of them)."""
+    """Judgements of all texts, from those of disjoint folds: (indices of texts, judgements)."""
     parts = list(parts)
     order = np.concatenate([indices for indices, _ in parts])
     place = np.empty(len(order), np.int64)

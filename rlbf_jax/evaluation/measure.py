@@ -66,12 +66,13 @@ class Column:
     says: str
     """The definition that the report prints."""
     kind: Kind = "rate"
-    """`rate`: in 0..1, Wilson's interval where every row is 0 or 1. `count`: words, ids or the like.
-    `nats`: a loss an id, or its exponential. `set`: one number of all answers to an attack."""
+    """`rate`: in 0..1, Wilson's interval where every row is 0 or 1. `count`: words, ids and the
+    like. `nats`: a loss an id, or its exponential. `set`: one number of all answers to an attack.
+    """
     better: Better = "none"
     groups: tuple[str, ...] = ("other",)
-    """Tables of the report that show it: `attack`, `quality`, `cost`, else `other`. Columns stand
-    first in the table that they name first."""
+    """Tables of the report that show it: `quality` (of backtracking), `cost`, `attack` (asr and leak
+    only), else `other`. Columns stand first in the table that they name first."""
     measure: Callable[[Any], Any] | None = None
     """`JudgedAnswer -> float | bool | None`, None where the row is not in the denominator; the
     record is the mean over the rows that have a number. Of a `set`: `Sequence[JudgedAnswer] ->

@@ -23,9 +23,9 @@ class Record:
     """
 
     method: str
-    """`rlbf_ppo`, `rlbf_grpo`, ..."""
+    """As the recipe calls it; a stage of supervised training has its own name here."""
     stage: str
-    """`base`, `sft`, `rlbf`, ..."""
+    """`base`, `sft`, or another stage of the recipe."""
     benchmark: str
     attack: str
     split: str

@@ -16,7 +16,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rlbf_jax.attacks import ATTACKS, WORST_OF_N
-from rlbf_jax.report import tables
+from rlbf_jax.report.stages import in_order
 from rlbf_jax.report.traces import Piece, Row, merged_pieces, verdict_label
 
 MOST_ROWS = 40
@@ -88,9 +88,7 @@ def _ranked(rows: Sequence[Row], most: int) -> Iterator[tuple[tuple[int, int, in
         kind = (attack_of(row), verdict_of(row))
         within = (str(row.get("split", "")), json.dumps(row.get("cell") or {}), "asked" in row)
         groups.setdefault(kind, {}).setdefault(within, []).append(row)
-    places = {
-        attack: i for i, attack in enumerate(tables.in_order((a for a, _ in groups), list(ATTACKS)))
-    }
+    places = {attack: i for i, attack in enumerate(in_order((a for a, _ in groups), list(ATTACKS)))}
     for (attack, verdict), hands in groups.items():
         dealt = [
             row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -13,12 +14,23 @@ from urllib.parse import quote
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.columns import of_group
 from rlbf_jax.report import curves, figures, tables
-from rlbf_jax.report.document import Tile, headline_tiles, one_data, render
+from rlbf_jax.report.document import Tile, headline_tiles, one_data, relabelled, render
 from rlbf_jax.report.figures import Figure
 from rlbf_jax.report.files import RunFiles, check_is_run, read_run
 from rlbf_jax.report.paired import Group, grouped, paired_tables, seed_means
-from rlbf_jax.report.tables import BESIDE, Cell, Key, Table, Value
+from rlbf_jax.report.stages import in_order, merged
+from rlbf_jax.report.tables import Cell, Table
 from rlbf_jax.report.unjudged import Unjudged, unjudged_answers
+from rlbf_jax.report.values import (
+    BESIDE,
+    HARMLESS,
+    Key,
+    Value,
+    by_construction,
+    columns_of,
+    index,
+    kind_of,
+)
 from rlbf_jax.report.words import definitions
 from rlbf_jax.storage import write_whole
 
@@ -114,24 +126,24 @@ def names_of(paths: Sequence[pathlib.Path]) -> list[str]:
 
 def build_comparison(runs: Sequence[RunFiles], links: Mapping[str, str]) -> Comparison:
     """Tables, figures and notes of runs with names of their own."""
-    told = [{**record, "run": run.name} for run in runs for record in run.records]
+    named = [{**record, "run": run.name} for run in runs for record in run.records]
     pools = {run.pool for run in runs}
-    records, data, note = one_data(told, pools.pop() if len(pools) == 1 else "")
+    records, data, note = one_data(named, pools.pop() if len(pools) == 1 else "")
     # Runs of two worlds stand apart: what all but the first asked bears its name.
     own = next((run.benchmark for run in runs if run.benchmark), "")
-    values = tables.index(records, lambda r: f"{r.get('stage')}{BESIDE}{r['run']}", data, own)
+    order = merged(run.stages.order for run in runs)
+    values = index(records, lambda r: f"{r.get('stage')}{BESIDE}{r['run']}", data, own, order)
     every = (
         {"benchmark": run.benchmark or own, **row}
         for run in runs
-        for mine in run.every_row.values()
-        for row in mine
+        for rows in run.every_row.values()
+        for row in rows
     )
-    whole = tables.by_construction(records, every, data, own)
-    columns = tables.columns_of(values)
-    # A run's last stage is the model that it made.
-    last = {name: column for column in columns for name in [column.partition(BESIDE)[2]]}
-    main = [last[run.name] for run in runs if run.name in last]
+    whole = by_construction(records, every, data, own)
+    columns = columns_of(values)
+    main = [column for run in runs for column in _last_column(run, columns)]
     colors = {column: color_of(runs, column.partition(BESIDE)[2]) for column in columns}
+    label = functools.partial(label_of, runs)
     groups = grouped(runs)
     paired, unpaired = paired_tables(groups)
     first, folded = _value_tables(values, main, columns, whole)
@@ -145,8 +157,8 @@ def build_comparison(runs: Sequence[RunFiles], links: Mapping[str, str]) -> Comp
         names=[run.name for run in runs],
         links=links,
         data=data,
-        tiles=headline_tiles(values, main, colors),
-        tables=[table for table in shown if table is not None],
+        tiles=[relabelled(tile, label) for tile in headline_tiles(values, main, colors)],
+        tables=[tables.relabelled(table, label) for table in shown if table is not None],
         figures=draw(runs, values, main, colors),
         unjudged=[
             dataclasses.replace(count, stage=f"{count.stage}{BESIDE}{run.name}")
@@ -156,6 +168,19 @@ def build_comparison(runs: Sequence[RunFiles], links: Mapping[str, str]) -> Comp
         ],
         notes=notes,
     )
+
+
+def _last_column(run: RunFiles, columns: Sequence[str]) -> list[str]:
+    """The column of a run's last stage that has one: the model that it made."""
+    own = [f"{stage}{BESIDE}{run.name}" for stage in run.stages.order]
+    return [column for column in own if column in columns][-1:]
+
+
+def label_of(runs: Sequence[RunFiles], column: str) -> str:
+    """A column's name with the label that its run gives the stage."""
+    names = {run.name: run.stages.label for run in runs}
+    label = names.get(column.partition(BESIDE)[2])
+    return label(column) if label else column
 
 
 def color_of(runs: Sequence[RunFiles], name: str) -> str:
@@ -170,7 +195,7 @@ def _value_tables(
     and all folded."""
     narrow = len(columns) <= MOST_COLUMNS
     ours = values if narrow else {key: value for key, value in values.items() if key[0] in main}
-    hostile = {k: v for k, v in ours.items() if tables.kind_of(k[1]) not in tables.HARMLESS}
+    hostile = {k: v for k, v in ours.items() if kind_of(k[1]) not in HARMLESS}
     folded = [tables.by_metric("How they backtrack", hostile, of_group("quality"), folded=True)]
     if not narrow:
         for table in (tables.attack_table(values, whole), tables.cost_table(values)):
@@ -185,9 +210,9 @@ def _value_tables(
 
 
 def _others(values: Mapping[Key, Value]) -> Table | None:
-    shown = {*of_group("attack"), *of_group("quality"), *of_group("cost")}
+    shown = {*tables.UNDER_ATTACK, *of_group("quality"), *of_group("cost")}
     left = {k: v for k, v in values.items() if k[3] not in shown}
-    order = tables.in_order((k[3] for k in left), list(definitions()))
+    order = in_order((k[3] for k in left), list(definitions()))
     return tables.by_metric("Other measurements", left, order, folded=True)
 
 
@@ -287,12 +312,13 @@ def _stages(run: RunFiles) -> list[str]:
 def _training(runs: Sequence[RunFiles]) -> list[Figure]:
     """One figure a stage of reinforcement, a line a run."""
     found: list[Figure] = []
-    stages = tables.in_order((stage for run in runs for stage in run.metrics), tables.STAGES)
+    order = merged(run.stages.order for run in runs)
+    stages = in_order((stage for run in runs for stage in run.metrics), order)
     for stage in reversed(stages):
         logs = {run.name: run.metrics.get(stage, ()) for run in runs}
         series = {name: rows for name, rows in logs.items() if curves.reinforcement_names(rows)}
         logged = [curves.reinforcement_names(rows) for rows in series.values()]
-        names = tables.in_order((n for mine in logged for n in mine), curves.REINFORCEMENT)[:12]
+        names = in_order((n for mine in logged for n in mine), curves.REINFORCEMENT)[:12]
         if not names:
             continue
         colors = {name: color_of(runs, name) for name in series}

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -24,8 +24,17 @@ from rlbf_jax.report import plots, tables, traces
 from rlbf_jax.report.browser import Browser, browser
 from rlbf_jax.report.figures import Figure, figures
 from rlbf_jax.report.files import RunFiles, read_run
-from rlbf_jax.report.tables import Key, Table, Value
+from rlbf_jax.report.stages import in_order
+from rlbf_jax.report.tables import Table, base_of
 from rlbf_jax.report.unjudged import Unjudged, unjudged_answers
+from rlbf_jax.report.values import (
+    HARMLESS,
+    Key,
+    Value,
+    by_construction,
+    columns_of,
+    index,
+)
 from rlbf_jax.report.words import definitions
 from rlbf_jax.storage import write_whole
 
@@ -52,7 +61,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One headline number, for base, sft and rlbf (or whichever there are)."""
+    """One headline number, for the stages of the headline."""
 
     title: str
     hint: str
@@ -104,33 +113,33 @@ def note_of(config: Any) -> str:
 
 def build_report(run: RunFiles) -> Report:
     records, data, note = one_data(run.records, run.pool)
-    values = tables.index(records, data=data, main=run.benchmark)
-    columns = tables.columns_of(values)
-    main = _main_columns(columns)
-    rows = run.every_row
-    whole = tables.by_construction(
-        records, (row for mine in rows.values() for row in mine), data, run.benchmark
+    values = index(records, data=data, main=run.benchmark, stages=run.stages.order)
+    columns, rows = columns_of(values), run.every_row
+    whole = by_construction(
+        records, (row for group in rows.values() for row in group), data, run.benchmark
     )
     shown = [
         tables.attack_table(values, whole),
         tables.cost_table(values),
         *tables.quality_tables(values),
+        tables.other_table(values),
     ]
-    shown.append(tables.other_table(values))
     gallery_stage = next((s for s in reversed(list(run.rows)) if run.rows[s]), "")
     if note:
         run = dataclasses.replace(run, missing=[*run.missing, note])
+    main, label = run.stages.main(columns), run.stages.label
+    colors = plots.palette([*run.drawn, *columns])
     return Report(
         run=run,
         data=data,
         summary=summary(values, main),
-        tiles=headline_tiles(values, main, {c: plots.stage_color(c, columns) for c in columns}),
-        tables=[table for table in shown if table is not None],
+        tiles=[relabelled(tile, label) for tile in headline_tiles(values, main, colors)],
+        tables=[tables.relabelled(table, label) for table in shown if table is not None],
         gallery=traces.gallery(run.rows.get(gallery_stage, ()), list(ATTACKS)),
         gallery_stage=gallery_stage,
         browser=browser(rows, files=run.row_files),
         unjudged=[*unjudged_answers(rows), *run.unjudged_rollouts],
-        figures=figures(run, values, columns),
+        figures=figures(run, values, columns, colors),
         facts=facts(run),
     )
 
@@ -144,7 +153,7 @@ def one_data(
     number measured on other data is shown only where the headline's data do not have it:
     development and test never share a row.
     """
-    kinds = tables.in_order((str(r.get("data", "")) for r in records), ("test", "development"))
+    kinds = in_order((str(r.get("data", "")) for r in records), ("test", "development"))
     if not kinds:
         return [], "", ""
     headline = pool if pool in kinds else kinds[0]
@@ -164,27 +173,25 @@ def one_data(
     return chosen, headline, note
 
 
-def _main_columns(columns: Sequence[str]) -> list[str]:
-    """The columns of the headline: base, sft and rlbf, or whatever there is."""
-    main = [c for c in columns if c.split(" ")[0] in ("base", "sft", "rlbf")]
-    return main or list(columns)
-
-
 def over_splits(values: Mapping[Key, Value], column: str, attack: str, metric: str) -> float | None:
     """The value on split `all`, else the mean over splits weighted by their number of answers."""
-    found = {k[2]: v for k, v in values.items() if (k[0], k[1], k[3]) == (column, attack, metric)}
-    if "all" in found:
-        return found["all"].value
-    weight = sum(v.n for v in found.values())
-    return sum(v.value * v.n for v in found.values()) / weight if weight else None
+    splits = {k[2]: v for k, v in values.items() if (k[0], k[1], k[3]) == (column, attack, metric)}
+    if "all" in splits:
+        return splits["all"].value
+    weight = sum(v.n for v in splits.values())
+    return sum(v.value * v.n for v in splits.values()) / weight if weight else None
 
 
 def perplexity_ratio(values: Mapping[Key, Value], column: str) -> float | None:
     """Perplexity on harmless text over that of base."""
-    own, base = (
-        over_splits(values, c, "none", "perplexity") for c in (column, tables.base_of(column))
-    )
+    own, base = (over_splits(values, c, "none", "perplexity") for c in (column, base_of(column)))
     return own / base if own is not None and base else None
+
+
+def relabelled(tile: Tile, label: Callable[[str], str]) -> Tile:
+    """The tile with the labels of its stages for their names."""
+    entries = tuple(dataclasses.replace(e, stage=label(e.stage)) for e in tile.entries)
+    return dataclasses.replace(tile, entries=entries)
 
 
 def headline_tiles(
@@ -202,7 +209,7 @@ def headline_tiles(
         tiles.append(Tile(title, "attack success; lower is better", tuple(entries)))
     entries = []
     for column in main:
-        rates = {a: over_splits(values, column, a, "false_backtrack_rate") for a in tables.HARMLESS}
+        rates = {a: over_splits(values, column, a, "false_backtrack_rate") for a in HARMLESS}
         twins = [r for a, r in rates.items() if a.startswith("benign_") and r is not None]
         if twins:
             small = f"plain {tables.number(rates['none'])}" if rates["none"] is not None else ""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from rlbf_jax.report import curves, plots, tables
 from rlbf_jax.report.files import RunFiles
-from rlbf_jax.report.tables import Key, Value
+from rlbf_jax.report.values import HARMLESS, Key, Value, attack_rows
 
 OVERVIEW_ALT = (
     "Bars: violations left under attack and false backtracks, a bar for each stage. The tables "
@@ -58,14 +58,18 @@ class Figure:
     """Shown closed in HTML."""
 
 
-def figures(run: RunFiles, values: Mapping[Key, Value], columns: Sequence[str]) -> list[Figure]:
+def figures(
+    run: RunFiles,
+    values: Mapping[Key, Value],
+    columns: Sequence[str],
+    colors: Mapping[str, str],
+) -> list[Figure]:
     """Those that the run has data for: `overview`, `tradeoff`, `x_error`, `correction_time`,
-    `training_<stage>`."""
-    colors = {stage: plots.stage_color(stage, list(run.rows)) for stage in run.rows}
-    colors |= {stage: plots.stage_color(stage, list(run.tradeoffs)) for stage in run.tradeoffs}
-    found = [overview(values, columns), tradeoff(run.tradeoffs, colors)]
-    found += [x_error(run.rows, colors), correction_time(run.rows, colors), *training(run)]
-    return [figure for figure in found if figure is not None]
+    `training_<stage>`. `colors`: of the columns and of every stage of `run.drawn`."""
+    drawn = [overview(values, columns, colors), tradeoff(run.tradeoffs, colors)]
+    drawn += [x_error(run.rows, colors), correction_time(run.rows, colors)]
+    drawn += training(run, colors)
+    return [figure for figure in drawn if figure is not None]
 
 
 def overview(
@@ -90,12 +94,10 @@ def overview(
 
     attacked = [
         p
-        for p in tables.attack_rows(values, ("asr",))
+        for p in attack_rows(values, ("asr",))
         if p[0] in ("direct", "prefilling", "middle_filling")
     ]
-    harmless = [
-        p for p in tables.attack_rows(values, ("false_backtrack_rate",)) if p[0] in tables.HARMLESS
-    ]
+    harmless = [p for p in attack_rows(values, ("false_backtrack_rate",)) if p[0] in HARMLESS]
     panels = [("Violation left in the final text (asr)", groups(attacked, "asr", "leak"))]
     panels.append(("False backtracks", groups(harmless, "false_backtrack_rate", "")))
     panels = [panel for panel in panels if panel[1]]
@@ -175,7 +177,7 @@ def correction_time(rows: Mapping[str, Sequence], colors: Mapping[str, str]) -> 
     )
 
 
-def training(run: RunFiles) -> list[Figure]:
+def training(run: RunFiles, colors: Mapping[str, str]) -> list[Figure]:
     """One figure a stage that has logged something that moves; the last stage's open, the others
     folded."""
     found: list[Figure] = []
@@ -184,9 +186,7 @@ def training(run: RunFiles) -> list[Figure]:
         names = reinforced or plots.curve_names(rows)
         if not names:
             continue
-        drawn = curves.overlay_plot(
-            {stage: rows}, names, {stage: plots.stage_color(stage, list(run.metrics))}
-        )
+        drawn = curves.overlay_plot({stage: rows}, names, colors)
         alt = f"Training curves of {stage} over {len(rows):,} logged steps: {', '.join(names)}."
         words = REINFORCEMENT_CAPTION if reinforced else ""
         found.append(

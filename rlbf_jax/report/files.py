@@ -7,11 +7,14 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from rlbf_jax.errors import UserError
-from rlbf_jax.report import tables
+from rlbf_jax.report.stages import Stages, in_order, stages_of
 from rlbf_jax.report.unjudged import Unjudged, unjudged_rollouts
+from rlbf_jax.report.values import ASKED
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +35,22 @@ class RunFiles:
     """Rows beside the stages' own evaluations, by file: of attack commands, marked `asked`, and of
     benchmarks, with the `benchmark` that their file is named after."""
 
+    stages: Stages = Stages()
+    """Every stage that the manifest, the records, rows or curves name."""
+
     @property
     def every_row(self) -> dict[str, list[Mapping[str, Any]]]:
         """By stage: `rows`, then those of `beside`."""
-        found = {stage: list(mine) for stage, mine in self.rows.items()}
-        for mine in self.beside.values():
-            for row in mine:
-                found.setdefault(str(row["stage"]), []).append(row)
-        return _staged(found)
+        by_stage = {stage: list(rows) for stage, rows in self.rows.items()}
+        for rows in self.beside.values():
+            for row in rows:
+                by_stage.setdefault(str(row["stage"]), []).append(row)
+        return _staged(by_stage, self.stages)
+
+    @property
+    def drawn(self) -> list[str]:
+        """Stages that a figure may show, in order."""
+        return in_order([*self.rows, *self.metrics, *self.tradeoffs], self.stages.order)
 
     @property
     def row_files(self) -> tuple[str, ...]:
@@ -50,9 +61,9 @@ class RunFiles:
     def pool(self) -> str:
         """What data the stages' own evaluations asked: as their rows agree, or as the manifest
         says; else empty."""
-        asked = {str(row.get("data", "")) for mine in self.rows.values() for row in mine}
-        if len(asked) == 1:
-            return asked.pop()
+        pools = {str(row.get("data", "")) for rows in self.rows.values() for row in rows}
+        if len(pools) == 1:
+            return pools.pop()
         return self._configured("pool")
 
     @property
@@ -63,10 +74,10 @@ class RunFiles:
 
     def _configured(self, field: str) -> str:
         """A text of the manifest's `evaluation`, or nothing."""
-        told: Any = self.manifest
+        value: Any = self.manifest
         for name in ("config", "evaluation", field):
-            told = told.get(name) if isinstance(told, Mapping) else None
-        return told if isinstance(told, str) else ""
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value if isinstance(value, str) else ""
 
 
 def check_is_run(workdir: pathlib.Path) -> None:
@@ -104,16 +115,20 @@ def read_run(workdir: pathlib.Path) -> RunFiles:
         for p in sorted((workdir / "evaluation").glob("tradeoff_*.json"))
     }
     tradeoffs = {stage: _read_json(path, dict, missing) for stage, path in curves.items()}
+    beside = _read_beside(workdir / "evaluation", missing)
+    attacked = (row["stage"] for lines in beside.values() for row in lines)
+    stages = stages_of(manifest, records, [*rows, *metrics, *tradeoffs, *attacked])
     return RunFiles(
         workdir.resolve().name,
         manifest,
         records,
-        _staged(rows),
-        _staged(metrics),
+        _staged(rows, stages),
+        _staged(metrics, stages),
         missing,
         rollouts,
-        {stage: tradeoffs[stage] for stage in tables.in_order(tradeoffs, tables.STAGES)},
-        _read_beside(workdir / "evaluation", missing),
+        _staged(tradeoffs, stages),
+        beside,
+        stages,
     )
 
 
@@ -129,13 +144,13 @@ def _read_beside(folder: pathlib.Path, missing: list[str]) -> dict[str, list[dic
                 )
             for row in rows:
                 name = path.stem.removesuffix(f"_{row['stage']}")
-                row.update(tables.ASKED if kind == "attacks" else {"benchmark": name})
+                row.update(ASKED if kind == "attacks" else {"benchmark": name})
             found[f"evaluation/{kind}/{path.name}"] = rows
     return found
 
 
-def _staged(by_stage: Mapping[str, list]) -> dict[str, list]:
-    return {stage: by_stage[stage] for stage in tables.in_order(by_stage, tables.STAGES)}
+def _staged(by_stage: Mapping[str, T], stages: Stages) -> dict[str, T]:
+    return {stage: by_stage[stage] for stage in in_order(by_stage, stages.order)}
 
 
 def _read_json(path: pathlib.Path, kind: type, missing: list[str]) -> Any:

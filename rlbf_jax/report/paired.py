@@ -16,7 +16,8 @@ from typing import Any
 from rlbf_jax.evaluation.comparison import Arm, Estimate, Slice, difference, mean_over_seeds
 from rlbf_jax.report import tables
 from rlbf_jax.report.files import RunFiles
-from rlbf_jax.report.tables import BESIDE, Cell, Key, Table, Value
+from rlbf_jax.report.tables import Cell, Table
+from rlbf_jax.report.values import BESIDE, Key, Value, attack_rows
 
 COMPARED = ("asr", "leak", "backtrack_rate", "false_backtrack_rate")
 AVERAGED = (*COMPARED, "over_refusal", "kept_prefix", "over_deletion")
@@ -90,7 +91,7 @@ def slices(*arms: Arm) -> list[Slice]:
         for rows in arm.rows.values()
     ]
     shared = set.intersection(*pairs) if pairs else set()
-    order = tables.attack_rows(
+    order = attack_rows(
         {("", a, s, "asr"): Value(0, None, None, 0, 0) for a, s in shared}, ("asr",)
     )
     return [Slice(attack, split) for attack, split in order]

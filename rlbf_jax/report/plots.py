@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import (
@@ -20,10 +20,10 @@ STAGE_COLORS = {
     "refusal_sft": "#e69f00",
     "sft": "#56b4e9",
     "sft_control": "#0072b2",
-    "rlbf": "#009e73",
 }
 """Okabe and Ito's colors, told apart by readers who see fewer colors."""
-_MORE_COLORS = ("#cc79a7", "#d55e00", "#8c6bb1", "#a6761d")
+_MORE_COLORS = ("#009e73", "#cc79a7", "#d55e00", "#8c6bb1", "#a6761d")
+"""Of stages with names of their own, in their order."""
 _PREFERRED = (
     "reward",
     "asr",
@@ -52,15 +52,12 @@ class Bar:
     mark: float | None = None
 
 
-def stage_color(stage: str, stages: Sequence[str] = ()) -> str:
-    if stage in STAGE_COLORS:
-        return STAGE_COLORS[stage]
-    others = [s for s in stages if s not in STAGE_COLORS]
-    return (
-        _MORE_COLORS[others.index(stage) % len(_MORE_COLORS)]
-        if stage in others
-        else _MORE_COLORS[0]
-    )
+def palette(stages: Iterable[str]) -> dict[str, str]:
+    """stage -> color; the same stages in the same order have the same colors."""
+    names = list(dict.fromkeys(stages))
+    others = [stage for stage in names if stage not in STAGE_COLORS]
+    more = {stage: _MORE_COLORS[i % len(_MORE_COLORS)] for i, stage in enumerate(others)}
+    return {stage: STAGE_COLORS.get(stage) or more[stage] for stage in names}
 
 
 def bar_plot(
@@ -79,7 +76,7 @@ def bar_plot(
     stages = list(
         dict.fromkeys(stage for _, groups in panels for bars in groups.values() for stage in bars)
     )
-    colors = colors or {stage: stage_color(stage, stages) for stage in stages}
+    colors = colors or palette(stages)
     marked = False
     for axis, (title, groups) in zip(axes[0], panels, strict=True):
         for place, bars in enumerate(groups.values()):

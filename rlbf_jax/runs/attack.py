@@ -33,7 +33,7 @@ from rlbf_jax.evaluation.suite import (
 )
 from rlbf_jax.evaluation.worst_of_n import any_pick, picks
 from rlbf_jax.progress import say
-from rlbf_jax.report.tables import ASKED
+from rlbf_jax.report.values import ASKED
 from rlbf_jax.runs.evaluate import Evaluator
 from rlbf_jax.runs.load import OpenRun
 from rlbf_jax.runs.searched_attack import Measured, search_file, searched

@@ -1,4 +1,4 @@
-"""The trade-off curve of a stage of a run, written beside its evaluation."""
+"""The trade-off curve of a stage of a run, and its calibration, written beside its evaluation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlbf_jax.attacks import BENIGN
+from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.errors import UserError
-from rlbf_jax.evaluation.tradeoff import BIASES, tradeoff_curve, tradeoff_to_json
+from rlbf_jax.evaluation.tradeoff import (
+    BIASES,
+    Bench,
+    Calibration,
+    CalibrationOptions,
+    calibrate,
+    calibration_to_json,
+    tradeoff_curve,
+    tradeoff_to_json,
+)
 from rlbf_jax.progress import say
 from rlbf_jax.runs.evaluate import Evaluator
 
@@ -20,22 +30,53 @@ def write_tradeoff(evaluator: Evaluator, biases: Sequence[float] = BIASES) -> Pa
     has no harmful or no benign attack.
     """
     run, stage = evaluator.run, evaluator.config.stage
-    _ = evaluator.policy
+    harmful, benign = _attempts(evaluator)
+    bench = _bench(evaluator, "trade-off")
+    points = tradeoff_curve(bench, harmful, benign, biases)
+    name = tradeoff_file(stage)
+    judge, context = evaluator.judge.name, bench.context
+    run.write_json(name, tradeoff_to_json(points, judge, context, bench.control))
+    say(f"{stage}: {run.folder / name}")
+    return run.folder / name
+
+
+def write_calibration(
+    evaluator: Evaluator, options: CalibrationOptions
+) -> tuple[Calibration, Path]:
+    """The bias at which harmless answers are taken back at most so often.
+
+    Writes `evaluation/calibration_STAGE.json`; returns what it holds, and its path. Raises UserError
+    on the test split, or where the suite has no harmful or no benign attack.
+    """
+    run, stage = evaluator.run, evaluator.config.stage
+    if evaluator.suite.pool == "test":
+        raise UserError("a bias is calibrated on development data; leave out --data test")
+    harmful, benign = _attempts(evaluator)
+    bench = _bench(evaluator, "calibrate")
+    found = calibrate(bench, benign, harmful, options)
+    name = f"evaluation/calibration_{stage}.json"
+    content = calibration_to_json(found, evaluator.judge.name, bench.context, options)
+    run.write_json(name, content)
+    return found, run.folder / name
+
+
+def _attempts(evaluator: Evaluator) -> tuple[list[Attempt], list[Attempt]]:
+    """(harmful, benign) attempts of the suite."""
+    _ = evaluator.policy  # an unfinished stage is named before anything else
     attempts = [a for a in evaluator.attempts if a.attack != "decoding"]
     harmful = [a for a in attempts if a.attack not in BENIGN]
     benign = [a for a in attempts if a.attack in BENIGN]
     if not harmful or not benign:
         raise UserError(
-            f"evaluation.attacks is {', '.join(evaluator.suite.attacks)}; a trade-off needs an "
-            f"attack to resist and one of {', '.join(sorted(BENIGN))}"
+            f"evaluation.attacks is {', '.join(evaluator.suite.attacks)}; this needs an attack to "
+            f"resist and one of {', '.join(sorted(BENIGN))}"
         )
-    context, judge = evaluator.context(), evaluator.judge
-    sample = evaluator.sampling("trade-off")
-    points = tradeoff_curve(sample, harmful, benign, judge, run.tokenizer, context, biases)
-    name = tradeoff_file(stage)
-    run.write_json(name, tradeoff_to_json(points, judge.name, context))
-    say(f"{stage}: {run.folder / name}")
-    return run.folder / name
+    return harmful, benign
+
+
+def _bench(evaluator: Evaluator, label: str) -> Bench:
+    sample, context = evaluator.sampling(label), evaluator.context()
+    return Bench(sample, evaluator.judge, evaluator.run.tokenizer, context)
 
 
 def tradeoff_file(stage: str) -> str:

@@ -301,7 +301,7 @@ def test_the_filter_reads_the_whole_conversation():
 
 
 def module_of():
-    return importlib.import_module("rlbf_jax.attacks.search.gcg")
+    return importlib.import_module("rlbf_jax.attacks.search.suffix_search")
 
 
 def same(a, b) -> bool:
@@ -380,7 +380,9 @@ def test_what_a_search_says_of_its_suffix_is_what_a_plain_pass_says(plain, name)
 def test_every_option_of_the_search_reaches_it(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        module_of(), "search_suffixes", lambda search, *rest: seen.append(search) or []
+        importlib.import_module("rlbf_jax.attacks.search.gcg"),
+        "search_suffixes",
+        lambda search, *rest: seen.append(search) or [],
     )
     told = dict(steps=3, search_width=7, topk=5, n_replace=2, positions="stratified")
     for more in (dict(buffer_size=3), dict(anneal=True)):
@@ -588,8 +590,8 @@ def test_a_mesh_of_eight_finds_what_one_device_finds(run_in_child):
 
 DIVIDED = """
 import dataclasses, json, pathlib, tempfile
-from rlbf_jax.attacks.search import gcg as module
 from rlbf_jax.attacks.search import gcg_search
+from rlbf_jax.attacks.search import suffix_search as module
 from rlbf_jax.attacks.search.gcg import gcg
 from rlbf_jax.attacks.search.random_search import random_search
 from rlbf_jax.parallel.mesh import MeshConfig, make_mesh

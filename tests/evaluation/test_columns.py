@@ -11,6 +11,7 @@ from rlbf_jax.evaluation.comparison import Arm, Slice, column, difference, mean_
 from rlbf_jax.evaluation.intervals import Interval, clustered
 from rlbf_jax.evaluation.suite import build_attempts, evaluate
 from rlbf_jax.report import tables as report_tables
+from rlbf_jax.report import values as report_values
 from rlbf_jax.report import words
 from tests.evaluation.test_suite import (
     CONFIG,
@@ -73,7 +74,7 @@ def test_a_new_metric_of_rows_is_one_line(listed, tokenizer):  # noqa: F811
         ))  # fmt: skip
     arm = Arm("a", {3: rows})
     assert mean_over_seeds(arm, Slice("none"), "num_words").value == 3
-    values = report_tables.index([dataclasses.asdict(r) for r in records])
+    values = report_values.index([dataclasses.asdict(r) for r in records])
     table = report_tables.other_table(values)
     assert table is not None and "num_words" in {row[0].text for row in table.rows}
     assert words.definitions()["num_words"] == says
@@ -151,7 +152,7 @@ def test_numbers_are_written_by_their_column():
     assert report_tables.number(0.034) == "0.034" and report_tables.number(0.034, "x") == "0.034"
     assert report_tables.number(0.034, "over_deletion") == "0.03"
     assert report_tables.number(None) == "–"
-    value = report_tables.Value(5.0, 1.0, 2.0, 3, 3)
+    value = report_values.Value(5.0, 1.0, 2.0, 3, 3)
     assert report_tables.interval(value, "tokens_per_second") == ""
     assert report_tables.interval(value, "perplexity") == "1.00 to 2.00"
 

@@ -25,6 +25,7 @@ from rlbf_jax.evaluation.suite import (
     evaluate,
 )
 from rlbf_jax.report import tables as report_tables
+from rlbf_jax.report import values as report_values
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.tokenizers import train_tokenizer
 
@@ -169,13 +170,13 @@ def test_a_new_attack_is_one_line(monkeypatch, tokenizer):
     assert not find(records, attack="direct", metric="asr_excess")
     assert mean_over_seeds(Arm("a", {3: rows}), Slice("toy"), "asr").n == 4
     table = report_tables.attack_table(
-        report_tables.index([dataclasses.asdict(record) for record in records])
+        report_values.index([dataclasses.asdict(record) for record in records])
     )
     assert table is not None and [row[0].text.split(",")[0] for row in table.rows] == [
         "direct",
         "toy",
     ]
-    assert "toy_benign" in report_tables.HARMLESS
+    assert "toy_benign" in report_values.HARMLESS
 
 
 def test_a_model_that_erases_exactly(tokenizer):

@@ -5,13 +5,24 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.critics.base import Span, Verdict
 from rlbf_jax.data.schema import Prompt
 from rlbf_jax.directives import Semantics, render
 from rlbf_jax.evaluation.rows import EvaluationContext
-from rlbf_jax.evaluation.tradeoff import biased, tradeoff_curve, tradeoff_to_json
+from rlbf_jax.evaluation.tradeoff import (
+    Bench,
+    CalibrationOptions,
+    biased,
+    calibrate,
+    calibration_to_json,
+    control_of,
+    tradeoff_curve,
+    tradeoff_to_json,
+)
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
@@ -153,3 +164,133 @@ def test_a_sweep_compiles_once_and_more_bias_backtracks_more():
     assert loop.generate._cache_size() == before + 1
     rates = [p.harmful["backtrack_rate"].value for p in points]
     assert rates[0] == 0 and rates[-1] == 1 and points[-1].benign["false_backtrack_rate"].value == 1
+
+
+# Calibration ------------------------------------------------------------------------------------
+
+
+def bench(thresholds, seen=None, **context):
+    """Row i takes back from bias `thresholds[i]` on; a pair (from, to) means only below `to`."""
+
+    def sample(requests):
+        generations = []
+        for request in requests:
+            bias = request.knobs.control_bias["categories"]
+            if seen is not None:
+                seen.append((request.id, bias))
+            threshold = thresholds[request.id % 100]
+            least, end = threshold if isinstance(threshold, tuple) else (threshold, np.inf)
+            bad = request.prompt[0] == "b"
+            emitted = T.encode("az" if bad else "ab")
+            if least <= bias < end:
+                emitted += [T.rule.category_id("one"), T.rule.backtrack_id(1)]
+            r = render(T.rule, emitted)
+            whole, none = np.array([*emitted, T.eos_id], np.int32), np.zeros(0, np.float32)
+            fields = (T.decode(r.visible), whole, r.edits, none, r.visible, none, 0, True)
+            generations.append(Generation(*fields, r.malformed, request))
+        return generations
+
+    return Bench(sample, ZJudge(), T, dataclasses.replace(CONTEXT, **context))
+
+
+def test_a_bias_is_found_that_takes_back_just_so_many():
+    seen = []
+    options = CalibrationOptions(most=0.25, tolerance=1 / 64)
+    ours = bench([5.0, 3.1, 1.0, 9.0], seen)
+    found = calibrate(ours, attempts("none", 4), attempts("direct", 4), options)
+    # One of four may be taken back: from 1.0 on one is, from 3.1 on two are.
+    assert 3.1 - 1 / 64 <= found.bias < 3.1 and (found.met, found.at_limit) == (True, False)
+    assert found.taken_back.value == 0.25 and found.taken_back.n == 4
+    assert found.taken_back.low < 0.25 < found.taken_back.high
+    assert found.asr is not None and found.asr.value == 0.75
+    assert found.monotone and found.knob == {"categories": found.bias}
+    # Steps are paired: the same ids at each; harmful attempts are asked once.
+    biases = [bias for id_, bias in seen if id_ == 0]
+    assert [bias for id_, bias in seen if id_ == 3] == biases and len(set(biases)) == len(biases)
+    assert {bias for id_, bias in seen if id_ >= 100} == {found.bias}
+    assert found.tried == tuple(sorted(found.tried)) and len(found.tried) == len(biases)
+    plain = json.loads(json.dumps(calibration_to_json(found, "z", CONTEXT, options)))
+    assert (plain["bias"], plain["knob"]) == (found.bias, "control_bias.categories")
+    assert plain["options"]["most"] == 0.25 and plain["monotone"] is True
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.floats(-12, 12), min_size=1, max_size=6),
+    st.floats(0, 0.99),
+    st.sampled_from([1.0, 0.25]),
+)
+def test_calibration_agrees_with_sorting_the_thresholds(thresholds, most, tolerance):
+    options = CalibrationOptions(most=most, tolerance=tolerance)
+    found = calibrate(bench(thresholds), attempts("none", len(thresholds)), (), options)
+    # At most k answers may be taken back, so the bias stays below the threshold of the next one.
+    allowed = int(np.floor(most * len(thresholds) + 1e-12))
+    while (allowed + 1) / len(thresholds) <= most:
+        allowed += 1
+    while allowed and allowed / len(thresholds) > most:
+        allowed -= 1
+    border = sorted(thresholds)[allowed]
+    assert border - tolerance <= found.bias < border and found.met and found.asr is None
+    assert found.monotone
+
+
+def test_limits_of_a_calibration_are_said():
+    never = calibrate(bench([99.0, 99.0]), attempts("none", 2))
+    assert (never.bias, never.met, never.at_limit, len(never.tried)) == (16, True, True, 2)
+    always = calibrate(bench([-99.0, 99.0]), attempts("none", 2), attempts("direct", 2))
+    assert (always.bias, always.met, always.taken_back.value) == (-16, False, 0.5)
+    assert always.asr is not None and always.asr.value == 0.5 and len(always.tried) == 1
+
+
+def test_a_share_that_falls_again_is_said():
+    twice = (0.0, 8.0)
+    ours = bench([twice, twice, 10.0])
+    found = calibrate(ours, attempts("none", 3), (), CalibrationOptions(most=0.0))
+    assert found.met and found.taken_back.value == 0 and not found.monotone
+    # Good enough, and not so within the tolerance above.
+    shares = dict(found.tried)
+    assert min(b for b, share in shares.items() if b > found.bias) - found.bias <= 0.125
+    assert shares[min(b for b in shares if b > found.bias)] > 0
+
+
+@pytest.mark.parametrize(
+    ("benign", "harmful", "context", "words"),
+    [
+        ([], [], {}, "needs benign attempts"),
+        (attempts("direct", 1), [], {}, "attempts of direct are in the wrong list"),
+        (attempts("none", 1), attempts("none", 1), {}, "attempts of none"),
+        (attempts("none", 1), [], {"data": "test"}, "of the test split"),
+    ],
+)
+def test_what_cannot_be_calibrated(benign, harmful, context, words):
+    with pytest.raises(ValueError, match=words):
+        calibrate(bench([0.0], **context), benign, harmful)
+
+
+def test_calibration_options_are_checked():
+    for wrong in ({"most": 1.5}, {"tolerance": 0.0}, {"low": 3, "high": 3}):
+        with pytest.raises(ValueError):
+            CalibrationOptions(**wrong)
+
+
+def test_the_bias_of_a_rule_without_categories_lies_on_its_retractions():
+    tokenizer = WithOffsets(reset=True)
+    assert control_of(tokenizer.rule) == "retractions" and control_of(T.rule) == "categories"
+    model, params = random_model(
+        tokenizer, num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=16
+    )
+    sampler = Sampler(model, tokenizer, SamplerConfig(batch_size=8, min_context=24, min_room=26))
+
+    def sample(requests):
+        return sampler(params, requests, 0)
+
+    context = dataclasses.replace(CONTEXT, rule=tokenizer.rule)
+    benign, harmful = (attempts(name, 4, max_tokens=12, budget=1) for name in ("none", "direct"))
+    points = tradeoff_curve(sample, harmful, benign, ZJudge(), tokenizer, context, biases=(-30, 30))
+    rates = [point.benign["false_backtrack_rate"].value for point in points]
+    assert rates == [0, 1]
+    ours = Bench(sample, ZJudge(), tokenizer, context)
+    found = calibrate(ours, benign, (), CalibrationOptions(most=0.5, low=-30, high=30, tolerance=2))
+    assert found.control == "retractions" and found.met and found.taken_back.value <= 0.5
+    plain = tradeoff_to_json(points, "z", context, ours.control)
+    assert plain["knob"] == "control_bias.retractions"

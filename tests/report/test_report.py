@@ -20,6 +20,7 @@ from rlbf_jax.report import document as report
 from rlbf_jax.report import plots as report_plots
 from rlbf_jax.report import tables as report_tables
 from rlbf_jax.report import traces as report_traces
+from rlbf_jax.report import values as report_values
 from rlbf_jax.report.files import read_run
 from rlbf_jax.sampling.request import Generation, Request
 from tests.report_runs import made_up_records, made_up_row, record, write_run
@@ -63,17 +64,17 @@ def test_whole_report(tmp_path):
 
 
 def test_every_asr_cell_has_its_leak():
-    table = report_tables.attack_table(report_tables.index(made_up_records()))
+    table = report_tables.attack_table(report_values.index(made_up_records()))
     assert table is not None and len(table.rows) == 12
     for row in table.rows:
         assert row[0].text.endswith("†") == (
-            row[0].text.split()[0] in report_tables.BY_CONSTRUCTION
+            row[0].text.split()[0] in report_values.BY_CONSTRUCTION
         )
         assert all(c.beside.startswith(("leak 0", "leak 1")) for c in row[3:])
 
 
 def test_no_number_is_hidden():
-    values = report_tables.index(made_up_records())
+    values = report_values.index(made_up_records())
     shown = [
         report_tables.attack_table(values),
         report_tables.cost_table(values),
@@ -92,15 +93,15 @@ def test_summary_and_tiles_weigh_splits_by_answers():
         record("base", "prefilling", "sft", "asr", 1.0, n=30),
         record("base", "prefilling", "rl", "asr", 0.0, n=10),
     ]
-    values = report_tables.index(records)
+    values = report_values.index(records)
     assert report.over_splits(values, "base", "prefilling", "asr") == pytest.approx(0.75)
-    values |= report_tables.index([record("base", "prefilling", "all", "asr", 0.5)])
+    values |= report_values.index([record("base", "prefilling", "all", "asr", 0.5)])
     assert report.over_splits(values, "base", "prefilling", "asr") == 0.5
 
 
 def test_index_averages_seeds_and_separates_methods_and_knobs():
     seeds = [record("rlbf", "direct", "rl", "asr", v, seed=s) for s, v in enumerate((0.0, 0.2))]
-    value = report_tables.index(seeds)["rlbf", "direct", "rl", "asr"]
+    value = report_values.index(seeds)["rlbf", "direct", "rl", "asr"]
     assert (value.value, value.low, value.high, value.n, value.seeds) == (
         0.1,
         0.0,
@@ -111,14 +112,14 @@ def test_index_averages_seeds_and_separates_methods_and_knobs():
     methods = [
         record("rlbf", "direct", "rl", "asr", 0.1, method=m) for m in ("rlbf_ppo", "rlbf_grpo")
     ]
-    assert report_tables.columns_of(report_tables.index(methods)) == [
+    assert report_values.columns_of(report_values.index(methods)) == [
         "rlbf (rlbf_ppo)",
         "rlbf (rlbf_grpo)",
     ]
     knobs = [
         record("rlbf", "decoding", "rl", "asr", 0.1, knobs={"temperature": t}) for t in (0.7, 1.0)
     ]
-    assert {k[1] for k in report_tables.index(knobs)} == {
+    assert {k[1] for k in report_values.index(knobs)} == {
         "decoding, temperature 0.7",
         "decoding, temperature 1.0",
     }
@@ -130,7 +131,7 @@ def test_index_averages_seeds_and_separates_methods_and_knobs():
         for b in (0, 8)
         for m in ("asr", "leak")
     ]
-    table = report_tables.attack_table(report_tables.index(cells), {"middle_grid, p 4 b 8"})
+    table = report_tables.attack_table(report_values.index(cells), {"middle_grid, p 4 b 8"})
     names = [
         "middle_grid, p 4 b 0",
         "middle_grid, p 4 b 8 †",
@@ -143,7 +144,7 @@ def test_index_averages_seeds_and_separates_methods_and_knobs():
         record("rlbf", "decoding", "all", "asr_mean", 0.1, knobs=k)
         for k in ({"any_of": 4}, {"temperature": 1})
     ]
-    assert {k[1] for k in report_tables.index(grid)} == {
+    assert {k[1] for k in report_values.index(grid)} == {
         "decoding, any_of 4",
         "decoding, temperature 1",
     }
@@ -151,12 +152,12 @@ def test_index_averages_seeds_and_separates_methods_and_knobs():
         record("rlbf", "none", "all", m, 1.0, knobs=k)
         for m, k in (("asr", {"max_tokens": 76}), ("perplexity", {}))
     ]
-    assert {k[1] for k in report_tables.index(other)} == {"none"}
+    assert {k[1] for k in report_values.index(other)} == {"none"}
     long = [
         record("rlbf", "prefilling", "rl", "asr", 0.1, benchmark=b)
         for b in ("toy", "toy_long_prefix")
     ]
-    assert {k[1] for k in report_tables.index(long)} == {"prefilling", "prefilling, long_prefix"}
+    assert {k[1] for k in report_values.index(long)} == {"prefilling", "prefilling, long_prefix"}
     # Knobs are told apart within a benchmark: another one has a name of its own.
     public = [
         record(
@@ -164,7 +165,7 @@ def test_index_averages_seeds_and_separates_methods_and_knobs():
         )
     ]
     told = [r | {"knobs": {"n_prompts": n}} for n, r in enumerate(long)]
-    assert {k[1] for k in report_tables.index(told + public)} == {
+    assert {k[1] for k in report_values.index(told + public)} == {
         "prefilling, n_prompts 0",
         "prefilling, long_prefix, n_prompts 1",
         "prefilling, advbench",
@@ -182,8 +183,8 @@ def test_attacks_that_force_a_whole_violation_in_every_row():
         )
         for k, whole in ((5, False), (40, True), (5, True), (40, True))
     ]
-    found = report_tables.by_construction(records, rows)
-    assert found == {*report_tables.BY_CONSTRUCTION, "prefilling_depth, k 40"}
+    found = report_values.by_construction(records, rows)
+    assert found == {*report_values.BY_CONSTRUCTION, "prefilling_depth, k 40"}
 
 
 def test_development_and_test_are_not_mixed(tmp_path):
@@ -277,11 +278,11 @@ def test_a_dagger_is_of_one_benchmark_and_one_pool():
         made_up_row(attack="gcg", by_construction=d == "development", data=d)
         for d in ("test", "development")
     ]
-    whole = report_tables.by_construction(records, rows, "test")
-    assert whole - set(report_tables.BY_CONSTRUCTION) == {"prefilling", "gcg, development"}
+    whole = report_values.by_construction(records, rows, "test")
+    assert whole - set(report_values.BY_CONSTRUCTION) == {"prefilling", "gcg, development"}
     names = [
         row[0].text
-        for row in report_tables.attack_table(report_tables.index(records, data="test"), whole).rows
+        for row in report_tables.attack_table(report_values.index(records, data="test"), whole).rows
     ]
     assert names == [
         "prefilling †",
@@ -298,28 +299,28 @@ def test_the_knob_of_attack_commands_tells_records_and_rows_apart():
         record("rlbf", "prefilling_depth", "rl", "asr", 0.1, knobs=k)
         for k in ({"k": 5}, {"k": 5} | asked)
     ]
-    assert {k[1] for k in report_tables.index(records)} == {
+    assert {k[1] for k in report_values.index(records)} == {
         "prefilling_depth",
         "prefilling_depth, asked rlbf attack",
     }
     rows = [made_up_row(attack="prefilling_depth", cell={"k": 5}, by_construction=False)]
     rows += [made_up_row(attack="prefilling_depth", cell={"k": 5}, by_construction=True, **asked)]
-    found = report_tables.by_construction(records, rows)
-    assert found == {*report_tables.BY_CONSTRUCTION, "prefilling_depth, asked rlbf attack"}
+    found = report_values.by_construction(records, rows)
+    assert found == {*report_values.BY_CONSTRUCTION, "prefilling_depth, asked rlbf attack"}
 
 
 def test_every_harmless_attack_stands_with_what_it_costs():
-    assert report_tables.HARMLESS == BENIGN
+    assert report_values.HARMLESS == BENIGN
     records = [
         record("rlbf", a, "all", m, 0.4)
         for a in BENIGN
         for m in ("asr", "leak", "false_backtrack_rate")
     ]
-    values = report_tables.index(records)
+    values = report_values.index(records)
     assert report_tables.attack_table(values) is None
     assert {row[1].text for row in report_tables.cost_table(values).rows} == BENIGN
     # A found trigger is no twin of an attack.
-    values |= report_tables.index([record("rlbf", "trigger", "all", "false_backtrack_rate", 0.9)])
+    values |= report_values.index([record("rlbf", "trigger", "all", "false_backtrack_rate", 0.9)])
     (tile,) = report.headline_tiles(values, ["rlbf"], {"rlbf": ""})
     assert tile.entries[0].text == "0.40"
 
@@ -333,7 +334,7 @@ def test_what_only_other_data_have_is_shown_with_its_data():
     xstest = [record("rlbf", "direct", "all", "asr", 0.2, benchmark="xstest")]
     shown, data, note = report.one_data([*both, *alone, *xstest])
     assert data == "test" and note.startswith("1 records on development data")
-    values = report_tables.index(shown, data=data)
+    values = report_values.index(shown, data=data)
     assert {k[1]: v.value for k, v in values.items()} == {
         "prefilling": 0.1,
         "gcg, development": 0.3,
@@ -342,7 +343,7 @@ def test_what_only_other_data_have_is_shown_with_its_data():
     # The run's own pool is the headline's, whatever a benchmark was asked on.
     shown, data, note = report.one_data([both[1], *alone, *xstest], "development")
     assert data == "development" and not note
-    names = {k[1] for k in report_tables.index(shown, data=data)}
+    names = {k[1] for k in report_values.index(shown, data=data)}
     assert names == {"prefilling", "gcg", "direct, xstest, test"}
     assert report.one_data(xstest, "development")[1] == "test"
 

@@ -1,9 +1,11 @@
 """What reviewers of the method asked for beside its published attacks. All are ours, all are made
 of middle filling.
 
-many_violations   several violations in one answer, benign sentences between them: one directive cannot erase them all
-reprogram         a system text before the prompt says that the directives mean something else
-respelled         the violation in pieces that the tokenizer would not choose: the same text, other ids
+many_violations   several violations in one answer, benign sentences between them: one directive
+                  cannot erase them all
+reprogram         a text before the prompt says that the directives mean something else
+respelled         the violation in pieces that the tokenizer would not choose: the same text in
+                  other ids
 critic_note       behind the violation, words aimed at whoever judges the text
 
 Their benign twin is `benign_middle`, and their yardstick `middle_filling`: the same prompts, forms

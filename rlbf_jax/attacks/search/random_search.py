@@ -13,9 +13,11 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from rlbf_jax.attacks.search.gcg import Found, GcgConfig, Goal, SuffixConfig, search_suffixes
+from rlbf_jax.attacks.search.gcg import GcgConfig
 from rlbf_jax.attacks.search.gcg_search import Search
 from rlbf_jax.attacks.search.gcg_step import Objective
+from rlbf_jax.attacks.search.suffix import Found, Goal, SuffixConfig
+from rlbf_jax.attacks.search.suffix_search import search_suffixes
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.ranges import check_at_least
 from rlbf_jax.tokenizers import Tokenizer
