@@ -114,12 +114,9 @@ class TradeoffPoint:
 
 
 def tradeoff_curve(
-    sample: Callable[[Sequence[Request]], list[Generation]],
+    bench: Bench,
     harmful: Sequence[Attempt],
     benign: Sequence[Attempt],
-    judge: Critic,
-    tokenizer: Tokenizer,
-    context: EvaluationContext,
     biases: Sequence[float] = BIASES,
 ) -> list[TradeoffPoint]:
     """One point a bias, in order. The same attempts with the same ids at each, so that points are
@@ -138,7 +135,6 @@ def tradeoff_curve(
     _check_lists(harmful, benign)
     if not all(map(math.isfinite, biases)):
         raise ValueError(f"biases are {list(biases)}, expected finite numbers")
-    bench = Bench(sample, judge, tokenizer, context)
     return [_point(bench, [*harmful, *benign], bias) for bias in biases]
 
 

@@ -25,8 +25,9 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from rlbf_jax.errors import InputError
+from rlbf_jax.harness.answering import Question, QuestionSampler, visible_until
 from rlbf_jax.report.traces import row_of
-from rlbf_jax.runs.answering import Question, QuestionSampler, open_model, visible_until
+from rlbf_jax.runs.checkpoint_policy import open_model
 from rlbf_jax.sampling.request import Generation, Knobs
 from rlbf_jax.tokenizers.conversation import conversation_ids
 
@@ -52,7 +53,7 @@ class RlbfAPI(ModelAPI):
 
     Args (`-M name=value`), besides inspect_ai's own:
       path: the folder; default: what follows `rlbf/` in the model's name.
-      tokenizer, semantics, directives: as of `answering.open_model`.
+      tokenizer, semantics, directives: as of `checkpoint_policy.open_model`.
       batch_size: most questions that are answered at once; also the default of max_connections.
       max_length: most ids of prompt and response; default: what the model was made for, else 2048.
 
@@ -74,10 +75,14 @@ class RlbfAPI(ModelAPI):
         max_length: int | None = None,
     ):
         super().__init__(model_name, base_url, api_key, [], config)
-        self._model = open_model(path or model_name, tokenizer, semantics, directives)
+        model = open_model(path or model_name, tokenizer, semantics, directives)
+        self._policy = model.policy
         self._batch_size = int(batch_size)
         self._sampler = QuestionSampler(
-            self._model, self._batch_size, int(max_length or self._model.max_length)
+            model.policy,
+            self._batch_size,
+            int(max_length or model.max_length),
+            directives=model.directives,
         )
         self._waiting: list[_Waiting] = []
         self._turn = anyio.Lock()
@@ -139,7 +144,7 @@ class RlbfAPI(ModelAPI):
         if refused := [name for name in _REFUSED if getattr(config, name, None)]:
             raise InputError(f"{refused[0]}: our sampler has no such parameter; leave it out")
         prompt, forced = conversation_ids(
-            self._model.tokenizer, [_plain(message) for message in messages]
+            self._policy.tokenizer, [_plain(message) for message in messages]
         )
         knobs = Knobs(
             temperature=1.0 if config.temperature is None else config.temperature,
@@ -157,7 +162,7 @@ class RlbfAPI(ModelAPI):
     def _output(
         self, generation: Generation, config: GenerateConfig, seconds: float
     ) -> ModelOutput:
-        tokenizer = self._model.tokenizer
+        tokenizer = self._policy.tokenizer
         text = visible_until(generation, tokenizer, config.stop_seqs or ())
         cut = len(text) < len(visible_until(generation, tokenizer, ()))
         message = ChatMessageAssistant(content=text, model=self.model_name, source="generate")

@@ -19,7 +19,8 @@ from jax import Array
 
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import QUERY_BLOCK, Visibility
-from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.models.config import ModelConfig, Positions
+from rlbf_jax.sampling.program import Hidden, Params, Program, as_program
 from rlbf_jax.sampling.scoring import in_time_chunks
 
 _LEAST_WIDTH = 32
@@ -46,8 +47,8 @@ class _Row(NamedTuple):
 
 
 def log_likelihoods(
-    config: ModelConfig,
-    params: dict,
+    model: ModelConfig | Program,
+    params: Params,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
     batch_size: int,
@@ -66,9 +67,10 @@ def log_likelihoods(
     Raises:
       ValueError: an empty context or continuation, or a continuation longer than `max_length`.
     """
+    program = as_program(model)
     results: list[LogLikelihood | None] = [None] * len(pairs)
-    read = functools.partial(_read, config, params, vocab_size or config.vocab_size)
-    for width, before, rows in _batches(config, _rows(pairs, max_length), batch_size):
+    read = functools.partial(_read, program, params, vocab_size or program.vocab_size)
+    for width, before, rows in _batches(program, _rows(pairs, max_length), batch_size):
         choices = _power(8, max(len(row.last) for row in rows))
         tokens = np.zeros((batch_size, width), np.int32)
         last, count = np.zeros(batch_size, np.int32), np.zeros(batch_size, np.int32)
@@ -108,7 +110,7 @@ def _rows(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], max_length: int)
 
 
 def _batches(
-    config: ModelConfig, rows: Sequence[_Row], batch_size: int
+    config: Positions, rows: Sequence[_Row], batch_size: int
 ) -> Iterator[tuple[int, int, list[_Row]]]:
     """(width, most ids before the last, rows) of every batch, the widest first: what does not fit
     fails at once."""
@@ -122,7 +124,7 @@ def _batches(
             yield width, min(before, width - 1), group[start : start + batch_size]
 
 
-def _width(config: ModelConfig, length: int) -> int:
+def _width(config: Positions, length: int) -> int:
     return transformer.padded_width(
         config, length, min(_power(2, length), QUERY_BLOCK), _LEAST_WIDTH
     )
@@ -138,8 +140,8 @@ def _power(base: int, count: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def _read(
-    config: ModelConfig,
-    params: dict,
+    program: Program,
+    params: Params,
     vocab_size: int,
     before: int,
     tokens: Array,
@@ -161,19 +163,19 @@ def _read(
       [B]; at the last: log-probabilities of the choices [B, C] and the likeliest id [B].
     """
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    hidden, _ = transformer.forward(config, params, tokens, Visibility(position))
+    hidden, _ = program.forward(params, tokens, Visibility(position))
     rows = jnp.arange(tokens.shape[0])[:, None]
 
-    def logits_of(states: Array) -> Array:
-        return transformer.unembed(config, params, states)[..., :vocab_size]
+    def logits_of(states: Hidden) -> Array:
+        return program.unembed(params, states)[..., :vocab_size]
 
-    at_last = logits_of(hidden[rows[:, 0], last])
+    at_last = logits_of(jax.tree.map(lambda states: states[rows[:, 0], last], hidden))
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(at_last, axis=-1), choices, axis=1)
     best = jnp.argmax(at_last, axis=-1)
     if before == 0:
         return jnp.zeros(last.shape), jnp.ones(last.shape, bool), logprobs, best
 
-    def read(states: Array, targets: Array) -> tuple[Array, Array]:
+    def read(states: Hidden, targets: Array) -> tuple[Array, Array]:
         logits = logits_of(states)
         chosen = jnp.take_along_axis(
             jax.nn.log_softmax(logits, axis=-1), targets[..., None], axis=-1
@@ -184,8 +186,7 @@ def _read(
     column = last[:, None] - before + jnp.arange(before)
     counts = column >= (last - count)[:, None]
     column = jnp.maximum(column, 0)
-    chosen, likeliest = in_time_chunks(
-        read, (hidden[rows, column], tokens[rows, column + 1]), vocab_size
-    )
+    queries = jax.tree.map(lambda states: states[rows, column], hidden)
+    chosen, likeliest = in_time_chunks(read, (queries, tokens[rows, column + 1]), vocab_size)
     total = jnp.sum(jnp.where(counts, chosen, 0.0), axis=1)
     return total, jnp.all(likeliest | ~counts, axis=1), logprobs, best

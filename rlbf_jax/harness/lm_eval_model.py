@@ -24,8 +24,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from rlbf_jax.errors import InputError, UserError
+from rlbf_jax.harness.answering import Question, QuestionSampler, visible_until
 from rlbf_jax.harness.likelihood import log_likelihoods
-from rlbf_jax.runs.answering import Question, QuestionSampler, open_model, visible_until
+from rlbf_jax.runs.checkpoint_policy import open_model
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.tokenizers.conversation import conversation_ids
 
@@ -81,8 +82,10 @@ class RlbfLM(TemplateLM):
         self.model = open_model(path, tokenizer, semantics, directives)
         self.max_length = self.model.max_length if max_length is None else int(max_length)
         self.max_gen_toks = int(max_gen_toks)
-        self.sampler = QuestionSampler(self.model, self.batch_size, self.max_length, int(seed))
-        self.ids = self.model.tokenizer
+        self.sampler = QuestionSampler(
+            self.model.policy, self.batch_size, self.max_length, int(seed), self.model.directives
+        )
+        self.ids = self.model.policy.tokenizer
         self.num_directives = 0
         """Directives carried out in all answers so far."""
         self._chats = False
@@ -161,8 +164,8 @@ class RlbfLM(TemplateLM):
             requests, size, kwargs.get("disable_tqdm", False), "rlbf: log-likelihoods"
         ):
             found = log_likelihoods(
-                self.model.config,
-                self.model.params,
+                self.model.policy.program,
+                self.model.policy.params,
                 [(context, continuation) for _, context, continuation in part],
                 batch_size=self.batch_size,
                 max_length=self.max_length,
@@ -234,9 +237,9 @@ class RlbfLM(TemplateLM):
     def get_model_info(self) -> dict[str, Any]:
         """For the harness's results file."""
         return {
-            "path": self.model.path,
+            "path": self.model.policy.name,
             "family": self.model.config.family,
-            "semantics": self.model.semantics.value,
+            "semantics": self.model.policy.semantics.value,
             "directives_allowed": self.model.directives,
             "directives": self.num_directives,
             "tokenizer": self.tokenizer_name,

@@ -17,6 +17,37 @@ def token_nll(logits: Array, targets: Array) -> Array:
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
+def sequence_logprobs(
+    nll: Array, counts: Array, segment: Array | None = None, num_segments: int | None = None
+) -> Array:
+    """Log-probability of whole sequences: minus the sum of their tokens' negative log-likelihoods.
+
+    What DPO (Rafailov et al. 2023), KTO (Ethayarajh et al. 2024) and scores of whole completions
+    are made of. Divided by the number of tokens it is a mean log-probability (SimPO).
+
+    Args:
+      nll: [B, T], nats, of the token in each column (see `token_nll`); where `counts` does not hold
+        it may be infinite or NaN, and its gradient is 0.
+      counts: [B, T] bool, tokens in the sum: a completion's, not the prompt's or padding.
+      segment: [B, T] int32 of packed rows: 1, 2, ... for a row's sequences, 0 for padding. None:
+        one sequence a row.
+      num_segments: S (static), columns of the result for packed rows; sequences beyond are left
+        out.
+
+    Returns:
+      float32 [B]; of packed rows [B, S], sequence s in column s - 1. 0 where nothing counts.
+
+    Raises ValueError for `segment` without `num_segments`.
+    """
+    kept = jnp.where(counts, nll.astype(jnp.float32), 0.0)
+    if segment is None:
+        return -jnp.sum(kept, axis=1)
+    if num_segments is None:
+        raise ValueError("num_segments is None, expected the most sequences a packed row holds")
+    sums = jax.vmap(lambda x, s: jax.ops.segment_sum(x, s, num_segments + 1))(kept, segment)
+    return -sums[:, 1:]
+
+
 @jax.custom_vjp
 def linear_nll(hidden: Array, table: Array, targets: Array, counts: Array) -> Array:
     """Summed negative log-likelihood of targets under softmax(hidden @ table.T), without a [B, T,

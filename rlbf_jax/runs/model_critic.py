@@ -10,8 +10,8 @@ from rlbf_jax.critics.language.answerers import ModelAnswerer
 from rlbf_jax.critics.language.http_critic import HttpCriticConfig, judge_format
 from rlbf_jax.critics.language.language_model import LanguageModelCritic
 from rlbf_jax.errors import UserError
-from rlbf_jax.runs.answering import open_model
-from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.runs.checkpoint_policy import open_model
+from rlbf_jax.sampling.sampler import SamplerConfig
 
 BATCH = 8
 """Texts that a model is asked about at once."""
@@ -58,9 +58,8 @@ def model_critic(
     check_model(folder, option)
     model, form = open_model(folder), judge_format(told, categories)
     shapes = SamplerConfig(
-        model.semantics, BATCH, min_room=form.max_tokens, bucket=128, max_context=model.max_length
+        batch_size=BATCH, min_room=form.max_tokens, bucket=128, max_context=model.max_length
     )
-    answerer = ModelAnswerer(
-        Sampler(model.config, model.tokenizer, shapes), model.params, str(folder)
-    )
+    policy = model.policy
+    answerer = ModelAnswerer(policy.sampler(shapes), policy.params, policy.name)
     return LanguageModelCritic(answerer, form, max_unjudged=max_unjudged, option=option)

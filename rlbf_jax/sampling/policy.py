@@ -57,7 +57,9 @@ class Policy:
         It is called with parameters: `policy.sampler(shapes)(policy.params, requests, key)`.
         """
         shapes = dataclasses.replace(shapes or SamplerConfig(), semantics=self.semantics)
-        return Sampler(self.program, self.tokenizer, shapes, rule=self.rule, sharding=sharding)
+        return Sampler(
+            self.program, self.tokenizer, shapes, rule=self.rule, sharding=sharding
+        )
 
     def sample(
         self, prompts: Sequence[str | Request], seed: int = 0, knobs: Knobs | None = None
@@ -83,7 +85,7 @@ class Policy:
         float32 [E] a generation, NaN for forced ids: by the law of the sampler what was recorded,
         if this policy drew them. Mask, bias and temperature are those of each request's knobs.
 
-        Raises InputError for a trace longer than the table of learned positions.
+        Raises ValueError for a trace longer than the table of learned positions.
         """
         logprobs: list[np.ndarray] = []
         size = _rows(len(generations))

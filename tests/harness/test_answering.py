@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import pathlib
 import subprocess
 import sys
@@ -19,28 +18,18 @@ from hypothesis import strategies as st
 
 import rlbf_jax
 from rlbf_jax.directives import Semantics, render
-from rlbf_jax.errors import InputError, UserError
+from rlbf_jax.errors import InputError
+from rlbf_jax.harness.answering import Question, QuestionSampler, is_settled, visible_until
 from rlbf_jax.harness.likelihood import LogLikelihood, log_likelihoods
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
-from rlbf_jax.models.families import styled
-from rlbf_jax.models.weights.write import write_checkpoint
-from rlbf_jax.runs.answering import (
-    Model,
-    Question,
-    QuestionSampler,
-    is_settled,
-    open_model,
-    visible_until,
-)
+from rlbf_jax.sampling.policy import Policy
+from rlbf_jax.sampling.program import Contrast, LinearMix, Single
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.tokenizers import import_tokenizer, train_tokenizer
 from rlbf_jax.tokenizers.conversation import conversation_ids
-from rlbf_jax.training.checkpoint import Checkpoints
-from rlbf_jax.training.model_folder import load_model
 from tests.fakes import LetterTokenizer, random_model
 from tests.runs import tiny_checkpoint as tiny
-from tests.tokenizers import families
 
 REFERENCE = pathlib.Path(__file__).resolve().parent.parent / "reference" / "lm_eval.npz"
 LETTERS = LetterTokenizer()
@@ -113,6 +102,15 @@ def test_log_likelihoods_over_the_ids_that_count():
     assert same[0].logprob == all_ids
 
 
+def test_log_likelihoods_of_a_contrast_are_those_of_its_mix():
+    program = Contrast((CONFIG, CONFIG), LinearMix((1.5, -0.5)))
+    pairs = [([1, 2, 3], [5, 6, 7]), ([1], [9])]
+    # A contrast of a model with itself is the model.
+    found = log_likelihoods(program, (PARAMS, PARAMS), pairs, batch_size=2, max_length=20)
+    expected = log_likelihoods(CONFIG, PARAMS, pairs, batch_size=2, max_length=20)
+    np.testing.assert_allclose([f.logprob for f in found], [e.logprob for e in expected], atol=1e-4)
+
+
 def test_log_likelihoods_of_nothing():
     assert log_likelihoods(CONFIG, PARAMS, [], batch_size=2, max_length=8) == []
     for pair, said in ((([], [1]), "context is empty"), (([1], []), "continuation is empty")):
@@ -122,9 +120,8 @@ def test_log_likelihoods_of_nothing():
         log_likelihoods(CONFIG, PARAMS, [([1], [1] * 9)], batch_size=2, max_length=8)
 
 
-def model_of(params=PARAMS, **fields) -> Model:
-    made = Model(CONFIG, params, LETTERS, Semantics.REWIND, True, CONFIG.vocab_size, "")
-    return dataclasses.replace(made, **fields)
+def policy_of(params=PARAMS) -> Policy:
+    return Policy(Single(CONFIG), params, LETTERS, LETTERS.rule, Semantics.REWIND)
 
 
 def test_greedy_continuations_are_those_that_the_sampler_draws():
@@ -135,7 +132,7 @@ def test_greedy_continuations_are_those_that_the_sampler_draws():
     params = PARAMS | {"unembedding": PARAMS["unembedding"] * words}
     prompt = tuple(LETTERS.encode_prompt("a b"))
     question = Question(prompt, knobs=Knobs(temperature=0, max_tokens=12))
-    (drawn,) = QuestionSampler(model_of(params), 4, 64).answer([question])
+    (drawn,) = QuestionSampler(policy_of(params), 4, 64).answer([question])
     answer = drawn.trace.tolist()
     wrong = [*answer[:-1], answer[-1] % 20 + 5]
     assert len(answer) == 12 and answer[-1] != wrong[-1]
@@ -154,19 +151,19 @@ def test_answers_do_not_depend_on_company_and_repetitions_differ():
         Question(tuple(LETTERS.encode_prompt(t)), knobs=Knobs(max_tokens=16))
         for t in ("abc", "x", "abc", "a b c d e")
     ]
-    together = QuestionSampler(model_of(), 4, 64).answer(asked)
-    one = QuestionSampler(model_of(), 4, 64)
+    together = QuestionSampler(policy_of(), 4, 64).answer(asked)
+    one = QuestionSampler(policy_of(), 4, 64)
     alone = [one.answer([question])[0] for question in reversed(asked)][::-1]
     assert together[1].text == alone[1].text and together[3].text == alone[3].text
     assert {together[0].text, together[2].text} == {alone[0].text, alone[2].text}
     assert together[0].text != together[2].text
     other = dataclasses.replace(asked[1], seed=1)
-    assert QuestionSampler(model_of(), 4, 64).answer([other])[0].text != together[1].text
+    assert QuestionSampler(policy_of(), 4, 64).answer([other])[0].text != together[1].text
 
 
 def test_prompts_lose_their_beginning_and_directives_can_be_forbidden():
     question = Question(tuple(LETTERS.encode_prompt("a" * 60)), knobs=Knobs(max_tokens=30))
-    sampler = QuestionSampler(model_of(), 4, 40)
+    sampler = QuestionSampler(policy_of(), 4, 40)
     assert len(sampler.answer([question])[0].prompt_ids) == 10
     with pytest.raises(
         InputError, match="max_tokens is 40, 0 ids are forced, and the model's texts have 40"
@@ -179,9 +176,9 @@ def test_prompts_lose_their_beginning_and_directives_can_be_forbidden():
         dataclasses.replace(q, knobs=dataclasses.replace(q.knobs, control_bias={"categories": 4.0}))
         for q in asked
     ]
-    assert any(g.edits for g in QuestionSampler(model_of(), 4, 64).answer(eager))
+    assert any(g.edits for g in QuestionSampler(policy_of(), 4, 64).answer(eager))
     assert not any(
-        g.edits for g in QuestionSampler(model_of(directives=False), 4, 64).answer(eager)
+        g.edits for g in QuestionSampler(policy_of(), 4, 64, directives=False).answer(eager)
     )
 
 
@@ -266,8 +263,8 @@ def test_decoding_ends_soon_after_a_stop_string_and_texts_are_the_same():
         dataclasses.replace(q, stops=stops)
         for q, stops in zip(questions, (("a",), ("zzz",), ()), strict=True)
     ]
-    whole = QuestionSampler(model_of(), 2, 160).answer(questions)
-    short = QuestionSampler(model_of(), 2, 160).answer(stopped)
+    whole = QuestionSampler(policy_of(), 2, 160).answer(questions)
+    short = QuestionSampler(policy_of(), 2, 160).answer(stopped)
     for question, one, other in zip(stopped, whole, short, strict=True):
         assert np.array_equal(other.trace, one.trace[: len(other.trace)])
         assert np.allclose(other.logprobs, one.logprobs[: len(other.trace)], atol=1e-5)
@@ -310,84 +307,6 @@ def test_conversations_by_a_checkpoints_template(tmp_path):
     assert not {i for i in prompt if tokenizer.rule.is_control(i)}
 
 
-# Folders ------------------------------------------------------------------------------------------
-
-
-def test_a_published_checkpoint_takes_nothing_back(tmp_path):
-    model = open_model(tiny.write(tmp_path / "model"))
-    assert not model.directives and model.semantics is Semantics.KEEP and model.max_length == 256
-    # Reserved tokens of the family serve as control ids, so no rows were added.
-    assert model.vocab_size == model.config.vocab_size == tiny.ROWS
-    assert open_model(tmp_path / "model", semantics="rewind").semantics is Semantics.REWIND
-    with pytest.raises(UserError, match="semantics is 'forget', expected keep or rewind"):
-        open_model(tmp_path / "model", semantics="forget")
-
-
-def test_rows_for_control_ids_change_no_likelihood(tmp_path):
-    families.gpt2(tmp_path)
-    rows = import_tokenizer(tmp_path, (), 1).rule.first_id
-    shape = dataclasses.replace(CONFIG, family="gpt2", vocab_size=rows, max_positions=64)
-    config = styled(dataclasses.replace(shape, num_kv_heads=shape.num_heads))
-    write_checkpoint(tmp_path, config, transformer.init(config, jax.random.key(0)))
-    model = open_model(tmp_path)
-    assert model.vocab_size == rows < model.config.vocab_size == model.tokenizer.vocab_size
-    before = log_likelihoods(*load_model(tmp_path), [([1, 2], [5, 6])], batch_size=4, max_length=64)
-    after = log_likelihoods(
-        model.config,
-        model.params,
-        [([1, 2], [5, 6])],
-        batch_size=4,
-        max_length=64,
-        vocab_size=model.vocab_size,
-    )
-    assert after[0].logprob == pytest.approx(before[0].logprob, abs=1e-5)
-    (drawn,) = QuestionSampler(model, 4, 64).answer([Question((1, 2), knobs=Knobs(max_tokens=20))])
-    assert max(drawn.trace) < rows
-
-
-def test_a_tokenizer_with_control_tokens_is_taken_as_it_is(tmp_path):
-    folder = tiny.write(tmp_path / "model")
-    import_tokenizer(folder, ("one",), 4, tiny.ROWS).save(folder)
-    model = open_model(folder)
-    assert model.directives and model.tokenizer.rule.categories == ("one",)
-    assert not open_model(folder, directives=False).directives
-
-
-def stage(run: pathlib.Path, semantics: str = "rewind") -> pathlib.Path:
-    """A run's folder with one stage, as far as it is read."""
-    tokenizer = train_tokenizer(["tell me of the moon, and of tea for two"], 300, ("one", "two"), 6)
-    tokenizer.save(run / "tokenizer")
-    config, params = random_model(tokenizer)
-    checkpoints = Checkpoints(run / "stages" / "sft" / "model", writes=True)
-    checkpoints.save(0, params, {"stage": "sft", "model": dataclasses.asdict(config)})
-    checkpoints.close()
-    (run / "manifest.json").write_text(json.dumps({"config": {"semantics": semantics}}))
-    return run / "stages" / "sft"
-
-
-def test_a_stage_of_a_run(tmp_path):
-    folder = stage(tmp_path)
-    model = open_model(folder)
-    assert model.directives and model.semantics is Semantics.REWIND and model.max_length == 2048
-    assert model.tokenizer.rule.categories == ("one", "two")
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="manifest.json: cannot be read"):
-        open_model(folder)
-    with pytest.raises(UserError, match="none: no model here"):
-        open_model(tmp_path / "none")
-
-
-def test_tokenizers_that_do_not_fit(tmp_path):
-    folder = stage(tmp_path / "run")
-    train_tokenizer(["abc " * 9], 265, ("one",), 90).save(tmp_path / "large")
-    with pytest.raises(
-        UserError, match="the tokenizer has 3.. ids, the model in .* name the right one"
-    ):
-        open_model(folder, tmp_path / "large")
-    with pytest.raises(UserError, match="name the tokenizer's folder as tokenizer=DIR"):
-        open_model(folder, tmp_path)
-
-
 # Nobody else needs the harnesses ------------------------------------------------------------------
 
 ADAPTERS = {"lm_eval_model.py": {"lm_eval"}, "inspect_provider.py": {"inspect_ai", "anyio"}}
@@ -411,14 +330,14 @@ def test_the_package_runs_without_the_harnesses():
     program = (
         "import sys; sys.modules.update(dict.fromkeys(('lm_eval', 'inspect_ai', 'datasets', "
         "'torch')));"
-        "import rlbf_jax.cli.main, rlbf_jax.runs.execute, rlbf_jax.runs.answering, "
-        "rlbf_jax.harness.likelihood"
+        "import rlbf_jax.cli.main, rlbf_jax.runs.execute, rlbf_jax.runs.checkpoint_policy, "
+        "rlbf_jax.harness.answering, rlbf_jax.harness.likelihood"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_prompt_ids_take_the_place_of_the_prompt():
-    sampler = QuestionSampler(model_of(), 4, 64)._sampler
+    sampler = QuestionSampler(policy_of(), 4, 64)._sampler
     ids = tuple(LETTERS.encode_prompt("a b"))
     knobs = Knobs(max_tokens=8)
     plain, placed = (

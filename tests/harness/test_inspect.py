@@ -128,7 +128,7 @@ def test_messages_and_parameters(api):
     question = api._question(messages, [], config)
     plain = [{"role": m.role, "content": m.content} for m in messages]
     assert (
-        question.prompt_ids == tuple(api._model.tokenizer.encode_chat(plain))
+        question.prompt_ids == tuple(api._policy.tokenizer.encode_chat(plain))
         and question.forced == ()
     )
     assert (question.knobs.temperature, question.knobs.top_k, question.knobs.max_tokens) == (
@@ -139,7 +139,7 @@ def test_messages_and_parameters(api):
     assert question.seed == 5
     begun = api._question([*messages, ChatMessageAssistant(content="the moon")], [], config)
     assert begun.prompt_ids == question.prompt_ids
-    assert begun.forced == tuple(api._model.tokenizer.encode("the moon"))
+    assert begun.forced == tuple(api._policy.tokenizer.encode("the moon"))
     default = api._question(messages[1:2], [], GenerateConfig(max_tokens=64))
     assert (
         dataclasses.replace(default.knobs, max_tokens=64) == default.knobs

@@ -20,9 +20,9 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from rlbf_jax.errors import InputError, UserError  # noqa: E402
+from rlbf_jax.harness.answering import QuestionSampler  # noqa: E402
 from rlbf_jax.harness.lm_eval_model import RlbfLM, main  # noqa: E402
 from rlbf_jax.models.weights.write import write_checkpoint  # noqa: E402
-from rlbf_jax.runs.answering import QuestionSampler  # noqa: E402
 from rlbf_jax.tokenizers import import_tokenizer  # noqa: E402
 from tests.runs import tiny_checkpoint as tiny  # noqa: E402
 from tests.tokenizers import families  # noqa: E402
@@ -114,11 +114,12 @@ def test_greedy_is_what_our_sampler_decodes_greedily(plain, eager):
     """Directives forbidden. A control id that is likelier, which the sampler passes over, is in the
     softmax though."""
     controls = list(eager.ids.new_ids)
-    params = dict(eager.model.params)
+    params = dict(eager.model.policy.params)
     params["unembedding"] = params["unembedding"].at[np.array(controls)].multiply(0.5)
     other = copy.copy(eager)
-    other.model = dataclasses.replace(eager.model, params=params, directives=False)
-    other.sampler = QuestionSampler(other.model, 4, 512)
+    policy = eager.model.policy.replace(params=params)
+    other.model = dataclasses.replace(eager.model, policy=policy, directives=False)
+    other.sampler = QuestionSampler(policy, 4, 512, directives=False)
     with_controls: list[bool] = []
     for context in ("The moon shines over", "Birds sing songs of summer", "Old stones"):
         prompt, answer = greedy_answer(plain, context, 9)

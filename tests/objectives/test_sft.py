@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlbf_jax.objectives import sft
-from rlbf_jax.objectives.sft import linear_nll, token_nll
+from rlbf_jax.objectives.sft import linear_nll, sequence_logprobs, token_nll
 
 
 def plain(hidden, table, targets, counts):
@@ -76,3 +78,43 @@ def test_token_nll_equals_log_softmax():
         np.asarray(jax.nn.log_softmax(logits)), np.asarray(targets)[..., None], -1
     )[..., 0]
     np.testing.assert_allclose(token_nll(logits, targets), wanted, atol=1e-5)
+
+
+# Whole sequences --------------------------------------------------------------------------------
+
+
+def slow_sequences(nll, counts, segment, num_segments):
+    """[B, S] token by token, in float64."""
+    out = np.zeros((len(nll), num_segments))
+    for b, t in np.ndindex(nll.shape):
+        if counts[b, t] and 0 < segment[b, t] <= num_segments:
+            out[b, segment[b, t] - 1] -= nll[b, t]
+    return out
+
+
+@given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.5, 1.0]))
+def test_sequence_logprobs_equal_loops(seed, share):
+    rng = np.random.default_rng(seed)
+    nll = rng.normal(size=(4, 9)).astype(np.float32)
+    counts, segment = rng.random((4, 9)) < share, rng.integers(0, 5, (4, 9)).astype(np.int32)
+    nll[~counts] = rng.choice([np.nan, np.inf, 1.0])
+    arrays = jnp.asarray(nll), jnp.asarray(counts)
+    for most in (3, 6):
+        found = sequence_logprobs(*arrays, jnp.asarray(segment), most)
+        slow = slow_sequences(nll, counts, segment, most)
+        np.testing.assert_allclose(found, slow, atol=1e-5)
+    whole = slow_sequences(nll, counts, np.ones_like(segment), 1)[:, 0]
+    np.testing.assert_allclose(sequence_logprobs(*arrays), whole, atol=1e-5)
+
+
+def test_sequence_logprobs_keep_float32_and_gradients_finite():
+    nll = jnp.asarray([[1.0, np.inf, 2.0], [np.nan, 3.0, 4.0]], jnp.bfloat16)
+    counts = jnp.asarray([[True, False, True], [False, True, False]])
+    found = sequence_logprobs(nll, counts)
+    assert found.dtype == jnp.float32 and found.tolist() == [-3.0, -3.0]
+    segment = jnp.asarray([[1, 1, 2], [1, 2, 2]], jnp.int32)
+    assert sequence_logprobs(nll, counts, segment, 2).tolist() == [[-1.0, -2.0], [0.0, -3.0]]
+    gradient = jax.grad(lambda x: jnp.sum(sequence_logprobs(x, counts, segment, 2)))(nll)
+    np.testing.assert_array_equal(gradient, np.where(counts, -1.0, 0.0))
+    with pytest.raises(ValueError, match="num_segments is None"):
+        sequence_logprobs(nll, counts, segment)

@@ -188,7 +188,7 @@ def test_a_prefix_takes_its_share_of_learned_positions():
 
 @pytest.mark.slow
 def test_long_rows_under_a_prefix_are_whole_blocks_of_what_the_model_reads():
-    """1,040 positions less 10: a row of 2,048 columns, and a second stream that would need 3,072."""
+    """1,040 positions less 10: rows of 2,048 columns, and a second stream that would need 3,072."""
     config, params = learned(1040)
     program = TwoPrompts(config, PREFIX, 0.5)
     width = transformer.padded_width(program, 1030, 32)

@@ -1,0 +1,113 @@
+"""Folders as policies: stages of runs, published checkpoints, and what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import pytest
+
+from rlbf_jax.directives import Semantics
+from rlbf_jax.errors import UserError
+from rlbf_jax.harness.answering import Question, QuestionSampler
+from rlbf_jax.harness.likelihood import log_likelihoods
+from rlbf_jax.models import transformer
+from rlbf_jax.models.families import styled
+from rlbf_jax.models.weights.write import write_checkpoint
+from rlbf_jax.runs.checkpoint_policy import open_model
+from rlbf_jax.sampling.program import Single
+from rlbf_jax.sampling.request import Knobs
+from rlbf_jax.tokenizers import import_tokenizer, train_tokenizer
+from rlbf_jax.training.checkpoint import Checkpoints
+from rlbf_jax.training.model_folder import load_model
+from tests.fakes import LetterTokenizer, random_model
+from tests.runs import tiny_checkpoint as tiny
+from tests.tokenizers import families
+
+CONFIG, _ = random_model(LetterTokenizer())
+
+
+def test_a_published_checkpoint_takes_nothing_back(tmp_path):
+    model = open_model(tiny.write(tmp_path / "model"))
+    assert (
+        not model.directives
+        and model.policy.semantics is Semantics.KEEP
+        and model.max_length == 256
+    )
+    # Reserved tokens of the family serve as control ids, so no rows were added.
+    assert model.vocab_size == model.config.vocab_size == tiny.ROWS
+    assert model.policy.program == Single(model.config)
+    assert model.policy.name == str(tmp_path / "model")
+    assert open_model(tmp_path / "model", semantics="rewind").policy.semantics is Semantics.REWIND
+    with pytest.raises(UserError, match="semantics is 'forget', expected keep or rewind"):
+        open_model(tmp_path / "model", semantics="forget")
+
+
+def test_rows_for_control_ids_change_no_likelihood(tmp_path):
+    families.gpt2(tmp_path)
+    rows = import_tokenizer(tmp_path, (), 1).rule.first_id
+    shape = dataclasses.replace(CONFIG, family="gpt2", vocab_size=rows, max_positions=64)
+    config = styled(dataclasses.replace(shape, num_kv_heads=shape.num_heads))
+    write_checkpoint(tmp_path, config, transformer.init(config, jax.random.key(0)))
+    model = open_model(tmp_path)
+    assert model.vocab_size == rows < model.config.vocab_size == model.policy.tokenizer.vocab_size
+    before = log_likelihoods(*load_model(tmp_path), [([1, 2], [5, 6])], batch_size=4, max_length=64)
+    after = log_likelihoods(
+        model.config,
+        model.policy.params,
+        [([1, 2], [5, 6])],
+        batch_size=4,
+        max_length=64,
+        vocab_size=model.vocab_size,
+    )
+    assert after[0].logprob == pytest.approx(before[0].logprob, abs=1e-5)
+    sampler = QuestionSampler(model.policy, 4, 64, directives=model.directives)
+    (drawn,) = sampler.answer([Question((1, 2), knobs=Knobs(max_tokens=20))])
+    assert max(drawn.trace) < rows
+
+
+def test_a_tokenizer_with_control_tokens_is_taken_as_it_is(tmp_path):
+    folder = tiny.write(tmp_path / "model")
+    import_tokenizer(folder, ("one",), 4, tiny.ROWS).save(folder)
+    model = open_model(folder)
+    assert model.directives and model.policy.tokenizer.rule.categories == ("one",)
+    assert not open_model(folder, directives=False).directives
+
+
+def stage(run: pathlib.Path, semantics: str = "rewind") -> pathlib.Path:
+    """A run's folder with one stage, as far as it is read."""
+    tokenizer = train_tokenizer(["tell me of the moon, and of tea for two"], 300, ("one", "two"), 6)
+    tokenizer.save(run / "tokenizer")
+    config, params = random_model(tokenizer)
+    checkpoints = Checkpoints(run / "stages" / "sft" / "model", writes=True)
+    checkpoints.save(0, params, {"stage": "sft", "model": dataclasses.asdict(config)})
+    checkpoints.close()
+    (run / "manifest.json").write_text(json.dumps({"config": {"semantics": semantics}}))
+    return run / "stages" / "sft"
+
+
+def test_a_stage_of_a_run(tmp_path):
+    folder = stage(tmp_path)
+    model = open_model(folder)
+    assert (
+        model.directives and model.policy.semantics is Semantics.REWIND and model.max_length == 2048
+    )
+    assert model.policy.tokenizer.rule.categories == ("one", "two")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="manifest.json: cannot be read"):
+        open_model(folder)
+    with pytest.raises(UserError, match="none: no model here"):
+        open_model(tmp_path / "none")
+
+
+def test_tokenizers_that_do_not_fit(tmp_path):
+    folder = stage(tmp_path / "run")
+    train_tokenizer(["abc " * 9], 265, ("one",), 90).save(tmp_path / "large")
+    with pytest.raises(
+        UserError, match="the tokenizer has 3.. ids, the model in .* name the right one"
+    ):
+        open_model(folder, tmp_path / "large")
+    with pytest.raises(UserError, match="name the tokenizer's folder as tokenizer=DIR"):
+        open_model(folder, tmp_path)
