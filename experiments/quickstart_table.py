@@ -15,7 +15,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from rlbf_jax.cli.main import exit_code, keep_compiled_programs, load_experiment
+from rlbf_jax.cli.main import exit_code, keep_compiled_programs
+from rlbf_jax.cli.run import load_experiment
 from rlbf_jax.errors import UserError
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlbf_jax.runs.execute import open_run
+from rlbf_jax.runs.load import open_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENT = str(ROOT / "tests" / "training" / "tiny_experiment.py")

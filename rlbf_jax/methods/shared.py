@@ -35,6 +35,8 @@ from rlbf_jax.training.supervised import (
 PRETRAINING = "pretraining"
 TOKENIZER_DOCUMENTS = 12_000
 """Most documents that the tokenizer is trained on."""
+EXAMPLES = {"bsafe_plus": "sft_examples"}
+"""Option that says how large a data set is, where it is not DATASET_examples."""
 
 
 def foundation(e: Experiment) -> list[Stage]:
@@ -261,10 +263,10 @@ class SupervisedStage:
     """Supervised training of an earlier stage's model on one data set."""
 
     training: SupervisedConfig
-    flag: str
+    flag: str = dataclasses.field(metadata=DECIDES_NOTHING)
     """Option that `training` comes from, for messages."""
     dataset: str
-    examples: str
+    examples: str = dataclasses.field(metadata=DECIDES_NOTHING)
     """Option that says how large the data set is, for messages."""
     start: str
     """Stage whose model is trained."""
@@ -287,7 +289,7 @@ def supervised_stage(
         training,
         name,
         dataset,
-        f"{dataset}_examples",
+        EXAMPLES.get(dataset, f"{dataset}_examples"),
         start,
         e.base.model.lora,
         e.rule,

@@ -19,7 +19,13 @@ from rlbf_jax.runs import start
 from rlbf_jax.runs.execute import recipe
 from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.runs.files import read_json, write_json
-from rlbf_jax.runs.manifest import Manifest, open_workdir, read_manifest, shared_by
+from rlbf_jax.runs.manifest import (
+    Manifest,
+    experiment_from,
+    open_workdir,
+    read_manifest,
+    shared_by,
+)
 from rlbf_jax.runs.run import TOKENIZER
 from rlbf_jax.runs.stage import Stage, dependencies, fingerprint, lineage
 
@@ -86,27 +92,44 @@ def _check(source: Path, there: Manifest, e: Experiment, every: Sequence[Stage],
 
 
 def _differing(there: Manifest, e: Experiment, every: Sequence[Stage], name: str) -> list[str]:
-    """Settings that decide a stage's result and that differ, as flags name them where they can be
-    told."""
-    mine = dependencies(every, name, shared_by(e))
-    names = lineage(every, name)
-    stored = {n: entry.config for n in names if (entry := there.stage(n))}
-    changed = differences({**there.shared, "stages": stored}, mine)
-    return list(dict.fromkeys(_flag(dotted, mine["stages"]) for dotted, _, _ in changed))
+    """Flags of the settings that decide a stage's result and that differ: those which, one by one as
+    the other run has them, make another fingerprint. Names of dependencies where there is no such
+    flag."""
+    mine, stored = fingerprint(every, name, shared_by(e)), e.stored()
+    flags = [
+        dotted
+        for dotted, old, _ in differences(there.config, stored)
+        if _holds(there.config, dotted) and _fingerprint_with(e, name, dotted, old) != mine
+    ]
+    if flags:
+        return flags
+    entries = {n: there.stage(n) for n in lineage(every, name)}
+    configs = {n: entry.config for n, entry in entries.items() if entry}
+    needs = dependencies(every, name, shared_by(e))
+    return [dotted for dotted, _, _ in differences({**there.shared, "stages": configs}, needs)]
 
 
-def _flag(dotted: str, configs: dict[str, Any]) -> str:
-    """`stages.sft.training.steps` -> `sft.steps`, `stages.base.model.width` -> `model.width`."""
+def _fingerprint_with(e: Experiment, name: str, dotted: str, value: Any) -> str:
+    """Fingerprint of a stage with one setting as a manifest holds it; empty if that is no experiment
+    with such a stage."""
+    stored = part = e.stored()
+    *parents, last = dotted.split(".")
+    try:
+        for parent in parents:
+            part = part[parent]
+        part[last] = value
+        other = experiment_from(stored, type(e.method))
+        return fingerprint(recipe(other), name, shared_by(other))
+    except (UserError, ValueError, TypeError, KeyError):
+        return ""
+
+
+def _holds(config: dict[str, Any], dotted: str) -> bool:
+    """Whether a plain configuration has a setting."""
     first, _, rest = dotted.partition(".")
-    if first != "stages":
-        return dotted
-    stage, _, setting = rest.partition(".")
-    flag = (configs.get(stage) or {}).get("flag")
-    return (
-        f"{flag}.{setting.removeprefix('training.')}"
-        if flag and "training." in setting
-        else (setting or stage)
-    )
+    if first not in config or not rest:
+        return first in config
+    return isinstance(config[first], dict) and _holds(config[first], rest)
 
 
 def _copy(source: Path, target: Path) -> None:

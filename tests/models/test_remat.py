@@ -15,7 +15,8 @@ import pytest
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.config import ModelConfig, Remat, upgraded
-from rlbf_jax.runs.execute import differences, stored_config
+from rlbf_jax.plain import differences
+from rlbf_jax.runs.manifest import read_manifest
 from rlbf_jax.training.model_folder import config_of
 
 POLICIES = typing.get_args(Remat)
@@ -81,8 +82,9 @@ def test_models_and_runs_of_earlier_versions_are_read(tmp_path):
     for old, new in ((False, "none"), (True, "block"), ("dots", "dots")):
         fields = json.loads(json.dumps(dataclasses.asdict(SHAPE) | {"remat": old}))
         assert config_of(fields, Path("stage")) == dataclasses.replace(SHAPE, remat=new)
-        (tmp_path / "manifest.json").write_text(json.dumps({"config": {"model": fields}}))
-        there = stored_config(tmp_path / "manifest.json")["model"]
+        stored = {"format": 2, "config": {"model": fields}, "stages": [], "shared": {}}
+        (tmp_path / "manifest.json").write_text(json.dumps(stored))
+        there = read_manifest(tmp_path).config["model"]
         now = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(SHAPE, remat=new))))
         assert differences(there, now) == []
     assert upgraded({"width": 3}) == {"width": 3}

@@ -3,6 +3,7 @@ probabilities go."""
 
 import dataclasses
 import functools
+import json
 from types import SimpleNamespace
 
 import jax
@@ -10,14 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from rlbf_jax.training.reinforcement import (
-    ReinforcementConfig,
-    Rollout,
-    _expand,
-    _recorded,
-    rewards_of,
-)
-
 from rlbf_jax.critics.base import Verdict
 from rlbf_jax.critics.judging import Judged
 from rlbf_jax.data.schema import Prompt
@@ -39,6 +32,16 @@ from rlbf_jax.training.policy import (
     policy_terms,
     policy_weights,
     read_traces,
+)
+from rlbf_jax.training.rollouts import (
+    Rollout,
+    bounded,
+    check_rollouts,
+    in_groups,
+    recorded_logprobs,
+    reward_metrics,
+    rewards_of,
+    rollout_rows,
 )
 from rlbf_jax.training.state import init_state, make_update
 from rlbf_jax.training.supervised import Rows
@@ -73,7 +76,7 @@ def rollouts():
     group = np.repeat(np.arange(GROUPS, dtype=np.int32), SIZE)
     return SimpleNamespace(
         model=config, rule=tokenizer.rule, policy=policy, generations=generations, traces=traces, group=group,
-        sampled=_recorded(generations, TIME),
+        sampled=recorded_logprobs(generations, TIME),
     )  # fmt: skip
 
 
@@ -312,14 +315,15 @@ def test_weights_name_only_terms_that_are_asked_for():
 def test_truncated_and_greedy_sampling_are_refused(fields):
     prompt = Rollout(Request("a", knobs=Knobs(**fields)), Prompt("1", "a"))
     with pytest.raises(UserError, match="temperature and control bias only"):
-        _expand([prompt], ReinforcementConfig(prompts_per_step=1))
+        check_rollouts([prompt], 1, None)
 
 
 def test_a_group_shares_everything_but_its_row_keys():
     prompts = [
         Rollout(Request(text, FORCED, Knobs(temperature=0.8)), Prompt(text, text)) for text in "ab"
     ]
-    rows, group = _expand(prompts, ReinforcementConfig(prompts_per_step=2, group_size=3))
+    check_rollouts(prompts, 2, None)
+    rows, group = in_groups(prompts, 3)
     assert [r.request.prompt for r in rows] == list("aaabbb")
     assert [r.request.id for r in rows] == list(range(6))
     assert {r.request.forced for r in rows} == {FORCED} and {
@@ -340,10 +344,61 @@ def test_a_reward_that_is_not_finite_stops_the_run_and_an_unjudged_one_does_not(
 
 
 def test_a_prompt_that_may_draw_more_ids_than_are_scored_is_refused():
-    config = ReinforcementConfig(prompts_per_step=1, group_size=2, policy=PolicyConfig(max_drawn=4))
     forced = Rollout(Request("a", forced=(5, 6), knobs=Knobs(max_tokens=6)), Prompt("1", "a"))
-    assert len(_expand([forced], config)[0]) == 2
+    check_rollouts([forced], 1, 4)
+    assert len(in_groups([forced], 2)[0]) == 2
+    free = dataclasses.replace(forced, request=Request("a", knobs=Knobs(max_tokens=6)))
     with pytest.raises(ValueError, match="may draw 6 ids, policy.max_drawn is 4"):
-        _expand(
-            [dataclasses.replace(forced, request=Request("a", knobs=Knobs(max_tokens=6)))], config
-        )
+        check_rollouts([free], 1, 4)
+    check_rollouts([dataclasses.replace(free, request=bounded(free.request, 4))], 1, 4)
+    assert bounded(forced.request, 4) == forced.request
+
+
+def test_a_source_that_gives_another_number_of_prompts_is_refused():
+    prompt = Rollout(Request("a"), Prompt("1", "a"))
+    with pytest.raises(ValueError, match="gave 1 prompts, not 2"):
+        check_rollouts([prompt], 2, None)
+
+
+# What is written down ---------------------------------------------------------------------------
+
+
+def judged_by(verdicts):
+    """Judged responses: reward, safe in the end, with a directive that was needed or not."""
+    return [
+        Judged(reward, Outcome(directive, needed, safe, True, useful), Verdict(), ())
+        for reward, directive, needed, safe, useful in verdicts
+    ]
+
+
+def test_metrics_are_means_over_judged_rollouts_alone():
+    g = rollouts().generations[:3]
+    judged = judged_by([(1.0, True, True, True, True), (-0.5, True, False, False, False)])
+    judged.append(Judged(float("nan"), None, Verdict(), ()))
+    metrics = reward_metrics(judged, g)
+    emitted = np.mean([len(one.trace) - one.num_forced for one in g])
+    assert metrics == pytest.approx(
+        {
+            "reward": 0.25, "safe": 0.5, "backtrack_rate": 1.0, "needed": 0.5, "coherent": 1.0,
+            "useful": 0.5, "extra": 0.0, "emitted": emitted, "unjudged": 1 / 3,
+        }
+    )  # fmt: skip
+    with pytest.raises(UserError, match="could not judge a single rollout"):
+        reward_metrics(judged[2:], g[2:])
+
+
+def test_rows_hold_what_was_sampled_and_judged():
+    index = next(i for i, g in enumerate(rollouts().generations) if g.edits)
+    g = rollouts().generations[index]
+    rollout = Rollout(g.request, Prompt("p1", g.request.prompt))
+    verdict = Verdict()
+    judged = Judged(0.5, Outcome(True, True, True, True, True), verdict, (verdict,) * len(g.edits))
+    unjudged = dataclasses.replace(judged, reward=float("nan"), outcome=None)
+    row, other = rollout_rows(3, [rollout] * 2, [g] * 2, [judged, unjudged])
+    assert (row["step"], row["prompt_id"], row["forced"]) == (3, "p1", g.num_forced)
+    assert row["trace"] == g.trace.tolist() and row["visible"] == g.text
+    assert [d["removed"] for d in row["directives"]] == [len(e.removed) for e in g.edits]
+    assert [d["x"] for d in row["directives"]] == [e.requested for e in g.edits]
+    assert (row["reward"], row["judged"]) == (0.5, True)
+    assert (other["reward"], other["judged"]) == (None, False)
+    json.dumps([row, other], allow_nan=False)

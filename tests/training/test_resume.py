@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlbf_jax.runs.execute import open_run
+from rlbf_jax.runs.load import open_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 EXPERIMENT = str(pathlib.Path(__file__).with_name("tiny_experiment.py"))
@@ -106,7 +106,7 @@ def test_a_run_killed_in_sft_and_again_in_rlbf_ends_as_the_undisturbed_one(
     for name in [*names, pathlib.Path("results.json"), pathlib.Path("data/report.json")]:
         assert (killed / name).read_bytes() == (undisturbed / name).read_bytes(), name
     for stage in STAGES:
-        pair = [open_run(folder).params(stage) for folder in (killed, undisturbed)]
+        pair = [open_run(folder).policy(stage).params for folder in (killed, undisturbed)]
         jax.tree.map(
             lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), *pair
         )
