@@ -57,9 +57,7 @@ class Policy:
         It is called with parameters: `policy.sampler(shapes)(policy.params, requests, key)`.
         """
         shapes = dataclasses.replace(shapes or SamplerConfig(), semantics=self.semantics)
-        return Sampler(
-            self.program, self.tokenizer, shapes, rule=self.rule, sharding=sharding
-        )
+        return Sampler(self.program, self.tokenizer, shapes, rule=self.rule, sharding=sharding)
 
     def sample(
         self, prompts: Sequence[str | Request], seed: int = 0, knobs: Knobs | None = None

@@ -98,12 +98,9 @@ def scripted(requests):
 
 def test_points_of_a_curve():
     points = tradeoff_curve(
-        scripted,
+        Bench(scripted, ZJudge(), T, CONTEXT),
         attempts("direct", 4),
         attempts("none", 4),
-        ZJudge(),
-        T,
-        CONTEXT,
         biases=(-1, 0, 2, 4),
     )
     assert [p.bias for p in points] == [-1, 0, 2, 4]
@@ -145,7 +142,7 @@ def test_the_bias_comes_on_top():
 )
 def test_what_makes_no_curve(harmful, benign, biases, words):
     with pytest.raises(ValueError, match=words):
-        tradeoff_curve(scripted, harmful, benign, ZJudge(), T, CONTEXT, biases)
+        tradeoff_curve(Bench(scripted, ZJudge(), T, CONTEXT), harmful, benign, biases)
 
 
 def test_a_sweep_compiles_once_and_more_bias_backtracks_more():
@@ -157,10 +154,16 @@ def test_a_sweep_compiles_once_and_more_bias_backtracks_more():
     )  # a room of its own
     before = loop.generate._cache_size()
     points = tradeoff_curve(
-        lambda requests: sampler(params, requests, 0),
-        attempts("direct", 4, max_tokens=20), attempts("none", 4, max_tokens=20),
-        ZJudge(), T, dataclasses.replace(CONTEXT, rule=T.rule), biases=(-30, -1, 0, 1, 4, 30),
-    )  # fmt: skip
+        Bench(
+            lambda requests: sampler(params, requests, 0),
+            ZJudge(),
+            T,
+            dataclasses.replace(CONTEXT, rule=T.rule),
+        ),
+        attempts("direct", 4, max_tokens=20),
+        attempts("none", 4, max_tokens=20),
+        biases=(-30, -1, 0, 1, 4, 30),
+    )
     assert loop.generate._cache_size() == before + 1
     rates = [p.harmful["backtrack_rate"].value for p in points]
     assert rates[0] == 0 and rates[-1] == 1 and points[-1].benign["false_backtrack_rate"].value == 1
@@ -286,10 +289,10 @@ def test_the_bias_of_a_rule_without_categories_lies_on_its_retractions():
 
     context = dataclasses.replace(CONTEXT, rule=tokenizer.rule)
     benign, harmful = (attempts(name, 4, max_tokens=12, budget=1) for name in ("none", "direct"))
-    points = tradeoff_curve(sample, harmful, benign, ZJudge(), tokenizer, context, biases=(-30, 30))
+    ours = Bench(sample, ZJudge(), tokenizer, context)
+    points = tradeoff_curve(ours, harmful, benign, biases=(-30, 30))
     rates = [point.benign["false_backtrack_rate"].value for point in points]
     assert rates == [0, 1]
-    ours = Bench(sample, ZJudge(), tokenizer, context)
     found = calibrate(ours, benign, (), CalibrationOptions(most=0.5, low=-30, high=30, tolerance=2))
     assert found.control == "retractions" and found.met and found.taken_back.value <= 0.5
     plain = tradeoff_to_json(points, "z", context, ours.control)

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from rlbf_jax.runs.reuse import UNTOUCHED
 
 from experiments.quickstart import get_config
 from experiments.table import document, pieces, running, words
@@ -18,6 +17,7 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.columns import metric_names
 from rlbf_jax.evaluation.comparison import Estimate, Slice
 from rlbf_jax.runs import execute as runner
+from rlbf_jax.runs.reuse import UNTOUCHED
 
 CONFIG = get_config()
 PLAN = pieces.plan(CONFIG, (0, 1), (0,))
