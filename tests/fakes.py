@@ -3,6 +3,8 @@ spread."""
 
 from __future__ import annotations
 
+import types
+
 import jax
 
 from rlbf_jax.directives import BacktrackRule, EditRule, ReplaceRule, ResetRule
@@ -12,7 +14,25 @@ from rlbf_jax.models.transformer import ModelConfig
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
 
 
-class LetterTokenizer:
+class OneRule:
+    """A vocabulary with the control ids of one rule, as tokenizers say it."""
+
+    rule: EditRule
+
+    @property
+    def controls(self):
+        rule = self.rule
+        return types.SimpleNamespace(
+            rule=lambda kind=None: rule,
+            first_id=rule.first_id,
+            categories=rule.categories,
+            ids=range(rule.first_id, rule.end_id),
+            never=rule.never,
+            kinds=(rule.kind,),
+        )
+
+
+class LetterTokenizer(OneRule):
     """One id a letter; ids 0..4 are pad, bos, eos, user, model; control ids follow the letters."""
 
     pad_id, bos_id, eos_id, user_id, model_id = range(5)

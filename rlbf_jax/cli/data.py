@@ -82,7 +82,7 @@ def train_tokenizer(argv: Sequence[str]) -> None:
         raise UserError(str(error)) from error
     tokenizer.save(args.out)
     print(
-        f"{args.out}: {tokenizer.vocab_size} ids, {tokenizer.rule.num_controls} of them control ids"
+        f"{args.out}: {tokenizer.vocab_size} ids, {len(tokenizer.controls.ids)} of them control ids"
     )
 
 
@@ -126,7 +126,7 @@ def build_data(argv: Sequence[str]) -> None:
             args.file, args.prompt_column, args.response_column, quarantine=args.quarantine
         )
         world = user_world.UserWorld(
-            rows, TemplateInjector(tokenizer.rule.categories), seed=args.seed
+            rows, TemplateInjector(tokenizer.controls.categories), seed=args.seed
         )
         build_checks.check_bsafe_plus(world, tokenizer, parsed.bsafe)
         datasets.check_writable(args.out)

@@ -143,7 +143,7 @@ def evaluate(
     Returns:
       Records for `results.json`, and one JSON-able row a generation, in the order of the attempts.
     """
-    rule = context.rule or tokenizer.rule
+    rule = context.rule or tokenizer.controls.rule()
     generations = sample([attempt.request for attempt in attempts])
     if len(generations) != len(attempts):
         raise ValueError(

@@ -62,7 +62,7 @@ class Bench:
     @property
     def control(self) -> str:
         """Which ids a bias lies on."""
-        return control_of(self.context.rule or self.tokenizer.rule)
+        return control_of(self.context.rule or self.tokenizer.controls.rule())
 
     def rows(self, attempts: Sequence[Attempt], bias: float) -> list[dict[str, Any]]:
         """Rows of the attempts under a bias, which comes on top of what they have."""

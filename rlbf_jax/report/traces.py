@@ -47,7 +47,7 @@ def trace_pieces(
     Args:
         rule: what the generation was sampled under; None: the tokenizer's.
     """
-    rule = rule or tokenizer.rule
+    rule = rule or tokenizer.controls.rule()
     emitted = [int(token) for token in generation.trace]
     rendered = render(rule, emitted)
 

@@ -1,6 +1,6 @@
 """What answers: a program with its parameters, its tokenizer, its edit rule and its semantics.
 
-policy = Policy(Single(config), params, tokenizer, tokenizer.rule, Semantics.KEEP, "base")
+policy = Policy(Single(config), params, tokenizer, tokenizer.controls.rule(), Semantics.KEEP, "base")
 generations = policy.sample(["tell me"], seed=0)
 logprobs = policy.score(generations)        # what was recorded, read in one pass
 """
@@ -39,7 +39,7 @@ class Policy:
     """Arrays of the program."""
     tokenizer: Tokenizer
     rule: EditRule
-    """What its control ids do; usually `tokenizer.rule`."""
+    """What its control ids do; usually `tokenizer.controls.rule()`."""
     semantics: Semantics
     """Whether a retraction leaves the context or only the reader's view."""
     name: str = ""

@@ -103,7 +103,7 @@ class Sampler:
         self.program = as_program(model)
         self.tokenizer = tokenizer
         self.config = config
-        self.rule = tokenizer.rule if rule is None else rule
+        self.rule = tokenizer.controls.rule() if rule is None else rule
         self.sharding = sharding
         if model.vocab_size < tokenizer.vocab_size:
             raise ValueError(

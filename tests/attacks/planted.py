@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from rlbf_jax.directives import BacktrackRule
+from tests.fakes import OneRule
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.config import ModelConfig
@@ -22,7 +23,7 @@ COMPLY, REFUSE = (11, 12, 13), (14, 15, 13)
 INIT = " ".join(["50"] * LENGTH)
 
 
-class NumberTokenizer:
+class NumberTokenizer(OneRule):
     """Text is ids in decimal. 0..4 are pad, bos, eos, user, model; control ids come last."""
 
     pad_id, bos_id, eos_id, user_id, model_id = range(5)

@@ -277,7 +277,7 @@ def test_calibration_options_are_checked():
 
 
 def test_the_bias_of_a_rule_without_categories_lies_on_its_retractions():
-    tokenizer = WithOffsets(reset=True)
+    tokenizer = WithOffsets(kind="reset")
     assert control_of(tokenizer.rule) == "retractions" and control_of(T.rule) == "categories"
     model, params = random_model(
         tokenizer, num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=16

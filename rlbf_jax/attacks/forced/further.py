@@ -107,7 +107,7 @@ def reprogram(
     options: FurtherOptions = FurtherOptions(),
 ) -> list[Attempt]:
     """Middle filling whose prompt begins with a text of `REPROGRAM`, in turn."""
-    names = tokenizer.rule.names()
+    names = tokenizer.controls.rule().names()
     attempts = []
     for index, attempt in enumerate(
         middle_filling(world, tokenizer, rng, n, config, options=options.middle)

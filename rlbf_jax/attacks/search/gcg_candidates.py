@@ -34,9 +34,7 @@ def allowed_ids(tokenizer: Tokenizer, vocab_size: int, non_ascii: bool = False) 
         tokenizer.bos_id,
         tokenizer.pad_id,
     }
-    guarded |= set(tokenizer.rule.never) | set(
-        range(tokenizer.rule.first_id, tokenizer.rule.end_id)
-    )
+    guarded |= {*tokenizer.controls.never, *tokenizer.controls.ids}
     for token in range(min(vocab_size, tokenizer.vocab_size)):
         text = "" if token in guarded else tokenizer.decode([token])
         allowed[token] = bool(text) and (non_ascii or (text.isascii() and text.isprintable()))

@@ -118,7 +118,7 @@ class _Work:
             config.alpha,
             control_weight=config.control_weight,
             control_floor=config.control_floor,
-            rule=tokenizer.rule if config.control_weight else None,
+            rule=tokenizer.controls.rule() if config.control_weight else None,
             first=first_column(behaviors),
         )
         chunk = min(
