@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,8 @@ def bootstrap_metric(
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, "none", 0, 0)
     value = float(metric(np.ones(n)))
-    owners = [0] * len(index) if strata is None else [key[0] for key in index]  # type: ignore[index]
+    labels: Sequence[Any] = list(index)
+    owners = [0] * len(labels) if strata is None else [label[0] for label in labels]
     groups: dict[Hashable, list[int]] = {}
     for cluster, owner in enumerate(owners):
         groups.setdefault(owner, []).append(cluster)

@@ -137,14 +137,14 @@ def row_metrics(answer: JudgedAnswer) -> dict[str, float | None]:
 
 def set_metrics(answers: Sequence[JudgedAnswer]) -> dict[str, Interval]:
     """Every metric of all answers to an attack, in order; those that have no number left out."""
-    found: dict[str, Interval] = {}
+    measured: dict[str, Interval] = {}
     for column in COLUMNS:
         if column.kind != "set" or column.measure is None:
             continue
         value = column.measure(answers)
         if value is not None:
-            found[column.name] = value if isinstance(value, Interval) else _plain(value, answers)
-    return found
+            measured[column.name] = value if isinstance(value, Interval) else _plain(value, answers)
+    return measured
 
 
 def _plain(value: float, answers: Sequence[JudgedAnswer]) -> Interval:

@@ -127,15 +127,15 @@ def column(rows: Sequence[Row], where: Slice, metric: str) -> dict[Any, tuple[st
     """
     check_of_rows(metric, rows[0]["metrics"] if rows else None)
     any_of_n = where.attack in WORST_OF_N and metric in ANY_OF_N
-    found: dict[Any, tuple[str, float]] = {}
+    values: dict[Any, tuple[str, float]] = {}
     for row in rows:
         value = row["metrics"][metric]
         if value is None or not _within(row, where):
             continue
         key = row["prompt_id"] if any_of_n else row["request_id"]
-        before = found[key][1] if key in found else -math.inf
-        found[key] = (row["prompt_id"], max(value, before) if any_of_n else value)
-    return found
+        before = values[key][1] if key in values else -math.inf
+        values[key] = (row["prompt_id"], max(value, before) if any_of_n else value)
+    return values
 
 
 def _within(row: Row, where: Slice) -> bool:
@@ -154,12 +154,12 @@ def mean_over_seeds(arm: Arm, where: Slice, metric: str) -> Estimate:
     values, prompts, seeds = _flat(columns)
     if not values:
         return NOTHING
-    found = paired_difference(values, [0.0] * len(values), prompts, seeds)
-    low, high = found.low, found.high
+    estimate = paired_difference(values, [0.0] * len(values), prompts, seeds)
+    low, high = estimate.low, estimate.high
     if is_rate(metric) and set(values) in ({0.0}, {1.0}):
         n = _fewest_prompts(columns)
         low, high = wilson(n * values[0], n)
-    return Estimate(found.value, low, high, found.by_seed, len(values), found.n_prompts)
+    return Estimate(estimate.value, low, high, estimate.by_seed, len(values), estimate.n_prompts)
 
 
 def difference(a: Arm, b: Arm, where: Slice, metric: str) -> Estimate:
@@ -177,10 +177,10 @@ def difference(a: Arm, b: Arm, where: Slice, metric: str) -> Estimate:
     columns: dict[int, dict[Any, tuple[str, float]]] = {}
     left_out = 0
     for seed in a.rows:
-        asked = [
+        attempts = [
             {row["request_id"] for row in arm.rows[seed] if _within(row, where)} for arm in (a, b)
         ]
-        if asked[0] != asked[1]:
+        if attempts[0] != attempts[1]:
             raise ValueError(
                 f"{a.name} and {b.name}, seed {seed}, {where.label}: other attempts; evaluate "
                 "both alike"
@@ -192,13 +192,15 @@ def difference(a: Arm, b: Arm, where: Slice, metric: str) -> Estimate:
     values, prompts, seeds = _flat(columns)
     if not values:
         return dataclasses.replace(NOTHING, left_out=left_out)
-    found = paired_difference(values, [0.0] * len(values), prompts, seeds)
-    low, high = found.low, found.high
+    estimate = paired_difference(values, [0.0] * len(values), prompts, seeds)
+    low, high = estimate.low, estimate.high
     if is_rate(metric) and len(set(values)) == 1 and abs(values[0]) in (0.0, 1.0):
         n = _fewest_prompts(columns)
         doubt = wilson(0, n)[1] * (1 if values[0] == 0 else 2)
         low, high = max(-1.0, values[0] - doubt), min(1.0, values[0] + doubt)
-    return Estimate(found.value, low, high, found.by_seed, len(values), found.n_prompts, left_out)
+    return Estimate(
+        estimate.value, low, high, estimate.by_seed, len(values), estimate.n_prompts, left_out
+    )
 
 
 def _flat(
@@ -206,13 +208,17 @@ def _flat(
 ) -> tuple[list[float], list[str], list[int]]:
     """Values, prompts and seeds of all rows."""
     rows = [
-        (value, prompt, seed) for seed, found in columns.items() for prompt, value in found.values()
+        (value, prompt, seed)
+        for seed, column in columns.items()
+        for prompt, value in column.values()
     ]
     return [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]
 
 
 def _fewest_prompts(columns: Mapping[int, Mapping[Any, tuple[str, float]]]) -> int:
-    return min(len({prompt for prompt, _ in found.values()}) for found in columns.values() if found)
+    return min(
+        len({prompt for prompt, _ in column.values()}) for column in columns.values() if column
+    )
 
 
 # Perplexity -------------------------------------------------------------------------------------

@@ -134,17 +134,17 @@ def any_of_n(
         return np.stack([observed, expected, observed - expected])
 
     values = measured(np.ones((1, drawn.shape[1])))[:, 0]
-    found = []
+    intervals = []
     for value, replicated in zip(values.tolist(), measured(drawn), strict=True):
         low, high = _percentiles(replicated, level)
         # Resampling biases a product of means downwards; the estimate itself always belongs to its
         # interval.
-        found.append(
+        intervals.append(
             Interval(
                 value, min(low, value), max(high, value), "bootstrap", len(hits), drawn.shape[1]
             )
         )
-    return AnyOfN(interval(worst.tolist(), range(len(worst)), level=level), *found[1:])
+    return AnyOfN(interval(worst.tolist(), range(len(worst)), level=level), *intervals[1:])
 
 
 def refusal_shares(
@@ -177,8 +177,8 @@ def quantiles_of(
     if all(time == math.inf for time, _ in rows):
         return {}
     times, owners = zip(*rows, strict=True)
-    found = {name: time_quantile(times, owners, q) for name, q in quantiles.items()}
+    intervals = {name: time_quantile(times, owners, q) for name, q in quantiles.items()}
     return {
         name: dataclasses.replace(x, value=x.value if math.isfinite(x.value) else math.nan)
-        for name, x in found.items()
+        for name, x in intervals.items()
     }

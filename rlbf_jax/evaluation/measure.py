@@ -71,8 +71,8 @@ class Column:
     """
     better: Better = "none"
     groups: tuple[str, ...] = ("other",)
-    """Tables of the report that show it: `quality` (of backtracking), `cost`, `attack` (asr and leak
-    only), else `other`. Columns stand first in the table that they name first."""
+    """Tables of the report that show it: `quality` (of backtracking), `cost`, `attack` (asr and
+    leak only), else `other`. Columns stand first in the table that they name first."""
     measure: Callable[[Any], Any] | None = None
     """`JudgedAnswer -> float | bool | None`, None where the row is not in the denominator; the
     record is the mean over the rows that have a number. Of a `set`: `Sequence[JudgedAnswer] ->

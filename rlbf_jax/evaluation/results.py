@@ -61,18 +61,18 @@ class Record:
         return (*self._about, self.seed, self.semantics, json.dumps(self.knobs, sort_keys=True))
 
     def measured(
-        self, metric: str, found: Interval, knobs: Mapping[str, Any] | None = None
+        self, metric: str, estimate: Interval, knobs: Mapping[str, Any] | None = None
     ) -> Record:
         """Another metric of the same answers; None: under the same knobs."""
         return dataclasses.replace(
             self,
             metric=metric,
-            value=found.value,
-            n_prompts=found.n_prompts,
-            n=found.n,
-            ci_low=found.low,
-            ci_high=found.high,
-            ci_method=found.method,
+            value=estimate.value,
+            n_prompts=estimate.n_prompts,
+            n=estimate.n,
+            ci_low=estimate.low,
+            ci_high=estimate.high,
+            ci_method=estimate.method,
             knobs=self.knobs if knobs is None else knobs,
         )
 

@@ -33,7 +33,7 @@ class TextScores:
 def score_texts(
     config: ModelConfig, params: dict, examples: Sequence[Example], batch_size: int
 ) -> TextScores:
-    """Teacher-forced scores of plain examples (no directives in them), `batch_size` rows at a time."""
+    """Teacher-forced scores of plain examples, without directives, `batch_size` rows at a time."""
     length = transformer.padded_width(config, max(len(e.tokens) for e in examples), 32)
     rows = pad_rows(examples, length)
 

@@ -56,13 +56,11 @@ def browser(
     if not total:
         return None
     ranked = [
-        (rank, entry(stage, row))
-        for stage, mine in rows.items()
-        for rank, row in _ranked(mine, most)
+        (rank, entry(stage, row)) for stage, own in rows.items() for rank, row in _ranked(own, most)
     ]
     ranked.sort(key=lambda pair: pair[0])
     # Lengths once each, or halving the cap would encode everything again and again.
-    lengths = [len(embedded_json(told)) for _, told in ranked]
+    lengths = [len(embedded_json(embedded)) for _, embedded in ranked]
     cap = most
     while (
         cap > 1
@@ -70,8 +68,8 @@ def browser(
         > most_bytes
     ):
         cap //= 2
-    chosen = [told for rank, told in ranked if rank[0] < cap]
-    data = {"stages": [stage for stage, mine in rows.items() if mine], "rows": chosen}
+    chosen = [embedded for rank, embedded in ranked if rank[0] < cap]
+    data = {"stages": [stage for stage, own in rows.items() if own], "rows": chosen}
     where = tuple(f"evaluation/{stage}.jsonl" for stage in rows) if files is None else tuple(files)
     return Browser(embedded_json(data), len(chosen), total, cap, where)
 
@@ -123,9 +121,9 @@ def entry(stage: str, row: Row) -> dict[str, Any]:
     words, tone = verdict_label(row)
     verdict, visible = row.get("verdict") or {}, str(row.get("visible", ""))
     spans = offending(row, visible)
-    told = {**(row.get("cell") or {})}
+    knobs = {**(row.get("cell") or {})}
     if row.get("attack") in WORST_OF_N:
-        told |= {
+        knobs |= {
             k: v
             for k, v in (row.get("knobs") or {}).items()
             if k in ("temperature", "top_k", "top_p")
@@ -141,7 +139,7 @@ def entry(stage: str, row: Row) -> dict[str, Any]:
         "tone": tone,
         "why": str(verdict.get("reason") or ""),
         "id": str(row.get("request_id", row.get("prompt_id", ""))),
-        "knobs": " ".join(f"{k} {v}" for k, v in told.items()),
+        "knobs": " ".join(f"{k} {v}" for k, v in knobs.items()),
         "prompt": str(row.get("prompt", "")),
         "text": list(_marked(pieces, visible, spans)),
         # Where nothing was taken back, the trace is what the reader sees.

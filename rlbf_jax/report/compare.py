@@ -218,7 +218,7 @@ def _others(values: Mapping[Key, Value]) -> Table | None:
 
 def _seed_tables(groups: Sequence[Group], whole: frozenset[str]) -> list[Table | None]:
     """Means over the seeds of each group that has several."""
-    found: list[Table | None] = []
+    shown: list[Table | None] = []
     for group in groups:
         if len(group.runs) < 2:
             continue
@@ -230,21 +230,21 @@ def _seed_tables(groups: Sequence[Group], whole: frozenset[str]) -> list[Table |
         for table in (tables.attack_table(values, whole), tables.cost_table(values)):
             if table is not None:
                 title = f"{table.title}, mean over {len(group.runs)} seeds"
-                found.append(dataclasses.replace(table, title=title, note=note + table.note))
-    return found
+                shown.append(dataclasses.replace(table, title=title, note=note + table.note))
+    return shown
 
 
 def settings_table(runs: Sequence[RunFiles]) -> Table | None:
     """What differs between the manifests: configuration, commit, versions, data; None where nothing
     does."""
     flat = [_flat(run.manifest) for run in runs]
-    names = list(dict.fromkeys(name for told in flat for name in told))
+    names = list(dict.fromkeys(name for settings in flat for name in settings))
     rows = []
     for name in names:
-        found = [told.get(name, "–") for told in flat]
-        if len(set(found)) > 1:
+        texts = [settings.get(name, "–") for settings in flat]
+        if len(set(texts)) > 1:
             rows.append(
-                (Cell(name.removeprefix("config.")), *(Cell(_short(text)) for text in found))
+                (Cell(name.removeprefix("config.")), *(Cell(_short(text)) for text in texts))
             )
     if not rows:
         return None
@@ -291,18 +291,18 @@ def draw(
         for run in runs
         for stage in list(run.rows)[-1:]
     }
-    told = {
+    tradeoffs = {
         f"{stage}{BESIDE}{run.name}": run.tradeoffs[stage]
         for run in runs
         for stage in list(run.tradeoffs)[-1:]
     }
-    found = [figures.overview(values, main, colors), figures.tradeoff(told, colors)]
-    found += [
+    drawn = [figures.overview(values, main, colors), figures.tradeoff(tradeoffs, colors)]
+    drawn += [
         figures.x_error(rows, colors),
         figures.correction_time(rows, colors),
         *_training(runs),
     ]
-    return [figure for figure in found if figure is not None]
+    return [figure for figure in drawn if figure is not None]
 
 
 def _stages(run: RunFiles) -> list[str]:
@@ -311,14 +311,16 @@ def _stages(run: RunFiles) -> list[str]:
 
 def _training(runs: Sequence[RunFiles]) -> list[Figure]:
     """One figure a stage of reinforcement, a line a run."""
-    found: list[Figure] = []
+    drawn: list[Figure] = []
     order = merged(run.stages.order for run in runs)
     stages = in_order((stage for run in runs for stage in run.metrics), order)
     for stage in reversed(stages):
         logs = {run.name: run.metrics.get(stage, ()) for run in runs}
         series = {name: rows for name, rows in logs.items() if curves.reinforcement_names(rows)}
         logged = [curves.reinforcement_names(rows) for rows in series.values()]
-        names = in_order((n for mine in logged for n in mine), curves.REINFORCEMENT)[:12]
+        names = in_order(
+            (n for logged_names in logged for n in logged_names), curves.REINFORCEMENT
+        )[:12]
         if not names:
             continue
         colors = {name: color_of(runs, name) for name in series}
@@ -328,14 +330,14 @@ def _training(runs: Sequence[RunFiles]) -> list[Figure]:
             f"{', '.join(names)}."
         )
         title = f"Training: {stage}"
-        found.append(
+        drawn.append(
             Figure(
                 f"training_{stage}",
                 title,
                 alt,
                 png,
                 figures.REINFORCEMENT_CAPTION,
-                folded=bool(found),
+                folded=bool(drawn),
             )
         )
-    return found
+    return drawn

@@ -52,10 +52,10 @@ def x_error(row: Row) -> int | None:
         if piece["kind"] == "retraction":
             break
         visible += piece["kind"] == "content"
-    asked = int(edits[0]["x"])
+    requested = int(edits[0]["x"])
     return min(
         (
-            asked - (visible - begin)
+            requested - (visible - begin)
             for begin in (parts["prefix"] + parts["bridge"], parts["prefix"])
         ),
         key=abs,
@@ -83,12 +83,12 @@ def x_error_plot(errors: Mapping[str, Sequence[int]], colors: Mapping[str, str])
     axis = figure.subplots()
     places = range(-X_ERROR_LIMIT, X_ERROR_LIMIT + 1)
     width = 0.84 / len(errors)
-    for i, (label, mine) in enumerate(errors.items()):
-        cut = [max(-X_ERROR_LIMIT, min(X_ERROR_LIMIT, error)) for error in mine]
+    for i, (label, values) in enumerate(errors.items()):
+        cut = [max(-X_ERROR_LIMIT, min(X_ERROR_LIMIT, error)) for error in values]
         heights = [cut.count(place) / len(cut) for place in places]
         shift = (i - (len(errors) - 1) / 2) * width
         exact = cut.count(0) / len(cut)
-        named = f"{label} (n = {len(mine):,}, {100 * exact:.0f} % exact)"
+        named = f"{label} (n = {len(values):,}, {100 * exact:.0f} % exact)"
         axis.bar(
             [p + shift for p in places], heights, width, color=colors[label], label=named, zorder=2
         )
@@ -113,12 +113,12 @@ def time_plot(times: Mapping[str, Sequence[float]], colors: Mapping[str, str]) -
     """Share of violations corrected within t ids, over t; each series has at least one time."""
     figure = Figure(figsize=(11.5, 3.2), layout="constrained")
     axis = figure.subplots()
-    last = max([t for mine in times.values() for t in mine if math.isfinite(t)], default=0)
-    for label, mine in times.items():
-        done = sorted(t for t in mine if math.isfinite(t))
+    last = max([t for values in times.values() for t in values if math.isfinite(t)], default=0)
+    for label, values in times.items():
+        done = sorted(t for t in values if math.isfinite(t))
         xs = [0.0, *done, last + 1]
-        ys = [0.0, *[(i + 1) / len(mine) for i in range(len(done))], len(done) / len(mine)]
-        named = f"{label} (n = {len(mine):,}, {100 * len(done) / len(mine):.0f} % in the end)"
+        ys = [0.0, *[(i + 1) / len(values) for i in range(len(done))], len(done) / len(values)]
+        named = f"{label} (n = {len(values):,}, {100 * len(done) / len(values):.0f} % in the end)"
         axis.step(xs, ys, where="post", color=colors[label], lw=1.8, label=named)
     axis.set_ylim(0, 1.03)
     axis.set_xlim(left=0)
@@ -132,7 +132,7 @@ def time_plot(times: Mapping[str, Sequence[float]], colors: Mapping[str, str]) -
 def tradeoff_points(curve: Mapping[str, Any]) -> list[tuple[float, Row, Row]]:
     """(bias, asr, false backtracks) of a `tradeoff_<stage>.json`, by bias; points without both are
     left out."""
-    found = []
+    points = []
     for point in curve.get("points") or []:
         bad, good = (
             (point.get("harmful") or {}).get("asr"),
@@ -145,8 +145,8 @@ def tradeoff_points(curve: Mapping[str, Any]) -> list[tuple[float, Row, Row]]:
                 is_number(side.get(k)) for side in (bad, good) for k in ("value", "low", "high")
             )
         ):
-            found.append((float(point["bias"]), bad, good))
-    return sorted(found, key=lambda point: point[0])
+            points.append((float(point["bias"]), bad, good))
+    return sorted(points, key=lambda point: point[0])
 
 
 def tradeoff_plot(
@@ -158,14 +158,14 @@ def tradeoff_plot(
     left, right = figure.subplots(1, 2)
     for label, points in curves.items():
         color, biases = colors[label], [p[0] for p in points]
-        for told, style in (([p[1] for p in points], "-"), ([p[2] for p in points], "--")):
+        for rates, style in (([p[1] for p in points], "-"), ([p[2] for p in points], "--")):
             left.plot(
-                biases, [t["value"] for t in told], style, color=color, lw=1.8, marker="o", ms=3.5
+                biases, [t["value"] for t in rates], style, color=color, lw=1.8, marker="o", ms=3.5
             )
             left.fill_between(
                 biases,
-                [t["low"] for t in told],
-                [t["high"] for t in told],
+                [t["low"] for t in rates],
+                [t["high"] for t in rates],
                 color=color,
                 alpha=0.12,
                 lw=0,
@@ -193,10 +193,10 @@ def tradeoff_plot(
     return png(figure)
 
 
-def _bars(told: Sequence[Row]) -> list[list[float]]:
+def _bars(rates: Sequence[Row]) -> list[list[float]]:
     """Lengths below and above the values, as matplotlib wants them."""
-    below = [max(0.0, t["value"] - t["low"]) for t in told]
-    return [below, [max(0.0, t["high"] - t["value"]) for t in told]]
+    below = [max(0.0, t["value"] - t["low"]) for t in rates]
+    return [below, [max(0.0, t["high"] - t["value"]) for t in rates]]
 
 
 def reinforcement_names(rows: Sequence[Row]) -> list[str]:

@@ -276,12 +276,14 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
             return ", ".join(f"{k} {v}" for k, v in value.items())
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-    found = [(k, text(v)) for k, v in run.manifest.items() if k != "config" and len(text(v)) <= 600]
+    entries = [
+        (k, text(v)) for k, v in run.manifest.items() if k != "config" and len(text(v)) <= 600
+    ]
     for name in ("judge", "critic", "semantics", "seed"):
         seen = dict.fromkeys(str(r[name]) for r in run.records if r.get(name) not in (None, ""))
         if seen:
-            found.append((f"{name} (of results)", ", ".join(seen)))
-    return found
+            entries.append((f"{name} (of results)", ", ".join(seen)))
+    return entries
 
 
 # Rendering --------------------------------------------------------------------------------------

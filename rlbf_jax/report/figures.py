@@ -80,7 +80,7 @@ def overview(
     def groups(
         pairs: Sequence[tuple[str, str]], metric: str, mark: str
     ) -> dict[str, dict[str, plots.Bar]]:
-        found: dict[str, dict[str, plots.Bar]] = {}
+        bars: dict[str, dict[str, plots.Bar]] = {}
         for attack, split in pairs:
             for column in columns:
                 if value := values.get((column, attack, split, metric)):
@@ -89,8 +89,8 @@ def overview(
                         value.value, value.low, value.high, leak.value if leak else None
                     )
                     label = attack.replace("_", "\n") + (f"\n{split}" if split != "all" else "")
-                    found.setdefault(label, {})[column] = bar
-        return found
+                    bars.setdefault(label, {})[column] = bar
+        return bars
 
     attacked = [
         p
@@ -108,23 +108,25 @@ def overview(
     )
 
 
-def tradeoff(found: Mapping[str, Mapping], colors: Mapping[str, str]) -> Figure | None:
+def tradeoff(tradeoffs: Mapping[str, Mapping], colors: Mapping[str, str]) -> Figure | None:
     """Curves of `tradeoff_<stage>.json` files by label."""
     points = {
-        label: told for label, curve in found.items() if (told := curves.tradeoff_points(curve))
+        label: curve_points
+        for label, curve in tradeoffs.items()
+        if (curve_points := curves.tradeoff_points(curve))
     }
     if not points:
         return None
     ends = []
-    for label, told in points.items():
-        (first, bad0, good0), (last, bad1, good1) = told[0], told[-1]
+    for label, curve_points in points.items():
+        (first, bad0, good0), (last, bad1, good1) = curve_points[0], curve_points[-1]
         ends.append(
             f"{label}: from bias {first:g} to {last:g}, asr goes from {bad0['value']:.2f} to "
             f"{bad1['value']:.2f} and "
             f"false backtracks from {good0['value']:.2f} to {good1['value']:.2f}"
         )
-    pools = sorted({str(found[label].get("data")) for label in points})
-    counts = [int(told[0][1].get("n") or 0) for told in points.values()]
+    pools = sorted({str(tradeoffs[label].get("data")) for label in points})
+    counts = [int(curve_points[0][1].get("n") or 0) for curve_points in points.values()]
     caption = (
         f"{TRADEOFF_CAPTION} {' and '.join(pools).capitalize()} data, {tables.counts(counts)} "
         "harmful attempts a dot."
@@ -137,19 +139,20 @@ def tradeoff(found: Mapping[str, Mapping], colors: Mapping[str, str]) -> Figure 
 
 def x_error(rows: Mapping[str, Sequence], colors: Mapping[str, str]) -> Figure | None:
     """Histogram of the errors of X, the series of `rows` overlaid."""
-    errors = {label: found for label, mine in rows.items() if (found := curves.x_errors(mine))}
+    errors = {label: values for label, lines in rows.items() if (values := curves.x_errors(lines))}
     if not errors:
         return None
-    told = []
-    for label, mine in errors.items():
+    shares = []
+    for label, values in errors.items():
         exact, short = (
-            100 * sum(hits) / len(mine) for hits in ([e == 0 for e in mine], [e < 0 for e in mine])
+            100 * sum(hits) / len(values)
+            for hits in ([e == 0 for e in values], [e < 0 for e in values])
         )
-        told.append(
+        shares.append(
             f"{label} {exact:.0f} % exact, {short:.0f} % too short, {100 - exact - short:.0f} % "
             "too long"
         )
-    alt = "Histogram of requested minus exact X: " + "; ".join(told) + "."
+    alt = "Histogram of requested minus exact X: " + "; ".join(shares) + "."
     return Figure(
         "x_error", "Where directives cut", alt, curves.x_error_plot(errors, colors), X_ERROR_CAPTION
     )
@@ -158,18 +161,20 @@ def x_error(rows: Mapping[str, Sequence], colors: Mapping[str, str]) -> Figure |
 def correction_time(rows: Mapping[str, Sequence], colors: Mapping[str, str]) -> Figure | None:
     """Share corrected over ids; None where no row says when it was corrected."""
     times = {
-        label: found for label, mine in rows.items() if (found := curves.correction_times(mine))
+        label: values for label, lines in rows.items() if (values := curves.correction_times(lines))
     }
-    times = {label: mine for label, mine in times.items() if any(math.isfinite(t) for t in mine)}
+    times = {
+        label: values for label, values in times.items() if any(math.isfinite(t) for t in values)
+    }
     if not times:
         return None
-    told = [
-        f"{label} {100 * sum(math.isfinite(t) for t in mine) / len(mine):.0f} %"
-        for label, mine in times.items()
+    shares = [
+        f"{label} {100 * sum(math.isfinite(t) for t in values) / len(values):.0f} %"
+        for label, values in times.items()
     ]
     alt = (
         "Curves of the share of violations corrected over ids since their end; in the end: "
-        + ", ".join(told)
+        + ", ".join(shares)
         + "."
     )
     return Figure(
@@ -180,7 +185,7 @@ def correction_time(rows: Mapping[str, Sequence], colors: Mapping[str, str]) -> 
 def training(run: RunFiles, colors: Mapping[str, str]) -> list[Figure]:
     """One figure a stage that has logged something that moves; the last stage's open, the others
     folded."""
-    found: list[Figure] = []
+    shown: list[Figure] = []
     for stage, rows in reversed(list(run.metrics.items())):
         reinforced = curves.reinforcement_names(rows)
         names = reinforced or plots.curve_names(rows)
@@ -189,7 +194,7 @@ def training(run: RunFiles, colors: Mapping[str, str]) -> list[Figure]:
         drawn = curves.overlay_plot({stage: rows}, names, colors)
         alt = f"Training curves of {stage} over {len(rows):,} logged steps: {', '.join(names)}."
         words = REINFORCEMENT_CAPTION if reinforced else ""
-        found.append(
-            Figure(f"training_{stage}", f"Training: {stage}", alt, drawn, words, folded=bool(found))
+        shown.append(
+            Figure(f"training_{stage}", f"Training: {stage}", alt, drawn, words, folded=bool(shown))
         )
-    return found
+    return shown

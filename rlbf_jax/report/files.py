@@ -133,7 +133,7 @@ def read_run(workdir: pathlib.Path) -> RunFiles:
 
 
 def _read_beside(folder: pathlib.Path, missing: list[str]) -> dict[str, list[dict[str, Any]]]:
-    found = {}
+    beside = {}
     for kind in ("attacks", "benchmarks"):
         for path in sorted((folder / kind).glob("*.jsonl")):
             read = _read_lines(path, missing)
@@ -145,8 +145,8 @@ def _read_beside(folder: pathlib.Path, missing: list[str]) -> dict[str, list[dic
             for row in rows:
                 name = path.stem.removesuffix(f"_{row['stage']}")
                 row.update(ASKED if kind == "attacks" else {"benchmark": name})
-            found[f"evaluation/{kind}/{path.name}"] = rows
-    return found
+            beside[f"evaluation/{kind}/{path.name}"] = rows
+    return beside
 
 
 def _staged(by_stage: Mapping[str, T], stages: Stages) -> dict[str, T]:

@@ -51,23 +51,23 @@ class Group:
 def grouped(runs: Sequence[RunFiles]) -> list[Group]:
     """Runs in groups, in their order. A second run of a seed, and one that does not say its seed,
     is on its own."""
-    found: list[tuple[str, dict[int, RunFiles]]] = []
+    groups: list[tuple[str, dict[int, RunFiles]]] = []
     for place, run in enumerate(runs):
         config = run.manifest.get("config")
-        told = isinstance(config, Mapping) and isinstance(config.get("seed"), int)
-        seed = int(config["seed"]) if told and isinstance(config, Mapping) else -1 - place
+        has_seed = isinstance(config, Mapping) and isinstance(config.get("seed"), int)
+        seed = int(config["seed"]) if has_seed and isinstance(config, Mapping) else -1 - place
         rest = (
             {k: v for k, v in config.items() if k != "seed"}
-            if told and isinstance(config, Mapping)
+            if has_seed and isinstance(config, Mapping)
             else place
         )
         key = json.dumps(rest, sort_keys=True)
-        mine = next((seeds for other, seeds in found if other == key and seed not in seeds), None)
-        if mine is None:
-            found.append((key, {seed: run}))
+        group = next((seeds for other, seeds in groups if other == key and seed not in seeds), None)
+        if group is None:
+            groups.append((key, {seed: run}))
         else:
-            mine[seed] = run
-    return [Group(", ".join(run.name for run in seeds.values()), seeds) for _, seeds in found]
+            group[seed] = run
+    return [Group(", ".join(run.name for run in seeds.values()), seeds) for _, seeds in groups]
 
 
 def usable(group: Group) -> str:
@@ -103,23 +103,28 @@ def _measured(arm: Arm, metric: str) -> bool:
 
 def seed_means(group: Group) -> dict[Key, Value]:
     """Means over a group's seeds, as values of the columns "stage · group"."""
-    found: dict[Key, Value] = {}
+    values: dict[Key, Value] = {}
     for stage in group.stages:
         arm = group.arm(stage, list(group.runs))
         for where in slices(arm):
             for metric in AVERAGED:
-                told = mean_over_seeds(arm, where, metric) if _measured(arm, metric) else None
-                if told is not None and math.isfinite(told.value):
+                estimate = mean_over_seeds(arm, where, metric) if _measured(arm, metric) else None
+                if estimate is not None and math.isfinite(estimate.value):
                     key = (
                         f"{stage}{BESIDE}seeds {_seeds(group.runs)}",
                         where.attack,
                         where.split or "all",
                         metric,
                     )
-                    found[key] = Value(
-                        told.value, told.low, told.high, told.n, told.n_prompts, len(told.by_seed)
+                    values[key] = Value(
+                        estimate.value,
+                        estimate.low,
+                        estimate.high,
+                        estimate.n,
+                        estimate.n_prompts,
+                        len(estimate.by_seed),
                     )
-    return found
+    return values
 
 
 def _seeds(seeds: Mapping[int, Any] | Sequence[int]) -> str:
@@ -129,17 +134,17 @@ def _seeds(seeds: Mapping[int, Any] | Sequence[int]) -> str:
 def paired_tables(groups: Sequence[Group]) -> tuple[list[Table], list[str]]:
     """Differences, the most telling table open and the others folded, and sentences about what
     could not be paired."""
-    found: list[Table] = []
+    shown: list[Table] = []
     notes = [words for group in groups if (words := usable(group))]
     if not groups or usable(groups[0]):
         return [], notes
     good = [group for group in groups if not usable(group)]
     pairs = _stage_pairs(good[0]) if len(groups) == 1 else _group_pairs(good, notes)
     for one, other, seeds in pairs:
-        table, left = difference_table(one, other, seeds, folded=bool(found))
-        found += [table] if table is not None else []
+        table, left = difference_table(one, other, seeds, folded=bool(shown))
+        shown += [table] if table is not None else []
         notes += left
-    return found, list(dict.fromkeys(notes))
+    return shown, list(dict.fromkeys(notes))
 
 
 def _stage_pairs(group: Group) -> Iterator[tuple[Arm, Arm, list[int]]]:
@@ -173,13 +178,13 @@ def difference_table(
     unpaired: list[str] = []
     for where in slices(one, other):
         try:
-            told = [difference(one, other, where, metric) for metric in metrics]
+            estimates = [difference(one, other, where, metric) for metric in metrics]
         except ValueError:  # other attempts, which is all that can differ here
             unpaired.append(where.label)
             continue
-        if any(math.isfinite(t.value) for t in told):
-            cells = [_difference_cell(t, len(seeds)) for t in told]
-            pairs = tables.counts([t.n for t in told if t.n])
+        if any(math.isfinite(t.value) for t in estimates):
+            cells = [_difference_cell(t, len(seeds)) for t in estimates]
+            pairs = tables.counts([t.n for t in estimates if t.n])
             rows.append((Cell(where.attack), Cell(where.split or "all"), Cell(pairs), *cells))
     notes = []
     if unpaired:
@@ -202,13 +207,13 @@ def difference_table(
     ), notes
 
 
-def _difference_cell(told: Estimate, num_seeds: int) -> Cell:
-    if not math.isfinite(told.value):
+def _difference_cell(estimate: Estimate, num_seeds: int) -> Cell:
+    if not math.isfinite(estimate.value):
         return Cell("–")
-    small = [f"{_signed(told.low)} to {_signed(told.high)}"]
+    small = [f"{_signed(estimate.low)} to {_signed(estimate.high)}"]
     if num_seeds > 1:
-        small.append("seeds: " + ", ".join(_signed(v) for v in told.by_seed.values()))
-    return Cell(_signed(told.value) + " *" * told.excludes_zero, tuple(small))
+        small.append("seeds: " + ", ".join(_signed(v) for v in estimate.by_seed.values()))
+    return Cell(_signed(estimate.value) + " *" * estimate.excludes_zero, tuple(small))
 
 
 def _signed(value: float) -> str:

@@ -37,10 +37,10 @@ def unjudged_answers(rows: Mapping[str, Sequence[Row]]) -> list[Unjudged]:
         _count(
             stage,
             "answers",
-            [reason for row in mine if (reason := _reason(row)) is not None],
-            len(mine),
+            [reason for row in own if (reason := _reason(row)) is not None],
+            len(own),
         )
-        for stage, mine in rows.items()
+        for stage, own in rows.items()
     ]
 
 
@@ -49,7 +49,7 @@ def unjudged_rollouts(stages: Path) -> list[Unjudged]:
 
     Only such lines are taken apart: a long run has very many rollouts.
     """
-    found = []
+    counts = []
     for path in sorted(stages.glob("*/rollouts.jsonl")):
         reasons, total = [], 0
         with path.open("rb") as file:
@@ -58,8 +58,8 @@ def unjudged_rollouts(stages: Path) -> list[Unjudged]:
                 if b'"judged": false' in line:
                     reasons.append(_rollout_reason(line))
         if reasons:
-            found.append(_count(path.parent.name, "rollouts", reasons, total))
-    return found
+            counts.append(_count(path.parent.name, "rollouts", reasons, total))
+    return counts
 
 
 def _count(stage: str, what: str, reasons: Sequence[str], total: int) -> Unjudged:

@@ -53,7 +53,9 @@ def check_topk(topk: int, allowed: np.ndarray) -> int:
 
 
 def best_ids(gradient: Array, allowed: Array, topk: int) -> Array:
-    """[n, topk] int32: per position the allowed ids of most negative gradient [n, V], best first."""
+    """[n, topk] int32: per position the allowed ids of most negative gradient, best first.
+
+    `gradient` is [n, V]."""
     return jax.lax.top_k(jnp.where(allowed, -gradient, -jnp.inf), topk)[1]
 
 
@@ -99,15 +101,15 @@ def split_prompt(
     """Ids of the conversation before and after the suffix. Raises InputError if the suffix does not
     survive as text."""
     ids, wanted = tokenizer.encode_prompt(compose(tokenizer.decode(suffix))), list(suffix)
-    found = [i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted]
-    if not found:
+    places = [i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted]
+    if not places:
         raise InputError(
             f"the initial suffix {tokenizer.decode(suffix)!a} has other ids within its "
             "conversation; choose another "
             "`init`, one that begins with a space where the vocabulary's words do"
         )
     # Prompts may repeat the suffix; only the searched one moves with it.
-    begin = found[-1]
+    begin = places[-1]
     return ids[:begin], ids[begin + len(wanted) :]
 
 

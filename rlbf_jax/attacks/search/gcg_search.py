@@ -225,23 +225,23 @@ def accept(
     search: Search, state: State, candidates: Array, losses: Array, matches: Array, wanted: Array
 ) -> State:
     """Which suffix the search goes on with."""
-    found = jnp.any(wanted)
+    any_wanted = jnp.any(wanted)
     index = jnp.argmin(losses)
     loss, ids = losses[index], candidates[index]
     if search.buffer_size > 0:
-        enters = found & (loss < state.loss[-1])
+        enters = any_wanted & (loss < state.loss[-1])
     elif search.accept == "always":
-        enters = found
+        enters = any_wanted
     else:
-        enters = found & (loss < state.loss[0])
+        enters = any_wanted & (loss < state.loss[0])
         if search.accept == "anneal":
             heat = jnp.maximum(1 - (state.step + 1) / search.steps, 1e-7)
             chance = jnp.exp(-(loss - state.loss[0]) / heat)
-            enters |= found & (jax.random.uniform(step_keys(state)[2]) <= chance)
+            enters |= any_wanted & (jax.random.uniform(step_keys(state)[2]) <= chance)
     held = jnp.where(enters, state.loss.at[-1].set(loss), state.loss)
     order = jnp.argsort(held, stable=True)
     held_ids = jnp.where(enters, state.ids.at[-1].set(ids), state.ids)[order]
-    better = found & (loss < state.best_loss)
+    better = any_wanted & (loss < state.best_loss)
     return State(
         key=state.key,
         step=state.step + 1,
@@ -252,7 +252,7 @@ def accept(
         losses=state.losses.at[state.step].set(loss),
         history=state.history.at[state.step].set(held_ids[0]),
         stopped=state.stopped | (jnp.any(matches) if search.early_stop else False),
-        filtered=state.filtered + ~found,
+        filtered=state.filtered + ~any_wanted,
         evaluated=state.evaluated + jnp.sum(wanted, dtype=jnp.int32),
     )
 

@@ -107,7 +107,11 @@ def stack(behaviors: list[Behavior]) -> Behavior:
         return np.pad(x, (0, to - len(x)))
 
     rows = [
-        Behavior(padded(b.prefix, width), b.prefix_length, *(padded(x, tail) for x in b[2:]))  # type: ignore[arg-type]
+        Behavior(
+            padded(b.prefix, width),
+            b.prefix_length,
+            *(padded(x, tail) for x in b[2:]),  # type: ignore[arg-type]
+        )
         for b in behaviors
     ]
     return jax.tree.map(lambda *x: np.stack(x), *rows)

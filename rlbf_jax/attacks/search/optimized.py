@@ -101,7 +101,7 @@ def _victim(name: str, scene: Scene) -> Victim:
 
 
 def goals_of(name: str, scene: Scene, n: int, window: int) -> tuple[list[Prompt], list[Goal]]:
-    """The n prompts of an attack, and what it wants of each. Arguments are those of `attack_model`."""
+    """The n prompts of an attack, and what it wants of each; arguments as in `attack_model`."""
     if name not in OPTIMIZED:
         raise InputError(
             f"unknown attack {name!r}; those that are made for a checkpoint are "
