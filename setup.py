@@ -32,8 +32,15 @@ REQUIRES = [
     "jinja2>=3.1.4,<4",
     "requests>=2.32,<3",
     "tensorboardX>=2.6.4,<3",
+    "jaxtyping>=0.3,<0.4",
 ]
-TEST = ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.130,<7", "chex>=0.1.91,<0.2"]
+TEST = [
+    "pytest>=8.3,<10",
+    "pytest-xdist>=3.6,<4",
+    "hypothesis>=6.130,<7",
+    "chex>=0.1.91,<0.2",
+    "beartype>=0.20,<1",
+]
 EXTRAS = {
     "test": TEST,
     "dev": [

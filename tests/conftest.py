@@ -25,7 +25,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+# Shapes and dtypes of these modules' arguments and results are checked while tests run. The hook
+# works on what is imported after it.
+CHECKED = [
+    "rlbf_jax.objectives.masked",
+    "rlbf_jax.objectives.policy",
+    "rlbf_jax.objectives.sft",
+    "rlbf_jax.sampling.distribution",
+    "rlbf_jax.sampling.scoring",
+]
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 # derandomize: a failure is there for everybody, every time. Deadlines would measure the compiler.
 hypothesis.settings.register_profile(

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Float32, Int
 
 from rlbf_jax.objectives.masked import Term, masked_sum, masked_term, per_row_mean
 
@@ -24,14 +25,18 @@ published); `token`: mean over all ids."""
 class GroupAdvantages(NamedTuple):
     """GRPO's advantages of a batch of responses."""
 
-    advantage: Array
-    """[B] float32; 0 for unscored members."""
+    advantage: Float32[Array, " B"]
+    """0 for unscored members."""
     zero_variance: Term
     """Share of groups whose scored members all got the same reward: they teach nothing."""
 
 
 def group_advantages(
-    reward: Array, scored: Array, group: Array, num_groups: int, eps: float = 1e-4
+    reward: Float32[Array, " B"],
+    scored: Bool[Array, " B"],
+    group: Int[Array, " B"],
+    num_groups: int,
+    eps: float = 1e-4,
 ) -> GroupAdvantages:
     """(r - mean of the group) / (standard deviation of the group + eps), GRPO (Shao et al. 2024,
     eq. 3).
@@ -56,7 +61,9 @@ def group_advantages(
     return GroupAdvantages(centered / (deviation[group] + eps), zero)
 
 
-def terminal_rewards(reward: Array, action: Array) -> Array:
+def terminal_rewards(
+    reward: Float32[Array, " B"], action: Bool[Array, "B T"]
+) -> Float32[Array, "B T"]:
     """[B, T] with each row's reward [B] on its last action, 0 elsewhere."""
     time = jnp.arange(action.shape[1])
     last = jnp.max(jnp.where(action, time, -1), axis=1)
@@ -64,8 +71,11 @@ def terminal_rewards(reward: Array, action: Array) -> Array:
 
 
 def generalized_advantages(
-    reward: Array, value: Array, action: Array, lam: float
-) -> tuple[Array, Array]:
+    reward: Float32[Array, "B T"],
+    value: Float32[Array, "B T"],
+    action: Bool[Array, "B T"],
+    lam: float,
+) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
     """GAE (Schulman et al. 2016) in emission order with gamma = 1; holes between actions are
     skipped.
 
@@ -92,7 +102,7 @@ def generalized_advantages(
     return advantage.T, jnp.where(action, advantage.T + value, 0.0)
 
 
-def whiten(x: Array, mask: Array) -> Array:
+def whiten(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Zero mean and unit variance over the batch where mask holds, 0 elsewhere."""
     mean = masked_term(x, mask).mean
     variance = masked_term(jnp.square(x - mean), mask).mean
@@ -100,10 +110,10 @@ def whiten(x: Array, mask: Array) -> Array:
 
 
 def clipped_surrogate(
-    logprobs: Array,
-    behavior: Array,
-    advantage: Array,
-    action: Array,
+    logprobs: Float32[Array, "B T"],
+    behavior: Float32[Array, "B T"],
+    advantage: Float32[Array, "B T"],
+    action: Bool[Array, "B T"],
     clip: float,
     normalization: Normalization,
 ) -> tuple[Term, Term]:
@@ -123,7 +133,13 @@ def clipped_surrogate(
     return Term(jnp.sum(per_row_mean(loss, action)), rows), clipped
 
 
-def value_loss(value: Array, old_value: Array, returns: Array, action: Array, clip: float) -> Term:
+def value_loss(
+    value: Float32[Array, "B T"],
+    old_value: Float32[Array, "B T"],
+    returns: Float32[Array, "B T"],
+    action: Bool[Array, "B T"],
+    clip: float,
+) -> Term:
     """Half the squared error, clipped around the old value as in PPO (clip 0: plain)."""
     error = jnp.square(value - returns)
     if clip > 0:
@@ -132,7 +148,9 @@ def value_loss(value: Array, old_value: Array, returns: Array, action: Array, cl
     return masked_term(0.5 * error, action)
 
 
-def kl_estimate(logprobs: Array, reference: Array) -> Array:
+def kl_estimate(
+    logprobs: Float[Array, "*shape"], reference: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """Unbiased, non-negative estimate of KL(policy || reference) at drawn ids: r - 1 - log r, r =
     p_ref / p."""
     log_ratio = reference - logprobs

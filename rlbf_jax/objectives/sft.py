@@ -6,20 +6,26 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Float32, Int
 
 CHUNK = 512
 """Ids whose logits exist at a time in `linear_nll`; about what stays in a CPU core's cache."""
 
 
-def token_nll(logits: Array, targets: Array) -> Array:
+def token_nll(
+    logits: Float32[Array, "*shape V"], targets: Int[Array, "*shape"]
+) -> Float32[Array, "*shape"]:
     """Negative log-likelihood of `targets` [...] under float32 `logits` [..., V], in nats."""
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def sequence_logprobs(
-    nll: Array, counts: Array, segment: Array | None = None, num_segments: int | None = None
-) -> Array:
+    nll: Float[Array, "B T"],
+    counts: Bool[Array, "B T"],
+    segment: Int[Array, "B T"] | None = None,
+    num_segments: int | None = None,
+) -> Float32[Array, " B"] | Float32[Array, "B S"]:
     """Log-probability of whole sequences: minus the sum of their tokens' negative log-likelihoods.
 
     What DPO (Rafailov et al. 2023), KTO (Ethayarajh et al. 2024) and scores of whole completions
@@ -49,7 +55,12 @@ def sequence_logprobs(
 
 
 @jax.custom_vjp
-def linear_nll(hidden: Array, table: Array, targets: Array, counts: Array) -> Array:
+def linear_nll(
+    hidden: Float[Array, "B T D"],
+    table: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    counts: Bool[Array, "B T"],
+) -> Float32[Array, ""]:
     """Summed negative log-likelihood of targets under softmax(hidden @ table.T), without a [B, T,
     V] array.
 
@@ -69,8 +80,11 @@ def linear_nll(hidden: Array, table: Array, targets: Array, counts: Array) -> Ar
 
 
 def _sweep(
-    hidden: Array, table: Array, targets: Array, counts: Array
-) -> tuple[Array, Array, Array]:
+    hidden: Float[Array, "B T D"],
+    table: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    counts: Bool[Array, "B T"],
+) -> tuple[Float32[Array, ""], Float[Array, "B T D"], Float[Array, "V D"]]:
     """The loss, and its gradients for hidden and table."""
     batch, time, width = hidden.shape
     chunk = max(1, min(time, CHUNK // batch))

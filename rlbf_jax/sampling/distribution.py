@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float32, Int32
 
 from rlbf_jax.directives import EditRule, Legal
 
@@ -23,17 +24,20 @@ ONE_BLOCK, BLOCK = 2048, 512
 
 
 class Truncation(NamedTuple):
-    """Per-row arrays [B]: `top_k` int32 (0 keeps all), `top_p` and `min_p` float32 (1 and 0 keep
-    all)."""
+    """One number a row; 0, 1 and 0 keep all ids."""
 
-    top_k: Array
-    top_p: Array
-    min_p: Array
+    top_k: Int32[Array, " B"]
+    top_p: Float32[Array, " B"]
+    min_p: Float32[Array, " B"]
 
 
 def legal_logits(
-    rule: EditRule, logits: Array, legal: Legal, control_bias: Array, temperature: Array
-) -> Array:
+    rule: EditRule,
+    logits: Float32[Array, "*batch V"],
+    legal: Legal,
+    control_bias: Float32[Array, "*#batch C"],
+    temperature: Float32[Array, "*#batch"],
+) -> Float32[Array, "*batch V"]:
     """Tempered logits with illegal ids at -inf.
 
     Args:
@@ -50,7 +54,9 @@ def legal_logits(
     return jnp.where(rule.legal_ids(legal, vocab), tempered, -jnp.inf)
 
 
-def kept_by_truncation(probabilities: Array, truncation: Truncation) -> Array:
+def kept_by_truncation(
+    probabilities: Float32[Array, "B V"], truncation: Truncation
+) -> Bool[Array, "B V"]:
     """[B, V] bool: ids that survive top-k, then top-p on what is left (renormalized), and min-p.
 
     Top-p keeps the smallest set of likeliest ids whose mass reaches p; ties fall to the lower id.
@@ -74,7 +80,9 @@ def kept_by_truncation(probabilities: Array, truncation: Truncation) -> Array:
     )
 
 
-def _kept_by_top_k(probabilities: Array, top_k: Array) -> Array:
+def _kept_by_top_k(
+    probabilities: Float32[Array, "B V"], top_k: Int32[Array, " B"]
+) -> Bool[Array, "B V"]:
     vocab = probabilities.shape[-1]
     bits = jax.lax.bitcast_convert_type(probabilities, jnp.int32)
     top_k = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab)
@@ -83,7 +91,9 @@ def _kept_by_top_k(probabilities: Array, top_k: Array) -> Array:
     return above | _first(bits == least, top_k - jnp.sum(above, axis=-1))
 
 
-def _kept_by_top_p(probabilities: Array, kept: Array, top_p: Array) -> Array:
+def _kept_by_top_p(
+    probabilities: Float32[Array, "B V"], kept: Bool[Array, "B V"], top_p: Float32[Array, " B"]
+) -> Bool[Array, "B V"]:
     """Of what was kept so far; rows at 1 keep all of it."""
 
     left = jnp.where(kept, probabilities, -1.0)
@@ -123,7 +133,12 @@ def _first(chosen: Array, count: Array) -> Array:
     )
 
 
-def draw(logits: Array, truncation: Truncation, temperature: Array, uniform: Array) -> Array:
+def draw(
+    logits: Float32[Array, "B V"],
+    truncation: Truncation,
+    temperature: Float32[Array, " B"],
+    uniform: Float32[Array, " B"],
+) -> Int32[Array, " B"]:
     """One id a row by inverse CDF, in vocabulary order.
 
     Args:
@@ -148,7 +163,9 @@ def draw(logits: Array, truncation: Truncation, temperature: Array, uniform: Arr
     return jnp.where(temperature > 0, drawn, _likeliest(probabilities)).astype(jnp.int32)
 
 
-def _inverse_cdf(weights: Array, uniform: Array) -> Array:
+def _inverse_cdf(
+    weights: Float32[Array, "B V"], uniform: Float32[Array, " B"]
+) -> Int32[Array, " B"]:
     """[B]: of the columns of [B, V] with some weight, the first whose cumulative weight exceeds the
     share `uniform`.
 
@@ -176,7 +193,7 @@ def _first_beyond(weights: Array, uniform: Array) -> tuple[Array, Array]:
     return place, jnp.clip((target - (end - width)) / width, 0, 1)
 
 
-def _likeliest(weights: Array) -> Array:
+def _likeliest(weights: Float32[Array, "B V"]) -> Int32[Array, " B"]:
     """[B]: the argmax of [B, V], the lower one of a tie. In two steps, for XLA's on CPU is slow."""
     blocks = _blocks(weights)
     block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float32, Int32
 
 from rlbf_jax.directives import EditRule, EditState, Layout, Limits, Semantics, layout
 from rlbf_jax.errors import InputError
@@ -33,29 +34,25 @@ class Traces(NamedTuple):
     """A batch of emitted streams, with all that their legality and distribution depend on. B rows,
     T ids."""
 
-    tokens: Array
-    """[B, T] int32: prompt, then the trace (forced ids first), then zeros."""
-    prompt_length: Array
-    """[B] int32."""
-    num_forced: Array
-    """[B] int32."""
-    length: Array
-    """[B] int32: prompt and emitted ids."""
+    tokens: Int32[Array, "B T"]
+    """Prompt, then the trace (forced ids first), then zeros."""
+    prompt_length: Int32[Array, " B"]
+    num_forced: Int32[Array, " B"]
+    length: Int32[Array, " B"]
+    """Prompt and emitted ids."""
     limits: Limits
-    temperature: Array
-    """[B] float32."""
-    control_bias: Array
-    """[B, controls] float32."""
+    temperature: Float32[Array, " B"]
+    control_bias: Float32[Array, "B controls"]
 
     @property
-    def in_response(self) -> Array:
-        """[B, T] bool: emitted ids, forced ones included."""
+    def in_response(self) -> Bool[Array, "B T"]:
+        """Emitted ids, forced ones included."""
         time = jnp.arange(self.tokens.shape[1])[None]
         return (time >= self.prompt_length[:, None]) & (time < self.length[:, None])
 
     @property
-    def is_action(self) -> Array:
-        """[B, T] bool: ids the model drew itself. Prompt, forced and padding ids are not actions,
+    def is_action(self) -> Bool[Array, "B T"]:
+        """Ids the model drew itself. Prompt, forced and padding ids are not actions,
         retracted ids are."""
         time = jnp.arange(self.tokens.shape[1])[None]
         return self.in_response & (time >= (self.prompt_length + self.num_forced)[:, None])
@@ -65,10 +62,10 @@ class Scores(NamedTuple):
     """[B, T] each; column t speaks of the id in column t, seen from the query before it. Column 0
     is 0."""
 
-    logprobs: Array
-    """float32, under mask, bias and temperature."""
-    entropy: Array
-    """float32, nats, of the same distribution."""
+    logprobs: Float32[Array, "B T"]
+    """Under mask, bias and temperature."""
+    entropy: Float32[Array, "B T"]
+    """Nats, of the same distribution."""
 
 
 def pack_traces(generations: Sequence[Generation], rule: EditRule, length: int) -> Traces:

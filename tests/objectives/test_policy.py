@@ -176,13 +176,9 @@ def test_surrogate_equals_a_loop_over_ids(normalization, seed):
     rng = np.random.default_rng(seed)
     action = holes(rng)
     action[1, 2] = True
-    logprobs, behavior, advantage = rng.normal(scale=0.4, size=(3, *action.shape)).astype(
-        np.float32
-    )
-    loss, clipped = clipped_surrogate(logprobs, behavior, advantage, action, 0.2, normalization)
-    slow_loss, slow_clipped = slow_surrogate(
-        logprobs, behavior, advantage, action, 0.2, normalization
-    )
+    draws = jnp.asarray(rng.normal(scale=0.4, size=(3, *action.shape)), jnp.float32)
+    loss, clipped = clipped_surrogate(*draws, jnp.asarray(action), 0.2, normalization)
+    slow_loss, slow_clipped = slow_surrogate(*np.asarray(draws), action, 0.2, normalization)
     assert float(loss.mean) == pytest.approx(slow_loss, abs=1e-4)
     assert float(clipped.mean) == pytest.approx(slow_clipped, abs=1e-6)
 
@@ -191,21 +187,18 @@ def test_surrogate_equals_a_loop_over_ids(normalization, seed):
 def test_on_policy_the_gradient_is_that_of_the_policy_gradient_theorem(normalization):
     rng = np.random.default_rng(0)
     action = holes(rng)
-    logprobs, advantage = rng.normal(size=(2, *action.shape)).astype(np.float32)
+    logprobs, advantage = jnp.asarray(rng.normal(size=(2, *action.shape)), jnp.float32)
 
     def loss(x):
-        return clipped_surrogate(x, jnp.asarray(logprobs), advantage, action, 0.2, normalization)[
-            0
-        ].mean
+        acts = jnp.asarray(action)
+        return clipped_surrogate(x, logprobs, advantage, acts, 0.2, normalization)[0].mean
 
     weight = {
         "token": np.full(action.shape, 1 / action.sum()),
         "sequence": np.repeat(1 / (4 * np.maximum(action.sum(1, keepdims=True), 1)), 9, axis=1),
         "trajectory": np.full(action.shape, 1 / 4),
     }[normalization]
-    np.testing.assert_allclose(
-        jax.grad(loss)(jnp.asarray(logprobs)), -advantage * weight * action, atol=1e-6
-    )
+    np.testing.assert_allclose(jax.grad(loss)(logprobs), -advantage * weight * action, atol=1e-6)
 
 
 def test_beyond_the_clip_only_the_way_back_has_a_gradient():
@@ -226,7 +219,8 @@ def test_beyond_the_clip_only_the_way_back_has_a_gradient():
 def test_masked_infinities_leave_loss_and_gradient_finite(normalization, bad):
     rng = np.random.default_rng(1)
     action = jnp.asarray(holes(rng))
-    logprobs, behavior, advantage = rng.normal(size=(3, *action.shape)).astype(np.float32)
+    draws = rng.normal(size=(3, *action.shape))
+    logprobs, behavior, advantage = jnp.asarray(draws, jnp.float32)
     logprobs, behavior = jnp.where(action, logprobs, bad), jnp.where(action, behavior, -np.inf)
 
     def loss(x):
