@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from rlbf_jax.critics.base import Verdict
 from rlbf_jax.critics.judging import Judged
 from rlbf_jax.data.schema import Prompt
