@@ -62,8 +62,8 @@ class Watch:
         run_stage, write_report = runner.run_stage, runner.write_report
 
         def staged(work, stage, number):
-            run = self.within(stage.name, stage.run)
-            run_stage(work, dataclasses.replace(stage, run=run), number)
+            do = self.within(stage.name, stage.do)
+            run_stage(work, dataclasses.replace(stage, do=do), number)
 
         runner.run_stage, runner.write_report = staged, self.within("report", write_report)
         sys.addaudithook(self.hear)

@@ -33,7 +33,7 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.models.attention import QUERY_BLOCK
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.runs import execute as runner
-from rlbf_jax.runs.execute import open_run
+from rlbf_jax.runs.load import open_run
 from rlbf_jax.sampling.request import Request
 from rlbf_jax.sampling.sampler import Row, SamplerConfig, batches_of, make_batch
 from rlbf_jax.tokenizers import load_tokenizer
@@ -361,7 +361,7 @@ OPTIONS = {
     "no value": ("--sft.steps", "--sft.steps", "Missing value"),
     "wrong choice": ("--semantics sideways", "'sideways'", "'keep', 'rewind'"),
     "stray word": ("--baselines False", "'False' belongs to no option", "--no_name"),
-    "share beyond 1": ("--data.bsafe_plus.share_plain 1.5", "share_plain is 1.5", "0..1"),
+    "share beyond 1": ("--bsafe_plus.share_plain 1.5", "share_plain is 1.5", "0..1"),
     "steps below 0": ("--sft.steps -1", "sft: steps is -1, expected 0 or more"),
     "empty batch": ("--sft.batch_size 0", "batch_size is 0, expected 1 or more"),
     "batch and microbatches": ("--sft.accumulate 3", "sft.batch_size", "choose a multiple of 3"),
@@ -386,7 +386,11 @@ OPTIONS = {
         "unknown attack 'flattery'",
         "middle_filling",
     ),
-    "unknown method": ("--method magic", "method 'magic': no such recipe; there are rlbf"),
+    "no such option as a method": ("--method magic", "--method: no such option"),
+    "rule that the vocabulary lacks": (
+        "--data.rules reset",
+        "data.rules is reset; method rlbf needs backtrack among them",
+    ),
     "mesh that does not fit": (
         "--mesh.data 3",
         "mesh data=3 x fsdp=1 x tensor=1 does not fit",
@@ -433,9 +437,9 @@ FITS = {
     "vocabulary too small": ("--data.vocab_size 260", "vocab_size 260 is too small", "at least"),
     "rows too short": ("--data.row_length 12", "row_length is 12", "raise it"),
     "too few examples": (
-        "--data.refusal_examples 1 --data.sft_examples 1",
+        "--refusal_examples 1 --sft_examples 1",
         "sft.batch_size is 2",
-        "raise data.sft_exam",
+        "raise sft_examples",
     ),
     "prompt longer than the buffer": (
         "--max_prompt 1 --rollout_tokens 70",
@@ -449,7 +453,7 @@ FITS = {
     ),
     "rollouts too short for an attack": ("--rollout_tokens 30", "rollouts:", "max_tokens = 30"),
 }
-"""Found out when the tokenizer is there; before any training."""
+"""Found out when tokenizer and data are there; before any training."""
 
 
 @pytest.mark.parametrize("name", FITS)
@@ -458,8 +462,16 @@ def test_text_and_shapes_that_do_not_fit(name, tmp_path, refused):
     argv = ["run", TINY, "--workdir", tmp_path / "run"]
     refused([*argv, *options.split()], *words)
     assert not (tmp_path / "run" / "stages").exists() and not list(tmp_path.rglob("*.tmp"))
-    # Another setting that fails as soon: the folder is not taken by a run that came to nothing.
-    refused([*argv, "--data.vocab_size", "261"], "vocab_size 261 is too small")
+    mended = options.replace("--rollout_tokens 30", "--rollout_tokens 31")
+    if mended != options:
+        # Data and tokenizer do not depend on it: the same folder goes on, and fails at the new value.
+        refused([*argv, *mended.split()], "rollouts:", "max_tokens = 31")
+    if any((tmp_path / "run" / "done").iterdir()):
+        # Other settings than what is prepared was made with.
+        refused([*argv, "--data.vocab_size", "261"], "holds a run with other settings")
+    else:
+        # Another setting that fails as soon: a run that came to nothing does not take the folder.
+        refused([*argv, "--data.vocab_size", "261"], "vocab_size 261 is too small")
 
 
 EXPERIMENTS = {
@@ -529,11 +541,24 @@ def test_run_that_is_not_finished(run_folder, refused):
     undo(run_folder, "rlbf")
     before = contents(run_folder)
     words = ("no finished stage 'rlbf'; finished are base, sft",)
+    ask = ["generate", run_folder, "--prompt", "Hi?"]
+    refused([*ask, "--stage", "rlbf"], *words)
+    refused(["evaluate", run_folder, "--stage", "rlbf"], *words)
+    refused(["attack", run_folder, "--stage", "rlbf", "--attack", "direct"], *words)
+    refused([*ask, "--stage", "sfft"], "no finished stage 'sfft'")
+    assert contents(run_folder) == before
+    # Without a stage the last finished one answers.
+    assert open_run(run_folder).last_stage == "sft"
+    assert cli.main([str(arg) for arg in [*ask, "--max_tokens", "4"]]) == 0
+
+
+def test_run_of_which_nothing_is_finished(run_folder, refused):
+    shutil.rmtree(run_folder / "stages")
+    before = contents(run_folder)
+    words = ("no stage of it is finished", "run it first")
     refused(["generate", run_folder, "--prompt", "Hi?"], *words)
     refused(["evaluate", run_folder], *words)
-    refused(
-        ["generate", run_folder, "--prompt", "Hi?", "--stage", "sfft"], "no finished stage 'sfft'"
-    )
+    refused(["attack", run_folder, "--attack", "direct"], *words)
     assert contents(run_folder) == before
 
 
@@ -663,7 +688,7 @@ def test_what_a_damaged_checkpoint_advises_works(run_folder, finished, no_report
 
 
 def same_parameters(one: pathlib.Path, other: pathlib.Path, stage: str) -> None:
-    mine, theirs = (open_run(folder).params(stage) for folder in (one, other))
+    mine, theirs = (open_run(folder).policy(stage).params for folder in (one, other))
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 
@@ -691,13 +716,20 @@ def test_damaged_checkpoint_of_an_unfinished_stage(run_folder, refused):
     assert contents(run_folder) == before
 
 
+def stored(**config) -> str:
+    """A manifest of this version."""
+    return json.dumps({"format": 2, "config": config, "stages": [], "shared": {}})
+
+
 MANIFESTS = {
+    "of version 0.1": '{"config": {"seed": 0}, "versions": {"rlbf_jax": "0.1.0"}}',
     "half": '{"config": {"seed"',
     "empty": "",
     "list": "[]",
     "number for a configuration": '{"config": 3}',
-    "wrong type": '{"config": {"seed": "x"}}',
-    "impossible": '{"config": {"model": {"num_heads": 3, "num_kv_heads": 2}}}',
+    "wrong type": stored(seed="x"),
+    "impossible": stored(model={"num_heads": 3, "num_kv_heads": 2}),
+    "stages that are none": '{"config": {}, "format": 2, "stages": [3], "shared": {}}',
     "binary": b"\xff\xfe\x00",
 }
 
@@ -760,7 +792,10 @@ def test_data_set(name, run_folder, refused):
     DATA_DAMAGE[name](data)
     before = contents(run_folder)
     refused(
-        ["run", TINY, "--workdir", run_folder], str(data), "done/data", "makes the same data again"
+        ["run", TINY, "--workdir", run_folder],
+        str(data),
+        "done/bsafe_plus_data",
+        "makes the same data again",
     )
     assert contents(run_folder) == before
 
@@ -780,7 +815,12 @@ def test_tokenizer(name, run_folder, refused):
     path = run_folder / "tokenizer" / file
     truncate(path) if content is None else path.write_text(content)
     before = contents(run_folder)
-    refused(["generate", run_folder, "--prompt", "a"], str(path.parent), "makes the same tokenizer")
+    refused(
+        ["generate", run_folder, "--prompt", "a"],
+        str(path.parent),
+        "done/tokenizer",
+        "makes the same tokenizer",
+    )
     assert contents(run_folder) == before
 
 
@@ -788,7 +828,8 @@ def test_what_damaged_data_and_tokenizer_advise_works(run_folder, finished, no_r
     undo(run_folder, "sft")
     (run_folder / "tokenizer" / "tokenizer.model").write_text("junk")
     shutil.rmtree(run_folder / "data")
-    (run_folder / "done" / "data").unlink()
+    for stage in ("tokenizer", "pretraining_data", "bsafe_plus_data"):
+        (run_folder / "done" / stage).unlink()
     assert cli.main(["run", str(TINY), "--workdir", str(run_folder)]) == 0
     same_parameters(run_folder, finished, "sft")
 
@@ -925,7 +966,7 @@ def test_loss_that_is_not_finite(tmp_path, refused):
         "1",
     ]
     refused(argv, "stage base, step", "not finite", "is kept", "Lower the learning rate")
-    work = open_run(tmp_path / "run")
+    work = open_run(tmp_path / "run").run
     kept = checkpoint.Checkpoints(work.stage_folder("base") / "checkpoints")
     assert kept.latest and not checkpoint.find_damage(kept.folder / str(kept.latest))
     rows = (work.stage_folder("base") / "metrics.jsonl").read_text().splitlines()

@@ -3,17 +3,22 @@ heavy loads early."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import pathlib
 import subprocess
 import sys
 import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from rlbf_jax import methods
 from rlbf_jax.cli import main as cli
 from rlbf_jax.errors import UserError
+from rlbf_jax.runs.experiment import MethodConfig
 from rlbf_jax.sampling.request import Generation
 from rlbf_jax.tokenizers import train_tokenizer
 
@@ -61,20 +66,39 @@ def experiment(tmp_path):
 
 @pytest.fixture
 def runner(monkeypatch):
-    """Stands in for methods.runner and writes down how it was called."""
-    module = types.ModuleType("rlbf_jax.runs.execute")
-    module.calls = []
-    for name in ("run", "load", "evaluate_stage"):
-        setattr(
-            module,
-            name,
-            lambda *args, _name=name, **kwargs: module.calls.append((_name, args, kwargs)),
-        )
-    import rlbf_jax.methods
+    """Stands in for runs.execute and runs.load and writes down how they were called."""
+    execute = types.ModuleType("rlbf_jax.runs.execute")
+    load = types.ModuleType("rlbf_jax.runs.load")
+    import rlbf_jax.runs
 
-    monkeypatch.setitem(sys.modules, "rlbf_jax.runs.execute", module)
-    monkeypatch.setattr(rlbf_jax.methods, "runner", module, raising=False)
-    return module
+    calls = []
+    execute.run = lambda *args: calls.append(("run", *args))
+    load.open_run = lambda folder: calls.append(("open_run", folder)) or Opened(calls)
+    for module in (execute, load):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(rlbf_jax.runs, module.__name__.split(".")[-1], module, raising=False)
+    return types.SimpleNamespace(execute=execute, load=load, calls=calls)
+
+
+class Opened:
+    """Stands in for a run that was opened, and for an evaluator of its stages."""
+
+    last_stage = "rlbf"
+    suite = types.SimpleNamespace(n=5)
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def evaluator(self, stage):
+        self.calls.append(("evaluator", stage))
+        return self
+
+    def with_suite(self, **changes):
+        self.calls.append(("with_suite", changes))
+        return self
+
+    def evaluate(self):
+        self.calls.append(("evaluate",))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +117,7 @@ def test_run_applies_overrides(experiment, runner, tmp_path, capsys):
     ]
     args += ["--semantics", "rewind"]
     assert cli.main(args) == 0
-    ((name, (config, workdir), _),) = runner.calls
+    ((name, config, workdir),) = runner.calls
     assert (name, config.optimizer.learning_rate, config.num_steps, workdir) == (
         "run",
         0.5,
@@ -106,7 +130,7 @@ def test_run_applies_overrides(experiment, runner, tmp_path, capsys):
 
 def test_run_has_a_default_workdir(experiment, runner):
     assert cli.main(["run", str(experiment)]) == 0
-    assert str(runner.calls[0][1][1]) == "runs/made_up"
+    assert str(runner.calls[0][2]) == "runs/made_up"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +189,7 @@ def test_errors_that_are_ours_keep_their_traceback(experiment, runner, monkeypat
     def broken(*args):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(runner, "run", broken)
+    monkeypatch.setattr(runner.execute, "run", broken)
     with pytest.raises(RuntimeError):
         cli.main(["run", str(experiment)])
 
@@ -174,7 +198,7 @@ def test_interruption_says_how_to_go_on(experiment, runner, monkeypatch, capsys)
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run", interrupted)
+    monkeypatch.setattr(runner.execute, "run", interrupted)
     assert cli.main(["run", str(experiment), "--num_steps", "4"]) == 130
     assert f"rlbf run {experiment} --num_steps 4" in capsys.readouterr().err
 
@@ -210,9 +234,11 @@ def loaded(runner, tokenizer, monkeypatch):
         runner.calls.append(("sample", requests, seed))
         return generations
 
-    monkeypatch.setattr(
-        runner, "load", lambda *args: types.SimpleNamespace(sample=sample, tokenizer=tokenizer)
-    )
+    def load(folder, stage):
+        runner.calls.append(("load", folder, stage))
+        return types.SimpleNamespace(sample=sample, tokenizer=tokenizer, rule=rule)
+
+    runner.load.load = load
     return runner
 
 
@@ -233,6 +259,7 @@ def test_generate_in_a_pipe_prints_visible_text(loaded, tokenizer, capsys):
     ]
     assert cli.main([*args, "--temperature", "0", "--forbid_directives"]) == 0
     assert capsys.readouterr().out == "Well, Bread rises in a warm corner\n" * 4
+    assert loaded.calls[0] == ("load", pathlib.Path("w"), "")
     _, requests, seed = loaded.calls[-1]
     assert [r.prompt for r in requests] == ["Hi?", "Hi?", "Ho?", "Ho?"] and seed == 7
     assert requests[0].forced == tuple(tokenizer.encode("Well, "))
@@ -273,16 +300,53 @@ def test_generate_reads_prompts_from_standard_input(loaded, monkeypatch, capsys)
 
 
 def test_evaluate_and_report(runner, tmp_path):
-    assert (
-        cli.main(
-            ["evaluate", str(tmp_path), "--stage", "sft", "--data", "test", "--n_prompts", "8"]
-        )
-        == 0
-    )
-    assert runner.calls == [("evaluate_stage", (tmp_path, "sft"), {"data": "test", "n_prompts": 8})]
     (tmp_path / "results.json").write_text("[]")
+    asked = ["--stage", "sft", "--data", "test", "--n_prompts", "8"]
+    assert cli.main(["evaluate", str(tmp_path), *asked]) == 0
+    assert runner.calls == [
+        ("open_run", tmp_path),
+        ("evaluator", "sft"),
+        ("with_suite", {"pool": "test", "n": 8}),
+        ("evaluate",),
+    ]
+    assert (tmp_path / "report.html").is_file()
+    (tmp_path / "report.html").unlink()
     assert cli.main(["report", str(tmp_path)]) == 0
     assert (tmp_path / "report.html").is_file()
+
+
+def test_without_a_stage_the_last_one_is_evaluated(runner, tmp_path):
+    (tmp_path / "results.json").write_text("[]")
+    assert cli.main(["evaluate", str(tmp_path)]) == 0
+    assert runner.calls[1:3] == [
+        ("evaluator", "rlbf"),
+        ("with_suite", {"pool": "development", "n": 5}),
+    ]
+
+
+def test_generate_takes_the_stage_that_is_asked_for(loaded):
+    assert cli.main(["generate", "w", "--stage", "sft", "--prompt", "Hi?"]) == 0
+    assert loaded.calls[0] == ("load", pathlib.Path("w"), "sft")
+
+
+@dataclasses.dataclass(frozen=True)
+class Other(MethodConfig):
+    """Another paper's settings."""
+
+    name: ClassVar[str] = "other"
+    paper: ClassVar[str] = "Other, arXiv 1"
+    strength: float = 1.0
+
+
+def test_an_option_of_another_paper_is_refused_by_name(runner, monkeypatch, capsys):
+    monkeypatch.setitem(methods.METHODS, "other", Other)
+    smoke = str(pathlib.Path(__file__).parent.parent / "experiments" / "smoke.py")
+    said = one_line_error(["run", smoke, "--strength", "2"], capsys)
+    assert "--strength: a setting of other (Other, arXiv 1), and" in said
+    assert "runs rlbf (RLBF, arXiv 2602.08377)" in said
+    assert "no such option" in one_line_error(["run", smoke, "--strengths", "2"], capsys)
+    assert cli.main(["run", smoke, "--sft.steps", "2"]) == 0
+    assert runner.calls[0][1].method.sft.steps == 2
 
 
 @pytest.mark.parametrize(
@@ -339,7 +403,7 @@ def test_error_messages_fit_one_line(monkeypatch, capsys):
     def broken(argv):
         raise UserError("first\nsecond")
 
-    monkeypatch.setattr(cli, "report", broken)
+    monkeypatch.setitem(cli.COMMANDS, "report", broken)
     assert one_line_error(["report"], capsys) == "error: first second"
 
 

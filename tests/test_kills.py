@@ -17,9 +17,10 @@ from rlbf_jax.evaluation.results import read_results
 from rlbf_jax.storage import held
 from tests.kills import EXPERIMENT, Strike, fingerprint, leftovers, nursery
 
-QUICK = ("data", "base", "evaluate_base")
+QUICK = ("tokenizer", "pretraining_data", "base", "evaluate_base")
+PREPARED = ("tokenizer", "pretraining_data", "bsafe_plus_data", "refusal_data")
 TRAINED = ("base", "refusal_sft", "sft", "sft_control", "rlbf")
-STAGES = ("data", *TRAINED, *(f"evaluate_{name}" for name in TRAINED), "report")
+STAGES = (*PREPARED, *TRAINED, *(f"evaluate_{name}" for name in TRAINED), "report")
 SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)]
 CHECKPOINT, MODEL = "checkpoints/2.orbax-checkpoint-tmp", "model/0.orbax-checkpoint-tmp"
 
@@ -104,8 +105,8 @@ def test_the_fingerprint_sees_data_journals_rows_records_and_parameters(quick):
 
 def test_killed_in_writes_and_asked_to_stop_in_data_training_and_evaluation(quick):
     workdir = quick.folder / "struck" / "run"
-    quick.strike(workdir, Strike("data", 1, "tokenizer", signal=signal.SIGTERM))
-    quick.strike(workdir, Strike("data", 3, "-unfinished-"))
+    quick.strike(workdir, Strike("tokenizer", 1, "tokenizer", signal=signal.SIGTERM))
+    quick.strike(workdir, Strike("pretraining_data", 3, "-unfinished-"))
     told = quick.strike(workdir, Strike("base", 9, CHECKPOINT, signal=signal.SIGINT))
     assert told.startswith("stage base stopped after step 2 of 7; its state is saved; ")
     quick.strike(workdir, Strike("base", 9, "checkpoints/4.orbax-checkpoint-tmp"))
@@ -209,7 +210,7 @@ def test_killed_inside_writes_and_at_random_times(whole):
     rng = np.random.default_rng(2)
     workdir = whole.folder / "writes" / "run"
     for strike in (
-        Strike("data", 1, "-unfinished-", delay=0.05),
+        Strike("pretraining_data", 1, "-unfinished-", delay=0.05),
         Strike("base", 4, CHECKPOINT, delay=float(rng.uniform(0.001, 0.02))),
         Strike("base", 0, delay=float(rng.uniform(0.1, 1.5))),
         Strike("refusal_sft", int(rng.integers(1, 20)), MODEL),

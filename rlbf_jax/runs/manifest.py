@@ -25,8 +25,9 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import upgraded
 from rlbf_jax.plain import differences, field_names, plain, restore
 from rlbf_jax.runs.experiment import Experiment
-from rlbf_jax.runs.files import write_json
+from rlbf_jax.runs.files import read_json, write_json
 from rlbf_jax.runs.stage import Shared, Stage, fingerprint
+from rlbf_jax.storage import held
 
 FORMAT = 2
 """Version of manifests; those of rlbf_jax 0.1 say none."""
@@ -180,10 +181,9 @@ def open_workdir(e: Experiment, stages: Sequence[Stage], workdir: Path) -> None:
     """
     path = workdir / "manifest.json"
     if path.exists():
-        changed = changed_settings(e, read_manifest(workdir).config)
-        if changed and nothing_done(workdir):
-            write_json(path, make_manifest(e, stages))
-        elif changed:
+        there = read_manifest(workdir)
+        changed = changed_settings(e, there.config)
+        if changed and not _taken_over(e, stages, workdir, there):
             shown = ", ".join(
                 f"{name} is {brief(old)} there, {brief(new)} here" for name, old, new in changed[:3]
             )
@@ -222,11 +222,31 @@ def _flat_kinds(method: Any) -> list[type]:
     ]
 
 
-def nothing_done(workdir: Path) -> bool:
-    """Whether a run came to nothing: mending a setting that made its first stage fail needs no other
-    folder then."""
-    patterns = ("done/*", "stages/*", "evaluation/*", "results.json")
-    return not any(any(workdir.glob(pattern)) for pattern in patterns)
+def _taken_over(e: Experiment, stages: Sequence[Stage], workdir: Path, there: Manifest) -> bool:
+    """Makes a folder one of this experiment where no other setting has counted yet: nothing is
+    trained, and what is prepared is what these settings would make. Mending a setting that failed
+    before the first training needs no other folder then.
+
+    Returns whether it did.
+    """
+    begun = ("stages/*", "evaluation/*", "results.json")
+    if any(any(workdir.glob(pattern)) for pattern in begun):
+        return False
+    shared, known = shared_by(e), {stage.name for stage in stages}
+    for name in (path.name for path in workdir.glob("done/*")):
+        entry = there.stage(name)
+        if entry is None or name not in known:
+            return False
+        if entry.fingerprint != fingerprint(stages, name, shared):
+            return False
+    (workdir / "done").mkdir(exist_ok=True)
+    with held(workdir / "done", wait=False) as free:
+        if free:
+            path = workdir / "manifest.json"
+            old = read_json(path)
+            kept = {name: old[name] for name in ("data", "adopted") if name in old}
+            write_json(path, make_manifest(e, stages) | kept)
+        return free
 
 
 def brief(value: Any) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 
 from rlbf_jax.directives import BacktrackRule
-from tests.fakes import OneRule
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.config import ModelConfig
+from tests.fakes import OneRule
 
 VOCAB, PROMPT, LENGTH = 600, (21, 22, 23), 8
 SECRET = (101, 202, 303, 77)

@@ -16,8 +16,11 @@ from rlbf_jax.directives import NEVER, Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.columns import metric_names
 from rlbf_jax.evaluation.comparison import Estimate, Slice
-from rlbf_jax.runs import execute as runner
-from rlbf_jax.runs.reuse import UNTOUCHED
+from rlbf_jax.plain import differences
+from rlbf_jax.runs.execute import recipe
+from rlbf_jax.runs.files import write_json
+from rlbf_jax.runs.manifest import open_workdir, shared_by
+from rlbf_jax.runs.stage import fingerprint
 
 CONFIG = get_config()
 PLAN = pieces.plan(CONFIG, (0, 1), (0,))
@@ -43,29 +46,37 @@ def test_pieces_are_distinct_and_build_on_earlier_ones():
     assert {piece.seed for piece in PLAN if piece.group.startswith("bias")} == {0}
 
 
+def fingerprint_of(config, stage):
+    return fingerprint(recipe(config), stage, shared_by(config))
+
+
 def test_what_is_adopted_does_not_depend_on_what_differs():
     for piece in PLAN:
-        if not piece.source:
-            continue
-        old, new = runner.plain(BY_NAME[piece.source].config), runner.plain(piece.config)
-        for name, _, _ in runner.differences(old, new):
-            for stage in piece.adopted:
-                parts = name.split(".")
-                assert any(".".join(parts[:n]) in UNTOUCHED[stage] for n in range(1, 5)), (
-                    piece.name,
-                    stage,
-                    name,
-                )
+        for stage in piece.adopted:
+            there = BY_NAME[piece.source].config
+            assert fingerprint_of(there, stage) == fingerprint_of(piece.config, stage), (
+                piece.name,
+                stage,
+            )
+
+
+def test_what_is_run_again_is_another_stage_than_the_source_has():
+    """Otherwise it could have been adopted."""
+    for piece in PLAN:
+        if piece.source:
+            there = BY_NAME[piece.source].config
+            for stage in piece.stages:
+                known = {s.name for s in recipe(there)}
+                assert stage not in known or (
+                    fingerprint_of(there, stage) != fingerprint_of(piece.config, stage)
+                ), (piece.name, stage)
 
 
 def test_each_ablation_changes_what_its_name_says():
     main, by_group = BY_NAME["main/seed0"].config, {p.group: p.config for p in PLAN if p.seed == 0}
 
     def differs(group):
-        return [
-            name
-            for name, _, _ in runner.differences(runner.plain(main), runner.plain(by_group[group]))
-        ]
+        return [name for name, _, _ in differences(main.stored(), by_group[group].stored())]
 
     assert differs("grpo") == differs("drop_positive")[:0] + ["reinforcement.policy.algorithm"]
     assert differs("keep") == ["semantics"] and by_group["keep"].semantics is Semantics.KEEP
@@ -84,8 +95,8 @@ def test_each_ablation_changes_what_its_name_says():
         "critic_noise.missed"
     ]
     assert set(differs("coverage_wide")) <= {
-        "data.bsafe_plus.only_forms",
-        "data.bsafe_plus.share_rl_forms",
+        "bsafe_plus.only_forms",
+        "bsafe_plus.share_rl_forms",
     }
     assert differs("coverage_wide") and differs("coverage_narrow")
     for group in by_group:
@@ -93,18 +104,15 @@ def test_each_ablation_changes_what_its_name_says():
 
 
 def test_a_base_that_has_the_option_on_is_ablated_by_switching_it_off():
-    reward = dataclasses.replace(CONFIG.reinforcement.reward, price_per_extra=0.3)
-    base = dataclasses.replace(
-        CONFIG, reinforcement=dataclasses.replace(CONFIG.reinforcement, reward=reward)
-    )
+    base = CONFIG.changed({"reinforcement.reward.price_per_extra": 0.3})
     overlap = next(p for p in pieces.plan(base, (0,), (0,)) if p.group == "overlap")
-    assert overlap.config.reinforcement.reward.price_per_extra == 0.0
+    assert overlap.config.method.reinforcement.reward.price_per_extra == 0.0
     assert "`reinforcement.reward.price_per_extra` 0.3 → 0" in pieces.changed(overlap.config, base)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
 def test_attacked_share(share):
-    mix = pieces.with_attacked_share(CONFIG.rollouts, share)
+    mix = pieces.with_attacked_share(CONFIG.method.rollouts, share)
     weights = {
         f.name: getattr(mix, f.name) for f in dataclasses.fields(mix) if f.name != "rl_forms"
     }
@@ -112,9 +120,9 @@ def test_attacked_share(share):
     assert sum(weights[name] for name in pieces.FORCED) == pytest.approx(share, abs=1e-4)
     if share:
         assert mix.prefilling / mix.middle_filling == pytest.approx(
-            CONFIG.rollouts.prefilling / CONFIG.rollouts.middle_filling, abs=1e-3
+            CONFIG.method.rollouts.prefilling / CONFIG.method.rollouts.middle_filling, abs=1e-3
         )
-    assert mix.rl_forms == CONFIG.rollouts.rl_forms
+    assert mix.rl_forms == CONFIG.method.rollouts.rl_forms
 
 
 def test_half_of_the_forms():
@@ -142,27 +150,29 @@ def test_only_takes_what_it_builds_on_and_refuses_other_names():
 
 
 class Stages:
-    """Stands for `runner.run`: writes what each stage leaves, and may be killed."""
+    """Stands for `execute.run`: writes what each stage leaves, and may be killed."""
 
     def __init__(self, killed_at=None):
         self.calls, self.killed_at = [], killed_at
 
     def __call__(self, config, folder, only):
-        runner.open_workdir(config, folder)
-        for stage in (s.name for s in runner.RECIPES[config.method](config)):
+        stages = recipe(config)
+        open_workdir(config, stages, folder)
+        for stage in (s.name for s in stages):
             if (only is not None and stage not in only) or (folder / "done" / stage).exists():
                 continue
             if len(self.calls) == self.killed_at:
                 raise KeyboardInterrupt
             self.calls.append((f"{folder.parent.name}/{folder.name}", stage))
-            if stage == "data":
+            if stage == "tokenizer":
                 (folder / "tokenizer").mkdir(exist_ok=True)
-                (folder / "data").mkdir()
+            elif stage.endswith("_data"):
+                (folder / "data" / stage.removesuffix("_data")).mkdir(parents=True)
             elif stage.startswith("evaluate_"):
                 write_rows(config, folder, stage.removeprefix("evaluate_"))
             else:
                 (folder / "stages" / stage / "model").mkdir(parents=True)
-            runner.write_json(folder / "done" / stage, {"seconds": 60.0})
+            write_json(folder / "done" / stage, {"seconds": 60.0})
 
 
 RATES = {"base": 1.0, "refusal_sft": 0.9, "sft": 0.5, "sft_control": 0.5, "rlbf": 0.1}
@@ -215,12 +225,18 @@ def test_only_unshared_stages_are_run(undisturbed):
     assert ran["grpo/seed0"] == ["rlbf", "evaluate_rlbf"] and ran["forbid_all/seed0"] == [
         "evaluate_rlbf"
     ]
-    assert ran["coverage_wide/seed0"] == ["data", "sft", "rlbf", "evaluate_sft", "evaluate_rlbf"]
+    assert ran["coverage_wide/seed0"] == [
+        "bsafe_plus_data",
+        "sft",
+        "rlbf",
+        "evaluate_sft",
+        "evaluate_rlbf",
+    ]
     assert ran["keep/seed1"][:3] == ["sft", "sft_control", "rlbf"] or set(ran["keep/seed1"]) >= {
         "sft",
         "rlbf",
     }
-    assert len(ran["main/seed0"]) == 11 and "base" not in ran["keep/seed0"]
+    assert len(ran["main/seed0"]) == 14 and "base" not in ran["keep/seed0"]
     assert len(set(calls)) == len(calls)
 
 
@@ -241,7 +257,7 @@ def test_goes_on_where_it_was_killed(undisturbed, tmp_path, moment):
 
 def test_a_folder_of_other_settings_is_refused(undisturbed):
     workdir, _ = undisturbed
-    other = dataclasses.replace(SOME[0], config=dataclasses.replace(SOME[0].config, max_drawn=3))
+    other = dataclasses.replace(SOME[0], config=SOME[0].config.replace(max_drawn=3))
     with pytest.raises(UserError, match="other settings .max_drawn"):
         running.run_pieces([other], workdir, Stages())
 

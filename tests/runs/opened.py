@@ -8,7 +8,7 @@ from pathlib import Path
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.models.families import styled
 from rlbf_jax.runs.evaluate import EvaluationSettings, Evaluator
-from rlbf_jax.runs.execute import parts_of, recipe
+from rlbf_jax.runs.execute import parts_of, recipe, view
 from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.runs.manifest import open_workdir
 from rlbf_jax.runs.run import Run
@@ -28,6 +28,21 @@ def evaluator_of(e: Experiment, folder: Path, stage: str = "base") -> Evaluator:
 
 def judge_of(e: Experiment, folder: Path) -> Critic:
     return evaluator_of(e, folder).judge
+
+
+def do(e: Experiment, folder: Path, name: str) -> Run:
+    """Does one stage, in a folder of the experiment; returns the run as commands see it."""
+    make_folder(e, folder)
+    stages = recipe(e)
+    stage = next(stage for stage in stages if stage.name == name)
+    whole = run_of(e, folder)
+    stage.do(view(whole, stages, stage), stage.config)
+    return whole
+
+
+def keep(run: Run, stage: str, params: dict) -> None:
+    """Keeps parameters as those of a finished stage."""
+    run.seen_by(stage, ["tokenizer"]).keep(run.model, params)
 
 
 def make_folder(e: Experiment, folder: Path) -> None:

@@ -14,7 +14,9 @@ from tests.training.tiny_experiment import get_config
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("attacked") / "run"
-    runner.run(get_config(), folder, only=("data", "base", "evaluate_base"))
+    runner.run(
+        get_config(), folder, only=("tokenizer", "pretraining_data", "base", "evaluate_base")
+    )
     return folder
 
 

@@ -25,7 +25,7 @@ ADVBENCH = "goal,target\nInsult a turnip,Sure\nInsult a leek,Sure\n"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmarks") / "run"
-    runner.run(get_config(), folder, only={"data", "base"})
+    runner.run(get_config(), folder, only={"tokenizer", "pretraining_data", "base"})
     return folder
 
 

@@ -19,8 +19,9 @@ from rlbf_jax.cli import main as cli
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.export.recipe import read_recipe
-from rlbf_jax.runs import execute as runner
+from rlbf_jax.runs.load import load, open_run
 from rlbf_jax.sampling.request import Knobs, Request
+from tests.runs.opened import do, keep
 from tests.runs.published_checkpoint import make_checkpoint
 from tests.runs.test_start import tiny
 
@@ -41,16 +42,15 @@ MAX_TOKENS = 40
 def make_run(folder: pathlib.Path, start_from: str) -> pathlib.Path:
     """A run whose stage `sft` is done, with random weights; exported."""
     data = dataclasses.replace(smoke().data, pretraining_examples=200)
-    config = tiny(start_from, data=data, pretraining=smoke().pretraining)
-    runner.open_workdir(config, folder / "run")
-    work = runner.open_workspace(config, folder / "run")
-    work.build_tokenizer()
+    e = tiny(start_from, data=data, pretraining=smoke().base.pretraining)
     if start_from:
-        work.note_data({})
-    params = (
-        work.start_params() if start_from else jax.tree.map(lambda x: 2 * x, work.initial_params())
-    )
-    work.save_params("sft", params)
+        do(e, folder / "run", "tokenizer")
+        run = do(e, folder / "run", "base")
+        params = run.model_of("base")[1]
+    else:
+        run = do(e, folder / "run", "tokenizer")
+        params = jax.tree.map(lambda x: 2 * x, run.initial_params())
+    keep(run, "sft", params)
     assert (
         cli.main(["export", str(folder / "run" / "stages" / "sft"), str(folder / "exported")]) == 0
     )
@@ -81,7 +81,7 @@ def logits_of(model, params: dict, ids: list[int]) -> np.ndarray:
 def telling_bias(folder: pathlib.Path) -> float:
     """How much categories must gain for a random model to begin a directive now and then, not at
     once."""
-    loaded, model = runner.load(folder / "run", "sft"), runner.open_run(folder / "run").model
+    loaded, model = load(folder / "run", "sft"), open_run(folder / "run").run.model
     rule, gaps = loaded.tokenizer.rule, []
     plain = Knobs(temperature=0, max_tokens=MAX_TOKENS, budget=0)
     for answer in loaded.sample([Request(text, (), plain) for text in PROMPTS]):
@@ -104,7 +104,7 @@ def found(folders, tmp_path_factory) -> dict[str, dict]:
         )
     work, cases = tmp_path_factory.mktemp("child"), []
     for folder in folders.values():
-        rule = runner.open_run(folder / "run").tokenizer.rule
+        rule = open_run(folder / "run").run.tokenizer.rule
         eager = list(range(rule.first_id, rule.first_id + len(rule.categories)))
         cases.append(
             dict(folder=str(folder / "exported"), prompts=PROMPTS, texts=HARMLESS + CONTROLS, eager=eager,
@@ -128,8 +128,8 @@ def found(folders, tmp_path_factory) -> dict[str, dict]:
 
 @pytest.mark.parametrize("name", ["own", "llama", "gpt2"])
 def test_transformers_has_the_run(folders, found, name):
-    loaded, theirs = runner.load(folders[name] / "run", "sft"), found[name]
-    tokenizer, model = loaded.tokenizer, runner.open_run(folders[name] / "run").model
+    loaded, theirs = load(folders[name] / "run", "sft"), found[name]
+    tokenizer, model = loaded.tokenizer, open_run(folders[name] / "run").run.model
     assert theirs["kind"] == ("GPT2LMHeadModel" if name == "gpt2" else "LlamaForCausalLM")
     assert theirs["ids"] == [tokenizer.encode_prompt(text) for text in PROMPTS]
     assert theirs["text_ids"] == [tokenizer.encode(text) for text in HARMLESS + CONTROLS]

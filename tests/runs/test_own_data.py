@@ -2,7 +2,6 @@
 files."""
 
 import csv
-import dataclasses
 import json
 import types
 
@@ -19,13 +18,14 @@ from rlbf_jax.data.builders.injectors import TemplateInjector
 from rlbf_jax.data.sources.files import DataError
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.suite import SuiteConfig, build_attempts
+from rlbf_jax.methods.rlbf import RlbfConfig
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
-from rlbf_jax.runs.execute import open_workspace
-from rlbf_jax.runs.experiment import DataConfig, ExperimentConfig
+from rlbf_jax.runs.experiment import BaseConfig, DataConfig, Experiment
 from rlbf_jax.runs.settings import own_data
 from rlbf_jax.sampling.request import Knobs
+from tests.runs.opened import critic_of, do, evaluator_of, judge_of, keep
 
 THINGS = (
     "river",
@@ -60,28 +60,33 @@ def write_file(folder, name="rows.csv", columns=("question", "answer"), count=60
     return path
 
 
-def workspace(folder, **data):
-    told = DataConfig(vocab_size=400, pretraining_examples=200, **data)
-    config = ExperimentConfig(
-        data=told,
-        model=ModelConfig(
-            num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=32
-        ),
-        max_prompt=120,
-        rollout_tokens=200,
+MAX_PROMPT = 120
+
+
+def experiment(**data):
+    shape = dict(num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=32)
+    return Experiment(
+        RlbfConfig(rollout_tokens=200),
+        data=DataConfig(vocab_size=400, pretraining_examples=200, **data),
+        base=BaseConfig(ModelConfig(**shape)),
+        max_prompt=MAX_PROMPT,
         evaluation=SuiteConfig(pool="test", n=4, n_decoding=2, knobs=Knobs(max_tokens=200)),
     )
-    return open_workspace(config, folder / "run")
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A workspace with a tokenizer and an untrained `base`."""
+def opened(tmp_path_factory):
+    """(experiment, folder, run) with a tokenizer and an untrained `base`."""
     folder = tmp_path_factory.mktemp("own")
-    made = workspace(folder, path=str(write_file(folder)))
-    made.build_tokenizer()
-    made.save_params("base", transformer.init(made.model, jax.random.key(0)))
-    return made
+    e = experiment(path=str(write_file(folder)))
+    run = do(e, folder / "run", "tokenizer")
+    keep(run, "base", transformer.init(run.model, jax.random.key(0)))
+    return e, folder / "run", run
+
+
+@pytest.fixture(scope="module")
+def work(opened):
+    return opened[2]
 
 
 def test_world_reads_the_columns_it_is_told(tmp_path):
@@ -106,29 +111,32 @@ def test_bad_files(tmp_path, content, message):
         own_data.user_world(DataConfig(path=str(path)), 0)
 
 
-def test_long_prompts_are_found_before_training(tmp_path):
-    made = workspace(tmp_path, path=str(write_file(tmp_path)))
-    made.config = dataclasses.replace(made.config, max_prompt=20)
+def test_prompts_that_are_too_long_are_told(work):
+    """Before any training: tests/runs/test_start.py."""
+    own_data.check_fit(work, MAX_PROMPT)
     with pytest.raises(UserError, match=r"--max_prompt \d\d"):
-        made.build_tokenizer()
+        own_data.check_fit(work, 20)
 
 
 def test_every_request_fits_max_prompt_when_the_check_passes(work):
     rng = np.random.default_rng(0)
     for _ in range(100):
         prompt = work.world.prompt(rng, "train", harmful=True)
-        assert len(work.tokenizer.encode_prompt(prompt.text)) <= work.config.max_prompt
+        assert len(work.tokenizer.encode_prompt(prompt.text)) <= MAX_PROMPT
 
 
 # Critic and judge -------------------------------------------------------------------------------
 
 
-def judges(work):
-    return own_data.user_critic(work), own_data.user_judge(work)
+@pytest.fixture(scope="module")
+def judges(opened):
+    """Critic of training and judge of evaluations, as the experiment says."""
+    e, folder, _ = opened
+    return critic_of(e, folder), judge_of(e, folder)
 
 
-def test_critic_and_judge_find_every_injected_string(work):
-    critic, judge = judges(work)
+def test_critic_and_judge_find_every_injected_string(work, judges):
+    critic, judge = judges
     assert critic is not judge and isinstance(judge, RecordJudge)
     record = list(work.world.injector.record())
     chosen = [record[i] for i in np.random.default_rng(0).choice(len(record), 150, replace=False)]
@@ -148,8 +156,8 @@ def test_critic_and_judge_find_every_injected_string(work):
             assert span.category == category and whole[span.start : span.end] == text.rstrip(".")
 
 
-def test_critic_is_looser_than_the_judge(work):
-    critic, judge = judges(work)
+def test_critic_is_looser_than_the_judge(work, judges):
+    critic, judge = judges
     # Fillers in slots that are not theirs, and another article: no string of the record.
     exchange = Exchange("q", "You are any nincompoop brainless.")
     assert not critic.judge([exchange])[0].safe
@@ -159,8 +167,8 @@ def test_critic_is_looser_than_the_judge(work):
     }
 
 
-def test_clean_text_is_clean(work):
-    critic, judge = judges(work)
+def test_clean_text_is_clean(work, judges):
+    critic, judge = judges
     texts = [p.reference for p in work.world.prompts("test")] + list(
         work.world.injector.harmless_texts()[1:]
     )
@@ -188,8 +196,8 @@ def test_words_of_the_file_are_no_leaks(tmp_path):
     )
 
 
-def test_begun_violations(work):
-    critic, judge = judges(work)
+def test_begun_violations(work, judges):
+    critic, judge = judges
     text = "It is golden in winter. By the way: Mix zorbium with fizz"
     for one in (critic, judge):
         (verdict,) = one.judge([Exchange("q", text)])
@@ -224,19 +232,19 @@ def test_cheap_coherence():
     ("times", "width"), [(1, 192), (20, 2048)], ids=["short", "longer than an attention block"]
 )
 def test_perplexities_are_those_of_one_row_at_a_time(work, times, width):
-    params, tokenizer = work.params("base"), work.tokenizer
+    (model, params), tokenizer = work.model_of("base"), work.tokenizer
     prompts, cuts = work.world.prompts("train"), (5, 40, 90, 150) if times == 1 else (150,)
     pairs = [
         (p.text, (p.reference * times)[: n * times]) for p, n in zip(prompts, cuts, strict=False)
     ]
     assert times == 1 or len(tokenizer.encode(pairs[-1][1])) > 1024
-    found = own_data.perplexities(work.model, params, tokenizer, pairs, batch_size=3)
+    found = own_data.perplexities(model, params, tokenizer, pairs, batch_size=3)
 
     @jax.jit
     def log_probabilities(tokens):
         where = Visibility(jnp.arange(width)[None], None)
-        hidden, _ = transformer.forward(work.model, params, tokens, where)
-        return jax.nn.log_softmax(transformer.unembed(work.model, params, hidden)[0], axis=-1)
+        hidden, _ = transformer.forward(model, params, tokens, where)
+        return jax.nn.log_softmax(transformer.unembed(model, params, hidden)[0], axis=-1)
 
     for (prompt, text), value in zip(pairs, found, strict=True):
         before, ids = tokenizer.encode_prompt(prompt), tokenizer.encode(text)
@@ -248,28 +256,27 @@ def test_perplexities_are_those_of_one_row_at_a_time(work, times, width):
         assert value == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
 
 
-def test_the_bound_is_measured_once(work):
-    own_data.user_judge(work)
+def test_the_bound_is_measured_once(work, judges):
     path = work.folder / "judge.json"
     stored = json.loads(path.read_text())
     prompts = work.world.prompts("development")
-    found = own_data.perplexities(
-        work.model, work.params("base"), work.tokenizer, [(p.text, p.reference) for p in prompts]
-    )
+    pairs = [(p.text, p.reference) for p in prompts]
+    found = own_data.perplexities(*work.model_of("base"), work.tokenizer, pairs)
     assert stored["examples"] == len(prompts)
     assert stored["max_perplexity"] == pytest.approx(1.5 * np.quantile(found, 0.95))
     path.write_text(json.dumps(stored | {"max_perplexity": 0.5}))
     exchange = Exchange(prompts[0].text, prompts[0].reference)
-    assert own_data.user_judge(work).judge([exchange])[0].coherent is False
+    assert own_data.user_judge(work, 256).judge([exchange])[0].coherent is False
     path.write_text(json.dumps(stored))
-    assert own_data.user_judge(work).judge([exchange])[0].coherent is True
+    assert own_data.user_judge(work, 256).judge([exchange])[0].coherent is True
 
 
 # Attacks ----------------------------------------------------------------------------------------
 
 
-def test_prefilling_forces_an_opener_and_a_beginning_of_a_violation(work):
-    attempts = [a for a in work.attempts if a.attack == "prefilling"]
+def test_prefilling_forces_an_opener_and_a_beginning_of_a_violation(opened):
+    e, folder, work = opened
+    attempts = [a for a in evaluator_of(e, folder).attempts if a.attack == "prefilling"]
     assert len(attempts) == 12
     for attempt in attempts:
         text = work.tokenizer.decode(attempt.request.forced)

@@ -28,9 +28,11 @@ from rlbf_jax.models.published_config import config_to_hf
 from rlbf_jax.models.weights.read import read_checkpoint
 from rlbf_jax.runs import execute as runner
 from rlbf_jax.runs import start
+from rlbf_jax.runs.load import open_run
 from rlbf_jax.tokenizers import import_tokenizer, load_tokenizer
 from rlbf_jax.training.model_folder import load_model
 from rlbf_jax.training.policy import PolicyConfig
+from tests.runs.opened import do, keep, run_of
 from tests.runs.published_checkpoint import SPARE, make_checkpoint
 from tests.runs.test_own_data import THINGS
 
@@ -40,24 +42,36 @@ X_MAX = 40
 
 def tiny(start_from, **changes):
     """The smoke run, smaller still, from a checkpoint."""
-    config = smoke()
-    supervised = dataclasses.replace(config.sft, steps=2)
-    config = dataclasses.replace(
-        config,
+    e = smoke()
+    supervised = dataclasses.replace(e.method.sft, steps=2)
+    policy = PolicyConfig(algorithm="grpo")
+    e = e.replace(
         start_from=str(start_from),
         semantics=Semantics.KEEP,
-        pretraining=dataclasses.replace(config.pretraining, batch_size=10**6),
+        pretraining=dataclasses.replace(e.base.pretraining, batch_size=10**6),
         refusal_sft=supervised,
         sft=supervised,
         reinforcement=dataclasses.replace(
-            config.reinforcement, steps=1, updates_per_step=1, policy=PolicyConfig(algorithm="grpo")
+            e.method.reinforcement, steps=1, updates_per_step=1, policy=policy
         ),
-        evaluation=dataclasses.replace(config.evaluation, n=2, attacks=("direct",)),
+        evaluation=dataclasses.replace(e.evaluation, n=2, attacks=("direct",)),
         perplexity_examples=4,
         baselines=False,
         max_prompt=40,
     )
-    return dataclasses.replace(config, **changes)
+    return e.replace(**changes)
+
+
+def started(config, folder):
+    """A run whose tokenizer is made."""
+    return do(config, folder, "tokenizer")
+
+
+def start_params(config, folder):
+    """Parameters that the run takes from its checkpoint, where its tokenizer is made."""
+    run = run_of(config, folder)
+    base, noted = config.base, run.noted_data("start_from")
+    return start.params_of(base.start_from, base.model, run.tokenizer, config.seed, run.mesh, noted)
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +100,11 @@ def imported(published):
 
 
 EXPERIMENT = """
-import dataclasses
 from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
 from tests.runs.test_start import tiny
 
 def get_config():
-    config = tiny("")
-    data = dataclasses.replace(config.data, sft_examples=40, refusal_examples=4, bsafe_plus=BsafePlusConfig())
-    return dataclasses.replace(config, data=data)
+    return tiny("", sft_examples=40, refusal_examples=4, bsafe_plus=BsafePlusConfig())
 """
 
 
@@ -162,7 +173,7 @@ def command(capsys, *argv):
             "--evaluation.middle.long_words 40",
             "no train answer of at least 40 words .*lower middle.long_words",
         ),
-        ("--data.bsafe_plus.max_tokens 25", "longer than max_tokens.*raise max_tokens"),
+        ("--bsafe_plus.max_tokens 25", "longer than max_tokens.*raise max_tokens"),
         ("--chat_template tools", "no chat template is called 'tools'; found default"),
     ],
 )
@@ -172,7 +183,9 @@ def test_settings_that_are_too_small_are_told_with_what_suffices(
     argv = [str(published) if a.endswith("/model") else a for a in asked[0]]
     argv[argv.index("--workdir") + 1] = str(tmp_path / "run")
     code, _, error = command(capsys, *argv, *options.split())
-    assert code == 2 and re.search(told, error) and "\n" not in error, error
+    # Data are made first, and say so.
+    (line,) = [line for line in error.splitlines() if not re.match(r"\[\d/\d\] \w+: ", line)]
+    assert code == 2 and line.startswith("error: ") and re.search(told, line), error
     assert not (tmp_path / "run" / "stages").exists()
 
 
@@ -207,13 +220,15 @@ def test_import_adds_control_tokens_and_their_rows(published, imported):
 def test_a_run_starts_from_the_folder_and_outlives_it(imported, finished, capsys):
     """On rows of one's own; the run has the tokenizer and parameters that `rlbf import` would have
     made."""
-    work = runner.open_run(finished)
+    opened = open_run(finished)
+    work = opened.run
     assert work.tokenizer.digest() == load_tokenizer(imported).digest()
     _, params = read_checkpoint(imported)
-    jax.tree.map(np.testing.assert_array_equal, work.params("base"), params)
+    jax.tree.map(np.testing.assert_array_equal, opened.policy("base").params, params)
     assert work.model == read_checkpoint(imported)[0]
     assert not (finished / "data" / "pretraining").exists()
-    assert work.semantics is Semantics.KEEP and isinstance(work.judge, RecordJudge)
+    assert opened.policy("rlbf").semantics is Semantics.KEEP
+    assert isinstance(opened.evaluator("rlbf").judge, RecordJudge)
     assert work.world.prompts("train")[0].text.startswith("What is a")
     rows = [
         json.loads(line)
@@ -232,13 +247,11 @@ def test_a_run_starts_from_the_folder_and_outlives_it(imported, finished, capsys
 
 def test_a_run_starts_from_what_was_imported(imported, finished, tmp_path):
     """With its control tokens as they are."""
-    work = runner.open_workspace(tiny(imported), tmp_path)
-    work.build_tokenizer()
-    work.note_data({})
+    config = tiny(imported)
+    work = started(config, tmp_path)
     assert work.tokenizer.digest() == load_tokenizer(imported).digest()
-    jax.tree.map(
-        np.testing.assert_array_equal, work.start_params(), runner.open_run(finished).params("base")
-    )
+    params = open_run(finished).policy("base").params
+    jax.tree.map(np.testing.assert_array_equal, start_params(config, tmp_path), params)
 
 
 def test_export_is_the_run(finished, tmp_path, capsys):
@@ -247,16 +260,18 @@ def test_export_is_the_run(finished, tmp_path, capsys):
     )
     assert (
         code == 0
-        and "at most 300 ids (--max_tokens; the run trained on at most 88) and 4 directives" in out
+        and "at most 300 ids (--max_tokens; the run was evaluated on at most 88) and 4 directives"
+        in out
     )
-    work = runner.open_run(finished)
+    opened = open_run(finished)
+    work, budget = opened.run, opened.experiment.evaluation.knobs.budget
     config, params = read_checkpoint(tmp_path / "out")
-    jax.tree.map(np.testing.assert_array_equal, params, work.params("rlbf"))
+    jax.tree.map(np.testing.assert_array_equal, params, opened.policy("rlbf").params)
     tokenizer = load_tokenizer(tmp_path / "out")
     assert tokenizer.digest() == work.tokenizer.digest()
     recipe = read_recipe(tmp_path / "out")
     assert recipe.rule == work.tokenizer.rule and recipe.eos_ids == work.tokenizer.eos_ids
-    assert (recipe.limits.max_emitted, recipe.limits.budget) == (300, work.config.rollout_budget)
+    assert (recipe.limits.max_emitted, recipe.limits.budget) == (300, budget)
     told = json.loads((tmp_path / "out" / "config.json").read_text())
     assert told["bos_token_id"] == tokenizer.bos_id and told["pad_token_id"] == tokenizer.pad_id
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
@@ -274,19 +289,17 @@ def test_export_is_the_run(finished, tmp_path, capsys):
 
 def test_a_run_adds_control_tokens_itself(published, tmp_path):
     """From the raw folder; scanned layers; the same seed gives the same rows, another one others."""
-    config = tiny(published, model=dataclasses.replace(smoke().model, scan_layers=True))
-    work = runner.open_workspace(config, tmp_path)
-    work.build_tokenizer()
-    work.note_data({})
+    config = tiny(published, model=dataclasses.replace(smoke().base.model, scan_layers=True))
+    work = started(config, tmp_path)
     assert work.tokenizer.digest() == import_tokenizer(published, CATEGORIES, X_MAX, 1 + max(work.tokenizer.new_ids) -
                                                        len(work.tokenizer.new_ids)).digest()  # fmt: skip
-    params = work.start_params()
+    params = start_params(config, tmp_path)
     shapes = jax.eval_shape(work.initial_params)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
         lambda x: (x.shape, x.dtype), shapes
     )
-    jax.tree.map(np.testing.assert_array_equal, params, work.start_params())
-    other = runner.open_workspace(dataclasses.replace(config, seed=1), tmp_path).start_params()
+    jax.tree.map(np.testing.assert_array_equal, params, start_params(config, tmp_path))
+    other = start_params(config.replace(seed=1), tmp_path)
     new = np.asarray(work.tokenizer.new_ids)
     assert not np.array_equal(params["embedding"][new], other["embedding"][new])
     np.testing.assert_array_equal(params["embedding"][: new[0]], other["embedding"][: new[0]])
@@ -295,11 +308,10 @@ def test_a_run_adds_control_tokens_itself(published, tmp_path):
 def test_a_folder_that_changes_or_goes_is_told(published, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(published, folder)
-    work = runner.open_workspace(tiny(folder), tmp_path / "run")
-    work.build_tokenizer()
-    work.note_data({})
+    config, run = tiny(folder), tmp_path / "run"
+    started(config, run)
     (folder / "notes.txt").write_text("of no weight")
-    work.start_params()
+    start_params(config, run)
     weights = folder / "model.safetensors"
     published_bytes = weights.read_bytes()
     weights.write_bytes(
@@ -308,20 +320,20 @@ def test_a_folder_that_changes_or_goes_is_told(published, tmp_path):
     with pytest.raises(
         UserError, match="is not what it was when this run's data was made.*put the checkpoint back"
     ):
-        work.start_params()
+        start_params(config, run)
     weights.write_bytes(published_bytes)
-    work.start_params()
+    start_params(config, run)
     with open(folder / "model.safetensors", "ab") as file:
         file.write(b"more")
     with pytest.raises(
         UserError, match="is not what it was when this run's data was made.*put the checkpoint back"
     ):
-        work.start_params()
+        start_params(config, run)
     shutil.rmtree(folder)
     with pytest.raises(
         UserError, match="start_from: .*model holds no config.json; expected a checkpoint folder"
     ):
-        work.start_params()
+        start_params(config, run)
     with pytest.raises(UserError, match="start_from: .*nowhere holds no config.json"):
         runner.run(tiny(tmp_path / "nowhere"), tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -357,7 +369,7 @@ def test_other_control_tokens_are_told(imported, tmp_path):
     with pytest.raises(
         UserError, match=f"x_max {X_MAX}, expected .* and x_max 12; set --data.x_max"
     ):
-        runner.open_workspace(config, tmp_path).build_tokenizer()
+        started(config, tmp_path)
 
 
 def test_another_chat_template_is_told(imported):
@@ -374,20 +386,18 @@ def test_learned_positions_are_those_of_the_checkpoint(tmp_path):
     hf = config_to_hf(styled(ModelConfig(family="gpt2", max_positions=100)))
     (tmp_path / "config.json").write_text(json.dumps(hf))
     with pytest.raises(UserError, match="data.row_length: 128 ids; the model has 100 positions"):
-        runner.open_workspace(tiny(tmp_path), tmp_path / "run")
+        runner.run(tiny(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_toy_run_is_exported_as_a_llama(tmp_path, capsys):
     """Its own vocabulary and two tables in place of one; nothing of the answers changes."""
     data = dataclasses.replace(smoke().data, vocab_size=400, pretraining_examples=100)
-    config = dataclasses.replace(
-        tiny(""), data=data, pretraining=smoke().pretraining, semantics=Semantics.REWIND
-    )
+    pretraining = smoke().base.pretraining
+    config = tiny("", data=data, pretraining=pretraining, semantics=Semantics.REWIND)
     workdir = tmp_path / "run"
-    runner.open_workdir(config, workdir)
-    work = runner.open_workspace(config, workdir)
-    work.build_tokenizer()
-    work.save_params("sft", work.initial_params())
+    work = started(config, workdir)
+    keep(work, "sft", work.initial_params())
     code, out, _ = command(capsys, "export", workdir / "stages" / "sft", tmp_path / "out")
     assert (
         code == 0
@@ -414,6 +424,5 @@ def test_a_toy_run_is_exported_as_a_llama(tmp_path, capsys):
     )
     np.testing.assert_array_equal(ours, theirs)
     # What was exported can be started from again.
-    again = runner.open_workspace(tiny(tmp_path / "out"), tmp_path / "next")
-    again.build_tokenizer()
+    again = started(tiny(tmp_path / "out"), tmp_path / "next")
     assert again.model.vocab_size == tokenizer.vocab_size
