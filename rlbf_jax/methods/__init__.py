@@ -4,9 +4,10 @@
 method section; `shared` has the stages that several papers have.
 """
 
+from rlbf_jax.methods.reset import ResetConfig
 from rlbf_jax.methods.rlbf import RlbfConfig
 from rlbf_jax.runs.experiment import MethodConfig
 
-PAPERS: tuple[type[MethodConfig], ...] = (RlbfConfig,)
+PAPERS: tuple[type[MethodConfig], ...] = (RlbfConfig, ResetConfig)
 """The one list to which a new paper's file is added."""
 METHODS = {paper.name: paper for paper in PAPERS}
