@@ -4,10 +4,11 @@
 method section; `shared` has the stages that several papers have.
 """
 
+from rlbf_jax.methods.bsafe import BsafeConfig
 from rlbf_jax.methods.reset import ResetConfig
 from rlbf_jax.methods.rlbf import RlbfConfig
 from rlbf_jax.runs.experiment import MethodConfig
 
-PAPERS: tuple[type[MethodConfig], ...] = (RlbfConfig, ResetConfig)
+PAPERS: tuple[type[MethodConfig], ...] = (RlbfConfig, ResetConfig, BsafeConfig)
 """The one list to which a new paper's file is added."""
 METHODS = {paper.name: paper for paper in PAPERS}

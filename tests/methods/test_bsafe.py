@@ -1,0 +1,59 @@
+"""BSAFE: what its data teach, ids and loss, under its rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlbf_jax.data.builders.injection import BsafePlusConfig, build_injected
+from rlbf_jax.data.worlds.toy_world import ToyWorld
+from rlbf_jax.directives import render
+from rlbf_jax.methods import bsafe
+from rlbf_jax.runs.execute import recipe
+from rlbf_jax.runs.experiment import Experiment
+from tests.methods.toy_examples import responses_of, toy_tokenizer
+
+WORLD = ToyWorld()
+
+
+@pytest.fixture(scope="module")
+def made():
+    """(tokenizer, rule, examples): every shape of injection, none plain."""
+    tokenizer = toy_tokenizer(WORLD, ("replace",))
+    rule = tokenizer.controls.rule("replace")
+    config = BsafePlusConfig(share_plain=0.0, max_tokens=256)
+    examples, _ = build_injected(
+        WORLD,
+        tokenizer,
+        np.random.default_rng(0),
+        config,
+        60,
+        lambda ids: bsafe.replace_span(rule, ids),
+    )
+    return tokenizer, rule, examples
+
+
+def test_the_span_is_repeated_and_replaced(made):
+    tokenizer, rule, examples = made
+    kept_some = 0
+    for example in examples:
+        response, in_loss = responses_of(example)
+        rendered = render(rule, response)
+        (edit,) = rendered.edits
+        (flag,) = (i for i, kind in enumerate(rendered.kinds) if kind == "category")
+        copy = [response[i] for i, kind in enumerate(rendered.kinds) if kind == "copy"]
+        assert list(edit.removed) == copy == response[flag + 1 : edit.index] and copy
+        assert edit.category in WORLD.categories and rendered.malformed == 0
+        kept_some += edit.kept > 0
+        # The loss is on the flag and all that follows it, the copy included.
+        np.testing.assert_array_equal(np.flatnonzero(in_loss), range(flag, len(response)))
+        assert rendered.visible == (*response[: edit.kept], *response[edit.index + 1 :])
+        assert response[-1] == tokenizer.eos_id
+    assert kept_some > 10
+
+
+def test_the_recipe_is_data_base_and_one_supervised_stage():
+    assert [s.name for s in recipe(Experiment(bsafe.BsafeConfig()))] == [
+        *("tokenizer", "pretraining_data", "bsafe_data", "base", "bsafe_sft"),
+        *("evaluate_base", "evaluate_bsafe_sft"),
+    ]
