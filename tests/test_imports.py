@@ -28,7 +28,7 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FORBIDDEN = {"tensorflow", "torch", "pickle", "xmanager"}
-MAX_LINES = 500
+MAX_LINES, MAX_FUNCTION = 400, 60
 
 
 def module_name(path: pathlib.Path) -> str:
@@ -133,6 +133,18 @@ def test_no_forbidden_packages(name):
 def test_module_is_short_enough(name):
     lines = len(MODULES[name].read_text(encoding="utf-8").splitlines())
     assert lines <= MAX_LINES, f"{name} has {lines} lines; split it along its ideas"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_functions_are_short_enough(name):
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    long = [
+        f"{node.name} ({node.end_lineno - node.lineno + 1} lines)"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno >= MAX_FUNCTION
+    ]
+    assert not long, f"{name}: {', '.join(long)}; split them along their ideas"
 
 
 def test_no_cycles():
