@@ -77,13 +77,22 @@ def load(folder: str | Path, stage: str = "") -> Policy:
       folder: a run, a stage of one, or a checkpoint as published or as `rlbf import` writes it.
       stage: of a run; empty: its last one.
 
-    Raises UserError for a folder that holds none of these.
+    Raises UserError for a folder that holds none of these, or a stage of what is no run.
     """
     folder = Path(folder)
     if (folder / "manifest.json").exists():
         return open_run(folder).policy(stage)
+    if stage:
+        raise UserError(
+            f"{folder}: no run here (manifest.json is missing) that could have a stage {stage!r}"
+        )
     if (folder / "model").is_dir() and (folder.parent.parent / "manifest.json").exists():
         return open_run(folder.parent.parent).policy(folder.name)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no run here (manifest.json is missing), no stage of one and no checkpoint "
+            "(config.json is missing); make one with `rlbf run`"
+        )
     from rlbf_jax.runs.checkpoint_policy import open_model
 
     return open_model(folder).policy

@@ -197,7 +197,9 @@ class Run:
 
     def model_of(self, stage: str) -> tuple[ModelConfig, dict]:
         """A finished stage's decoder, adapters merged. Raises UserError if it has none."""
-        self._meta(stage)
+        meta = self._meta(stage)
+        if config_of(meta.get("model"), self.stage_folder(stage)).lora.rank:
+            self._meta(meta["base"])  # adapters are kept alone, on the model that they change
         return load_model(self.stage_folder(stage), self.mesh, self._mend(stage))
 
     def _meta(self, stage: str) -> dict[str, Any]:

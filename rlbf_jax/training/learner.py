@@ -77,7 +77,7 @@ class Learner:
     @property
     def trained(self) -> Params:
         """A copy of the trained parameters alone, for a stage to keep."""
-        return jax.tree.map(jnp.asarray, self.state.params)
+        return jax.tree.map(jnp.copy, self.state.params)
 
     def update(self, batch: Any) -> UpdateMetrics:
         """One update on a batch (rows in front of every leaf). The old state's buffers are reused."""
