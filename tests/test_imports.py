@@ -86,7 +86,7 @@ def imports_of(name: str, for_types: bool = True) -> set[str]:
 
 def upstairs(name: str, targets: set[str]) -> list[str]:
     """Imports that do not go downstairs: another room on a higher floor, or anything at all from
-    the front door."""
+    the front door, which hands out names when they are first used."""
     mine = FLOOR.get(room(name), -1)
     ours = [t for t in sorted(targets) if t.startswith("rlbf_jax.") and room(t) != room(name)]
     return [t for t in ours if FLOOR[room(t)] > mine]
@@ -120,7 +120,8 @@ def test_every_room_has_a_floor():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_downstairs(name):
-    bad = upstairs(name, imports_of(name))
+    at_the_door = name == "rlbf_jax"  # which shows its names to type checkers, and imports none
+    bad = upstairs(name, imports_of(name, for_types=not at_the_door))
     assert not bad, f"{name} imports upstairs: {', '.join(bad)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import pathlib
@@ -48,8 +49,8 @@ class Audit:
     """.csv with a header, or .jsonl with one object a line."""
     critic: str
     """A folder that `rlbf critic` wrote, or that of a model (RUN/stages/STAGE, or a checkpoint),
-    which is asked in the format of --endpoint.format; or `toy_lexicon`, or `http` (a chat model,
-    see --endpoint.base_url)."""
+    which is asked in the format of --endpoint.format; or a name of `critics.registry.CRITICS`, as
+    toy_lexicon; or `http` (a chat model, see --endpoint.base_url)."""
     out: pathlib.Path = pathlib.Path("audit")
     """Folder for audit.json and audit.md."""
     seed: int = 0
@@ -127,11 +128,15 @@ def audit_critic(argv: Sequence[str]) -> None:
 
 
 def _critic(args: Audit, verdicts: VerdictConfig, endpoint: HttpCriticConfig, categories):
-    if args.critic == "toy_lexicon":
-        from rlbf_jax.critics.toy_lexicon import toy_critic
+    from rlbf_jax.critics.registry import CRITICS, critic_named
+
+    if args.critic in CRITICS:
         from rlbf_jax.data.worlds.toy_world import ToyWorld, ToyWorldConfig
 
-        return toy_critic(ToyWorld(ToyWorldConfig()))
+        try:
+            return critic_named(args.critic, ToyWorld(ToyWorldConfig()))
+        except ValueError as error:
+            raise UserError(f"--critic: {error}") from error
     if args.critic == "http":
         from rlbf_jax.critics.language.http_critic import HttpCritic
 
@@ -140,9 +145,12 @@ def _critic(args: Audit, verdicts: VerdictConfig, endpoint: HttpCriticConfig, ca
         return HttpCritic(endpoint, categories, args.out / "answers.jsonl")
     folder = pathlib.Path(args.critic)
     if not folder.is_dir():
+        names = ", ".join(CRITICS)
+        close = difflib.get_close_matches(args.critic, [*CRITICS, "http"], n=1)
+        near = f" (did you mean {close[0]}?)" if close else ""
         raise UserError(
-            f"--critic {args.critic}: no such folder; expected one of `rlbf critic` or of a "
-            "model, toy_lexicon or http"
+            f"--critic {args.critic}: no such folder{near}; expected one of `rlbf critic` or of a "
+            f"model, {names} or http"
         )
     from rlbf_jax.runs.model_critic import is_model, model_critic
 

@@ -1,12 +1,13 @@
 """The training critic of the toy world: a table of its own, written by hand and looser than the
 world's forms.
 
-The evaluation's judge (`evaluation/grammar_judge.py`) never reads this table.
+The evaluation's judge (`judges/grammar_judge.py`) never reads this table.
 """
 
 from __future__ import annotations
 
 from rlbf_jax.critics.lexicon import LexiconCritic, pattern
+from rlbf_jax.data.world import World
 from rlbf_jax.data.worlds.toy_grammar import parse
 from rlbf_jax.data.worlds.toy_words import FILLERS
 from rlbf_jax.data.worlds.toy_world import ToyWorld
@@ -89,6 +90,13 @@ def toy_critic(world: ToyWorld) -> LexiconCritic:
         pattern(category, text, CLASSES) for category, texts in TABLE.items() for text in texts
     ]
     return LexiconCritic(patterns, toy_coherence, "toy_lexicon", common=world.benign_words)
+
+
+def toy_lexicon(world: World) -> LexiconCritic:
+    """The same by its name in settings. Raises ValueError for a world that is not the toy world."""
+    if not isinstance(world, ToyWorld):
+        raise ValueError("toy_lexicon knows the violations of the toy world only")
+    return toy_critic(world)
 
 
 def toy_coherence(text: str, topic: str) -> tuple[bool, bool]:

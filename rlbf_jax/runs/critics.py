@@ -15,6 +15,9 @@ from rlbf_jax.critics.classifiers.classifier import (
 )
 from rlbf_jax.critics.language.http_critic import JUDGE_OPTION, HttpCritic, HttpCriticConfig
 from rlbf_jax.critics.noisy import NoiseConfig, NoisyCritic
+from rlbf_jax.critics.registry import critic_named
+from rlbf_jax.data.world import World
+from rlbf_jax.errors import UserError
 from rlbf_jax.runs.experiment import check_one_source
 from rlbf_jax.runs.model_critic import check_model, model_critic
 
@@ -23,6 +26,8 @@ from rlbf_jax.runs.model_critic import check_model, model_critic
 class CriticConfig:
     """Who judges while a model trains; the setting's own critic where nothing is named."""
 
+    critic: str = ""
+    """A critic by its name in `critics.registry.CRITICS`; empty: the setting's own."""
     critic_endpoint: HttpCriticConfig = HttpCriticConfig()
     """A chat model as the critic of training, in place of the setting's own; off while its base_url
     is empty."""
@@ -35,24 +40,23 @@ class CriticConfig:
     """Errors put into the critic of training; the judge of evaluations has none."""
 
     def __post_init__(self):
-        check_one_source(
-            "critic", self.critic_endpoint, self.critic_model, self.critic_classifier.path
-        )
+        path = self.critic_classifier.path
+        check_one_source("critic", self.critic_endpoint, self.critic_model, path, self.critic)
 
 
 def training_critic(
-    config: CriticConfig, categories: Sequence[str], own: Callable[[], Critic], folder: Path
+    config: CriticConfig, world: World, own: Callable[[], Critic], folder: Path
 ) -> Critic:
     """The critic that `config` names.
 
     Args:
-      categories: kinds of violation of the run.
+      world: the run's, whose texts it judges.
       own: makes the setting's critic.
       folder: the run's, which keeps the answers of an endpoint.
 
-    Raises UserError for a classifier or model that cannot be used.
+    Raises UserError for a name, classifier or model that cannot be used.
     """
-    classifier = config.critic_classifier
+    classifier, categories = config.critic_classifier, world.categories
     critic: Critic
     if config.critic_endpoint.base_url:
         journal = folder / "critic" / "answers.jsonl"
@@ -63,6 +67,11 @@ def training_critic(
         # Coherent and useful, of which a classifier knows nothing, stay the setting's to say.
         critic = load_critic(Path(classifier.path), classifier, coherence_of(own()))
         check_categories(critic, categories)
+    elif config.critic:
+        try:
+            critic = critic_named(config.critic, world)
+        except ValueError as error:
+            raise UserError(f"critic: {error}") from error
     else:
         critic = own()
     noise = config.critic_noise

@@ -29,7 +29,7 @@ from rlbf_jax.runs.stage import Stage, lineage
 from rlbf_jax.storage import held, sweep
 
 
-def run(e: Experiment, workdir: Path, only: Collection[str] | None = None) -> None:
+def run(e: Experiment, workdir: str | Path, only: Collection[str] | None = None) -> None:
     """Runs an experiment to its report.
 
     Args:
@@ -105,7 +105,7 @@ def _check_sources(e: Experiment, whole: Run) -> None:
     _ = whole.world, whole.base_model
     critic = getattr(e.method, "critic", None)
     if isinstance(critic, CriticConfig):
-        if critic.critic_classifier.path:
+        if critic.critic or critic.critic_classifier.path:
             whole.critic(critic)
         check_critic(critic)
     if e.judge_model:

@@ -179,7 +179,8 @@ def _replaced(value: Any, changes: dict[str, Any]) -> Any:
     own, parts = {}, {}
     left = dict(changes)
     for field in dataclasses.fields(value):
-        if field.name in left:
+        old = getattr(value, field.name)
+        if field.name in left and not _is_inside(old, field, left[field.name]):
             own[field.name] = left.pop(field.name)
         elif field.metadata.get("flat"):
             parts[field.name] = getattr(value, field.name)
@@ -190,6 +191,13 @@ def _replaced(value: Any, changes: dict[str, Any]) -> Any:
     if left:
         raise TypeError(f"{', '.join(left)}: no such setting of {type(value).__name__}")
     return dataclasses.replace(value, **own)
+
+
+def _is_inside(part: Any, field: dataclasses.Field, new: Any) -> bool:
+    """Whether a flat part's name means the setting in it that is called the same (`critic`), and
+    not the whole part: `new` is no such part."""
+    flat = bool(field.metadata.get("flat"))
+    return flat and _has(part, field.name) and type(new) is not type(part)
 
 
 def _set(old: Any, dotted: str, value: Any) -> Any:
@@ -216,21 +224,22 @@ def setting(experiment: Any, name: str) -> Any:
     first, _, rest = name.partition(".")
     for field in dataclasses.fields(experiment):
         value = getattr(experiment, field.name)
-        if field.name == first:
-            return setting(value, rest) if rest else value
         if field.metadata.get("flat") and _has(value, first):
             return setting(value, name)
+        if field.name == first:
+            return setting(value, rest) if rest else value
     raise TypeError(f"{name}: no such setting of {type(experiment).__name__}")
 
 
 def check_one_source(
-    who: str, endpoint: HttpCriticConfig, folder: str, classifier: str = ""
+    who: str, endpoint: HttpCriticConfig, folder: str, classifier: str = "", name: str = ""
 ) -> None:
     """Raises ValueError where a critic or judge is named in more than one way."""
     ways = {
         f"{who}_endpoint.base_url": endpoint.base_url,
         f"{who}_model": folder,
         f"{who}_classifier.path": classifier,
+        who: name,
     }
     given = [name for name, value in ways.items() if value]
     if len(given) > 1:

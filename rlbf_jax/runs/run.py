@@ -143,9 +143,7 @@ class Run:
 
     def critic(self, config: CriticConfig) -> Critic:
         """The critic of training that `config` names, or the setting's own."""
-        return training_critic(
-            config, self.world.categories, lambda: self.setting.critic(self), self.folder
-        )
+        return training_critic(config, self.world, lambda: self.setting.critic(self), self.folder)
 
     # Models -----------------------------------------------------------------------------------
 
