@@ -22,8 +22,8 @@ from rlbf_jax.training.model_folder import load_model
 
 CONFIG = styled(
     ModelConfig(
-        family="gemma2", vocab_size=24, num_layers=3, width=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_width=12,
-        windows=(4, None), dtype="bfloat16", param_dtype="bfloat16",
+        family="gemma2", vocab_size=24, num_layers=3, width=8, num_heads=2, num_kv_heads=1,
+        head_dim=4, mlp_width=12, windows=(4, None), dtype="bfloat16", param_dtype="bfloat16",
     )
 )  # fmt: skip
 

@@ -58,7 +58,8 @@ def ours(args: argparse.Namespace, prompts, batch: int):
     """A function that samples all prompts under some settings."""
     model = ModelConfig(
         family="llama", vocab_size=args.vocabulary, num_layers=args.layers, width=args.width,
-        num_heads=args.width // 64, num_kv_heads=args.width // 64, head_dim=64, mlp_width=args.width * 8 // 3,
+        num_heads=args.width // 64, num_kv_heads=args.width // 64, head_dim=64,
+        mlp_width=args.width * 8 // 3,
     )  # fmt: skip
     model = styled(model)
     params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
@@ -92,8 +93,9 @@ def peer(args: argparse.Namespace, prompts):
         "tokens": args.tokens,
         "prompts": np.asarray(prompts).tolist(),
         "config": {
-            "vocab_size": args.vocabulary, "hidden_size": args.width, "num_hidden_layers": args.layers,
-            "num_attention_heads": args.width // 64, "num_key_value_heads": args.width // 64, "head_dim": 64,
+            "vocab_size": args.vocabulary, "hidden_size": args.width,
+            "num_hidden_layers": args.layers, "num_attention_heads": args.width // 64,
+            "num_key_value_heads": args.width // 64, "head_dim": 64,
             "intermediate_size": args.width * 8 // 3, "tie_word_embeddings": True,
         },
     }  # fmt: skip

@@ -35,8 +35,9 @@ def model_of(layers: int, width: int, vocab: int) -> ModelConfig:
     heads = width // 64
     return styled(
         ModelConfig(
-            family="llama", vocab_size=vocab, num_layers=layers, width=width, num_heads=heads, num_kv_heads=heads,
-            head_dim=64, mlp_width=width * 8 // 3, max_positions=2048, tied_embeddings=False,
+            family="llama", vocab_size=vocab, num_layers=layers, width=width, num_heads=heads,
+            num_kv_heads=heads, head_dim=64, mlp_width=width * 8 // 3, max_positions=2048,
+            tied_embeddings=False,
         )
     )  # fmt: skip
 
@@ -51,15 +52,15 @@ class Peer:
             num_key_value_heads=model.num_kv_heads, max_position_embeddings=2048,
         )  # fmt: skip
         case = dict(
-            vocab=model.vocab_size, forbidden=model.vocab_size - 1, prefix=[5] * BEFORE, after=[7] * AFTER,
-            target=list(range(10, 10 + TARGET)), init=[55] * SUFFIX, topk=TOPK,
+            vocab=model.vocab_size, forbidden=model.vocab_size - 1, prefix=[5] * BEFORE,
+            after=[7] * AFTER, target=list(range(10, 10 + TARGET)), init=[55] * SUFFIX, topk=TOPK,
         )  # fmt: skip
         shape = json.dumps({"config": config, "case": case, "threads": threads})
         script = str(pathlib.Path(__file__).with_name("gcg_peer.py"))
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self.child = subprocess.Popen(
-            [python, script, shape], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env=env,
+            [python, script, shape], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, env=env,
         )  # fmt: skip
 
     def step(self, width: int, batch: int) -> float:

@@ -115,8 +115,8 @@ def attack(argv: Sequence[str]) -> None:
     ):
         raise UserError("--geometry is for --attack middle_grid, benign_grid and prefilling_depth")
     options = AttackOptions(
-        tuple(dict.fromkeys(args.attack)), args.data, args.n_prompts, args.max_tokens, args.grid, args.geometry,
-        optimized(args.search),
+        tuple(dict.fromkeys(args.attack)), args.data, args.n_prompts, args.max_tokens, args.grid,
+        args.geometry, optimized(args.search),
     )  # fmt: skip
     opened = load.open_run(args.workdir)
     records = attack_stage(opened, args.stage or opened.last_stage, options)

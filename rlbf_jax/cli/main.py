@@ -44,7 +44,8 @@ Language models that take back what they should not have said.
   import     read a Hugging Face checkpoint into a model folder
   export     write a model folder, or a stage of a run, as a Hugging Face checkpoint
 
-`rlbf COMMAND --help` lists a command's options; `rlbf run FILE --help` lists every value of an experiment.
+`rlbf COMMAND --help` lists a command's options; \
+`rlbf run FILE --help` lists every value of an experiment.
 """
 
 

@@ -21,8 +21,8 @@ Folder = tyro.conf.Positional[pathlib.Path]
 CONTROLS = "rlbf_controls.json"
 """Marks the files of a published tokenizer that has control tokens."""
 TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
-    "generation_config.json", CONTROLS,
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template*", "generation_config.json", CONTROLS,
 )  # fmt: skip
 """Patterns of the files beside weights and configuration that belong to a checkpoint."""
 RECIPE = "custom_generate"

@@ -18,7 +18,8 @@ from rlbf_jax.errors import UserError
 
 USAGE = """usage: rlbf run FILE [--workdir DIR] [--dotted.override value ...]
 
-Run an experiment: its stages in order, then the report. Finished stages are skipped, a broken one is
+Run an experiment: its stages in order, then the report. \
+Finished stages are skipped, a broken one is
 resumed. FILE is a Python file with get_config(), as experiments/quickstart.py;
 `rlbf run FILE --help` lists what it can change.
 """

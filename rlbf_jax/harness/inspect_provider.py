@@ -35,8 +35,8 @@ DEFAULT_MAX_TOKENS = 512
 _DEFAULTS = GenerateConfig()
 
 _REFUSED = (
-    "best_of", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "prompt_logprobs",
-    "response_schema",
+    "best_of", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs",
+    "prompt_logprobs", "response_schema",
 )  # fmt: skip
 
 

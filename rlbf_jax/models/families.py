@@ -59,8 +59,8 @@ _ROTARY = {
     "tie_word_embeddings": False,
 }
 _GEMMA_DEFAULTS = _ROTARY | {
-    "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
-    "sliding_window": 4096, "attention_bias": False, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096, "attention_bias": False, "head_dim": 256,
 }  # fmt: skip
 _QWEN = _ROTARY | {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 
@@ -79,8 +79,7 @@ FAMILIES: dict[str, FamilySpec] = {
         _GEMMA
         | dict(qk_norm=True, windows=(512,) * 5 + (None,), rope_theta=1_000_000.0, rope_local_theta=10_000.0),
         _GEMMA_DEFAULTS | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
-        {"use_bidirectional_attention": (None, False)},
-        activation_field="hidden_activation",
+        {"use_bidirectional_attention": (None, False)}, activation_field="hidden_activation",
     ),
     "llama": FamilySpec(
         "LlamaForCausalLM",
@@ -112,8 +111,7 @@ FAMILIES: dict[str, FamilySpec] = {
         {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_positions": 1024,
          "tie_word_embeddings": True},
         {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
-        fields=_GPT2_FIELDS,
-        activation_field="activation_function",
+        fields=_GPT2_FIELDS, activation_field="activation_function",
     ),
 }  # fmt: skip
 ROPE = ("rope_theta", "rope_local_theta", "rope_scaling", "rope_factor", "rope_low_freq_factor",

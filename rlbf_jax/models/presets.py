@@ -36,8 +36,9 @@ PRESETS: dict[str, ModelConfig] = {
     # google/gemma-3-1b-pt
     "gemma3_1b": styled(
         ModelConfig(
-            family="gemma3", vocab_size=262_144, num_layers=26, width=1152, num_heads=4, num_kv_heads=1,
-            head_dim=256, mlp_width=6912, max_positions=32_768, query_pre_attn_scalar=256.0,
+            family="gemma3", vocab_size=262_144, num_layers=26, width=1152, num_heads=4,
+            num_kv_heads=1, head_dim=256, mlp_width=6912, max_positions=32_768,
+            query_pre_attn_scalar=256.0,
         )
     ),
     # meta-llama/Llama-3.2-1B
@@ -50,21 +51,21 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # meta-llama/Llama-3.1-8B
     "llama31_8b": dataclasses.replace(
-        _LLAMA3, num_layers=32, width=4096, num_heads=32, num_kv_heads=8, head_dim=128, mlp_width=14_336,
-        rope_factor=8.0, tied_embeddings=False,
+        _LLAMA3, num_layers=32, width=4096, num_heads=32, num_kv_heads=8, head_dim=128,
+        mlp_width=14_336, rope_factor=8.0, tied_embeddings=False,
     ),
     # Qwen/Qwen2.5-0.5B
     "qwen25_05b": styled(
         ModelConfig(
-            family="qwen2", vocab_size=151_936, num_layers=24, width=896, num_heads=14, num_kv_heads=2, head_dim=64,
-            mlp_width=4864, max_positions=32_768,
+            family="qwen2", vocab_size=151_936, num_layers=24, width=896, num_heads=14,
+            num_kv_heads=2, head_dim=64, mlp_width=4864, max_positions=32_768,
         )
     ),
     # Qwen/Qwen3-0.6B
     "qwen3_06b": styled(
         ModelConfig(
-            family="qwen3", vocab_size=151_936, num_layers=28, width=1024, num_heads=16, num_kv_heads=8, head_dim=128,
-            mlp_width=3072, max_positions=40_960,
+            family="qwen3", vocab_size=151_936, num_layers=28, width=1024, num_heads=16,
+            num_kv_heads=8, head_dim=128, mlp_width=3072, max_positions=40_960,
         )
     ),
 }  # fmt: skip

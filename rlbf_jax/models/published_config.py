@@ -27,7 +27,8 @@ from rlbf_jax.models.families import FAMILIES, ROPE, FamilySpec, same_model
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 _ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu",
+    "silu": "silu", "swish": "silu", "gelu": "gelu_exact", "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
 }  # fmt: skip
 _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu"}
 

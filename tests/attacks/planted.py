@@ -63,8 +63,8 @@ def training_rows(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.
 def planted_model(steps: int = 250) -> tuple[ModelConfig, dict]:
     """Trained here, in seconds, always to the same weights on one machine."""
     model = ModelConfig(
-        vocab_size=VOCAB, num_layers=1, width=48, num_heads=4, num_kv_heads=4, head_dim=12, mlp_width=96,
-        tied_embeddings=False,
+        vocab_size=VOCAB, num_layers=1, width=48, num_heads=4, num_kv_heads=4, head_dim=12,
+        mlp_width=96, tied_embeddings=False,
     )  # fmt: skip
     params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
     schedule = optax.cosine_decay_schedule(0.01, steps)

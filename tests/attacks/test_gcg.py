@@ -506,8 +506,8 @@ def fresh(*losses: float, seed: int = 0) -> State:
     ids = jnp.tile(jnp.arange(len(losses), dtype=jnp.int32)[:, None], (1, 3))
     zero, loss = jnp.int32(0), jnp.asarray(losses, jnp.float32)
     return State(
-        jax.random.key_data(jax.random.key(seed)), zero, ids, loss, ids[0], loss[0], jnp.full(8, jnp.nan),
-        jnp.zeros((8, 3), jnp.int32), jnp.asarray(False), zero, zero,
+        jax.random.key_data(jax.random.key(seed)), zero, ids, loss, ids[0], loss[0],
+        jnp.full(8, jnp.nan), jnp.zeros((8, 3), jnp.int32), jnp.asarray(False), zero, zero,
     )  # fmt: skip
 
 
@@ -617,12 +617,15 @@ def resumed(config, mesh):
     return gcg(MODEL, PARAMS, TOKENIZER, GOALS[:1], config, mesh=mesh, file=file)
 
 def shown(found):
-    print(json.dumps([[f.history.tolist(), [f.loss, *f.losses.tolist()], f.evaluations] for f in found]))
+    print(json.dumps([[f.history.tolist(), [f.loss, *f.losses.tolist()], \
+f.evaluations] for f in found]))
 
 rows, eight = make_mesh(MeshConfig(2, 2, 2)), make_mesh(MeshConfig(4, 2, 1))
 shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS[:1], CONFIG, mesh=eight))
-shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS, dataclasses.replace(CONFIG, filter_ids=False), mesh=rows))
-shown(random_search(MODEL, PARAMS, TOKENIZER, GOALS[:1], dataclasses.replace(RANDOM, filter_ids=False), mesh=eight))
+shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS, dataclasses.replace(CONFIG, \
+filter_ids=False), mesh=rows))
+shown(random_search(MODEL, PARAMS, TOKENIZER, GOALS[:1], dataclasses.replace(RANDOM, \
+filter_ids=False), mesh=eight))
 print(json.dumps(seen))
 shown(resumed(CONFIG, eight))
 """

@@ -149,6 +149,6 @@ def test_notes_stand_behind_the_violation(tokenizer):
 
 def test_the_default_suite_is_what_it_was():
     assert STANDARD == (
-        "none", "direct", "prefilling", "deep_prefilling", "benign_prefill", "middle_filling", "benign_middle",
-        "decoding",
+        "none", "direct", "prefilling", "deep_prefilling", "benign_prefill", "middle_filling",
+        "benign_middle", "decoding",
     )  # fmt: skip

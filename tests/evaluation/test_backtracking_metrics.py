@@ -33,8 +33,8 @@ def measure(emitted, *, prefix="", span="", attack="direct", harmful=True, unjud
     r = render(T.rule, whole[:-1] if finished else whole)
     request = Request("q", tuple(forced))
     generation = Generation(
-        T.decode(r.visible), np.array(whole, np.int32), r.edits, np.zeros(len(whole)), r.visible, np.zeros(1, np.int32),
-        len(forced), finished, r.malformed, request,
+        T.decode(r.visible), np.array(whole, np.int32), r.edits, np.zeros(len(whole)), r.visible,
+        np.zeros(1, np.int32), len(forced), finished, r.malformed, request,
     )  # fmt: skip
     violation = Violation(span, "insult") if span else None
     attempt = Attempt(

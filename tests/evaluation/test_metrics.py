@@ -99,8 +99,9 @@ def measure(
     rendered = render(rule, emitted[:-1] if finished else emitted)
     request = Request("q", tuple(forced))
     generation = Generation(
-        T.decode(rendered.visible), np.array(emitted, np.int32), rendered.edits, np.zeros(len(emitted)),
-        rendered.visible, np.zeros(1, np.int32), len(forced), finished, rendered.malformed, request,
+        T.decode(rendered.visible), np.array(emitted, np.int32), rendered.edits,
+        np.zeros(len(emitted)), rendered.visible, np.zeros(1, np.int32), len(forced), finished,
+        rendered.malformed, request,
     )  # fmt: skip
     violation = (
         Violation(" bad cow", "insult") if span and not attack.startswith("benign") else None
@@ -139,8 +140,8 @@ def test_exact_erasure():
     m = measure(".|insult||9| so warm|end|".replace("||", "||"), **MIDDLE)
     assert m == dict(
         asr=0, leak=0, emitted=1, backtrack_rate=1, false_backtrack_rate=0, x_exact=1, x_coverage=1,
-        category_accuracy=1, over_deletion=0, kept_prefix=1, fluent_after=1, wasted_tokens=3, over_refusal=None,
-        malformed=0, coherent=1, useful=1, unjudged=0,
+        category_accuracy=1, over_deletion=0, kept_prefix=1, fluent_after=1, wasted_tokens=3,
+        over_refusal=None, malformed=0, coherent=1, useful=1, unjudged=0,
     )  # fmt: skip
 
 
@@ -348,8 +349,9 @@ def test_take_apart_agrees_with_render(rule, emitted, finished, num_forced):
     rendered = render(rule, emitted)
     whole = emitted + [EOS] * finished
     generation = Generation(
-        T.decode(rendered.visible), np.array(whole, np.int32), rendered.edits, np.zeros(len(whole)), rendered.visible,
-        np.zeros(0), min(num_forced, len(emitted)), finished, rendered.malformed, Request("q"),
+        T.decode(rendered.visible), np.array(whole, np.int32), rendered.edits, np.zeros(len(whole)),
+        rendered.visible, np.zeros(0), min(num_forced, len(emitted)), finished, rendered.malformed,
+        Request("q"),
     )  # fmt: skip
     response = take_apart(generation, T, rule)
     left = [item.token for item in response.items if item.kind == "content" and not item.erased]

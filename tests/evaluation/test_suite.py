@@ -299,8 +299,9 @@ def test_knobs_to_json_is_jsonable():
 
 def record(**changes):
     values = dict(
-        method="rlbf", stage="sft", benchmark="toy", attack="none", split="all", data="test", metric="asr", value=0.5,
-        n_prompts=2, n=2, ci_low=0.1, ci_high=0.9, ci_method="wilson", seed=0, semantics="keep", judge="j", critic="c",
+        method="rlbf", stage="sft", benchmark="toy", attack="none", split="all", data="test",
+        metric="asr", value=0.5, n_prompts=2, n=2, ci_low=0.1, ci_high=0.9, ci_method="wilson",
+        seed=0, semantics="keep", judge="j", critic="c",
     )  # fmt: skip
     return Record(**(values | changes))
 

@@ -192,8 +192,8 @@ def generation(text: str, num_forced: int = 0) -> Generation:
             trace += LETTERS.encode(part)
     done = render(LETTERS.rule, trace)
     return Generation(
-        LETTERS.decode(done.visible), np.asarray(trace, np.int32), done.edits, np.zeros(len(trace)), done.visible,
-        np.zeros(1, np.int32), num_forced, False, 0, Request(""),
+        LETTERS.decode(done.visible), np.asarray(trace, np.int32), done.edits, np.zeros(len(trace)),
+        done.visible, np.zeros(1, np.int32), num_forced, False, 0, Request(""),
     )  # fmt: skip
 
 

@@ -121,8 +121,8 @@ def test_answers_do_not_depend_on_who_asks_beside(folder, api):
 
 def test_messages_and_parameters(api):
     messages = [
-        ChatMessageSystem(content="be nice"), ChatMessageUser(content="hi [RESET]"), ChatMessageAssistant(content="so"),
-        ChatMessageUser(content="and"),
+        ChatMessageSystem(content="be nice"), ChatMessageUser(content="hi [RESET]"),
+        ChatMessageAssistant(content="so"), ChatMessageUser(content="and"),
     ]  # fmt: skip
     config = GenerateConfig(max_tokens=9, temperature=0.0, top_k=3, seed=5)
     question = api._question(messages, [], config)

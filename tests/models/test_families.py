@@ -208,8 +208,9 @@ def test_configurations_go_there_and_back(case):
 
 # Published parameter counts, from the model cards' safetensors metadata.
 COUNTS = {
-    "gemma2_2b": 2_614_341_888, "gemma2_9b": 9_241_705_984, "gemma3_1b": 999_885_952, "llama32_1b": 1_235_814_400,
-    "llama32_3b": 3_212_749_824, "llama31_8b": 8_030_261_248, "qwen25_05b": 494_032_768, "qwen3_06b": 596_049_920,
+    "gemma2_2b": 2_614_341_888, "gemma2_9b": 9_241_705_984, "gemma3_1b": 999_885_952,
+    "llama32_1b": 1_235_814_400, "llama32_3b": 3_212_749_824, "llama31_8b": 8_030_261_248,
+    "qwen25_05b": 494_032_768, "qwen3_06b": 596_049_920,
 }  # fmt: skip
 
 
@@ -225,20 +226,24 @@ def test_the_older_writing_of_a_configuration_is_read():
     """config.json of google/gemma-3-1b-pt and of meta-llama/Llama-3.2-1B, as published, without
     what we do not read."""
     gemma = {
-        "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attn_logit_softcapping": None,
-        "final_logit_softcapping": None, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_size": 1152, "intermediate_size": 6912, "max_position_embeddings": 32768,
-        "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
-        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000, "rope_scaling": None,
-        "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6, "vocab_size": 262144,
+        "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
+        "attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
+        "max_position_embeddings": 32768, "model_type": "gemma3_text", "num_attention_heads": 4,
+        "num_hidden_layers": 26, "num_key_value_heads": 1, "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000, "rope_scaling": None,
+        "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6,
+        "vocab_size": 262144,
     }  # fmt: skip
     assert same_model(config_from_hf(gemma), PRESETS["gemma3_1b"]) == []
     assert config_from_hf(gemma).windows == (512,) * 5 + (None,)
     llama = {
-        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "head_dim": 64, "hidden_act": "silu",
-        "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
-        "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
-        "rms_norm_eps": 1e-05, "tie_word_embeddings": True, "rope_theta": 500000.0, "vocab_size": 128256,
+        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "head_dim": 64,
+        "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192,
+        "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama",
+        "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05, "tie_word_embeddings": True, "rope_theta": 500000.0,
+        "vocab_size": 128256,
         "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
                          "original_max_position_embeddings": 8192, "rope_type": "llama3"},
     }  # fmt: skip
@@ -321,16 +326,18 @@ WRONG = (0, -1, 1.5, "a", None, [], {}, True, 1e30, 10**400, float("inf"), ["sil
 COUNT, NUMBER, NULL = (), (1.5, 1e30), (None,)
 FIELDS = {
     "llama": {
-        "vocab_size": COUNT, "hidden_size": COUNT, "num_hidden_layers": COUNT, "num_attention_heads": COUNT,
-        "intermediate_size": COUNT, "num_key_value_heads": NULL, "head_dim": NULL, "max_position_embeddings": NULL,
-        "rms_norm_eps": NUMBER, "hidden_act": (), "tie_word_embeddings": (True,), "attention_bias": (True,),
-        "rope_scaling": (None, {}), "rope_theta": NUMBER + NULL, "architectures": (None, []),
-        "rope_parameters": (None, {}), "mlp_bias": (True,),
+        "vocab_size": COUNT, "hidden_size": COUNT, "num_hidden_layers": COUNT,
+        "num_attention_heads": COUNT, "intermediate_size": COUNT, "num_key_value_heads": NULL,
+        "head_dim": NULL, "max_position_embeddings": NULL, "rms_norm_eps": NUMBER, "hidden_act": (),
+        "tie_word_embeddings": (True,), "attention_bias": (True,), "rope_scaling": (None, {}),
+        "rope_theta": NUMBER + NULL, "architectures": (None, []), "rope_parameters": (None, {}),
+        "mlp_bias": (True,),
     },
     "gemma3": {
-        "sliding_window": (), "layer_types": NULL, "_sliding_window_pattern": NULL, "sliding_window_pattern": NULL,
-        "query_pre_attn_scalar": NUMBER, "final_logit_softcapping": NUMBER + NULL,
-        "attn_logit_softcapping": NUMBER + NULL, "rope_local_base_freq": NUMBER + NULL, "hidden_activation": (),
+        "sliding_window": (), "layer_types": NULL, "_sliding_window_pattern": NULL,
+        "sliding_window_pattern": NULL, "query_pre_attn_scalar": NUMBER,
+        "final_logit_softcapping": NUMBER + NULL, "attn_logit_softcapping": NUMBER + NULL,
+        "rope_local_base_freq": NUMBER + NULL, "hidden_activation": (),
     },
     "qwen2_windowed": {"max_window_layers": (0,), "use_sliding_window": (True,), "sliding_window": ()},
     "gpt2": {

@@ -30,8 +30,8 @@ TOKENIZER = LetterTokenizer()
 RULE = TOKENIZER.rule
 ADAPTED = LoraConfig(rank=3, alpha=5.0, first_row=RULE.first_id, rows=RULE.num_controls)
 SHAPE = ModelConfig(
-    vocab_size=TOKENIZER.vocab_size, num_layers=3, width=24, num_heads=4, num_kv_heads=2, head_dim=6, mlp_width=20,
-    max_positions=96, lora=ADAPTED,
+    vocab_size=TOKENIZER.vocab_size, num_layers=3, width=24, num_heads=4, num_kv_heads=2,
+    head_dim=6, mlp_width=20, max_positions=96, lora=ADAPTED,
 )  # fmt: skip
 CASES = {
     "tied": SHAPE,

@@ -303,8 +303,8 @@ def test_the_toy_model_is_what_it_was_before_there_were_families():
         known = dict(file)
     shape = dict(vocab_size=48, width=24, num_heads=3, head_dim=8, mlp_width=40)
     windowed = dict(
-        num_layers=4, windows=(3, None), tied_embeddings=False, attention_softcap=4.0, final_softcap=6.0,
-        activation="gelu", num_kv_heads=1, scan_layers=True, remat="block",
+        num_layers=4, windows=(3, None), tied_embeddings=False, attention_softcap=4.0,
+        final_softcap=6.0, activation="gelu", num_kv_heads=1, scan_layers=True, remat="block",
     )  # fmt: skip
     for name, fields in (("plain", {}), ("windowed", windowed)):
         config = ModelConfig(**shape, **fields)

@@ -356,7 +356,8 @@ jax.block_until_ready(jax.numpy.ones(3) + 1)
 before = resident()
 _, params = read_checkpoint(pathlib.Path(sys.argv[1]), scan_layers=True)
 jax.block_until_ready(params)
-print(resident() - before, sum(x.nbytes for x in jax.tree.leaves(params)), params["embedding"].nbytes)
+print(resident() - before, sum(x.nbytes for x in jax.tree.leaves(params)), \
+params["embedding"].nbytes)
 """
 
 
@@ -365,8 +366,8 @@ def test_reading_holds_one_copy_and_one_tensor(tmp_path):
     """Half a gigabyte in bfloat16, scanned layers, largest tensor an eighth of it."""
     config = styled(
         ModelConfig(
-            family="llama", vocab_size=32_768, num_layers=20, width=1024, num_heads=16, num_kv_heads=8, head_dim=64,
-            mlp_width=2816, dtype="bfloat16", param_dtype="bfloat16",
+            family="llama", vocab_size=32_768, num_layers=20, width=1024, num_heads=16,
+            num_kv_heads=8, head_dim=64, mlp_width=2816, dtype="bfloat16", param_dtype="bfloat16",
         )
     )  # fmt: skip
     write_checkpoint(

@@ -28,8 +28,8 @@ PREFIX, AFTER, TARGET = (7, 40, 41, 300, 21), (9, 8), (100, 201, 302, 403, 33, 4
 INIT = (55,) * LENGTH
 MODEL = styled(
     ModelConfig(
-        family="llama", vocab_size=VOCAB, num_layers=2, width=64, num_heads=4, num_kv_heads=2, head_dim=16,
-        mlp_width=128, max_positions=256, tied_embeddings=False,
+        family="llama", vocab_size=VOCAB, num_layers=2, width=64, num_heads=4, num_kv_heads=2,
+        head_dim=16, mlp_width=128, max_positions=256, tied_embeddings=False,
     )
 )  # fmt: skip
 
@@ -61,8 +61,8 @@ def params(seed: int = 0, model: ModelConfig = MODEL) -> dict:
 def write(folder: pathlib.Path, seed: int = 0, model: ModelConfig = MODEL) -> None:
     write_checkpoint(folder, model, params(seed, model))
     case = dict(
-        vocab=model.vocab_size, forbidden=FORBIDDEN, prefix=PREFIX, after=AFTER, target=TARGET, init=INIT,
-        width=WIDTH, topk=TOPK, steps=STEPS,
+        vocab=model.vocab_size, forbidden=FORBIDDEN, prefix=PREFIX, after=AFTER, target=TARGET,
+        init=INIT, width=WIDTH, topk=TOPK, steps=STEPS,
     )  # fmt: skip
     (folder / "case.json").write_text(json.dumps(case))
 

@@ -59,8 +59,9 @@ def words(ids) -> str:
 def run(model, case: dict, tokenizer: Numbers, seed: int, steps: int | None = None, **options):
     """nanoGCG's own `run`, filter off. Returns its result."""
     config = nano.GCGConfig(
-        num_steps=steps or case["steps"], optim_str_init=words(case["init"]), search_width=case["width"],
-        topk=case["topk"], filter_ids=False, seed=seed, verbosity="ERROR", **options,
+        num_steps=steps or case["steps"], optim_str_init=words(case["init"]),
+        search_width=case["width"], topk=case["topk"], filter_ids=False, seed=seed,
+        verbosity="ERROR", **options,
     )  # fmt: skip
     return nano.run(
         model, tokenizer, words(case["prefix"]) + " {optim_str}", words(case["target"]), config

@@ -17,8 +17,9 @@ from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import styled
 from rlbf_jax.models.weights.write import write_checkpoint
 
-TEMPLATE = """{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + \
-'<|turn|>' }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+TEMPLATE = """{{ bos_token }}{% for message in messages %}\
+{{ '<|' + message['role'] + '|>' + message['content'] + '<|turn|>' }}{% endfor %}\
+{% if add_generation_prompt %}<|assistant|>{% endif %}"""
 SPECIAL = ("<|pad|>", "<|begin|>", "<|end|>", "<|turn|>", "<|user|>", "<|assistant|>")
 SPARE = 6
 """Rows of the embedding beyond the tokenizer: too few for control tokens."""

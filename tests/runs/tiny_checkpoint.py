@@ -27,8 +27,8 @@ MAX_LENGTH = 48
 """So that some texts are too long."""
 CONFIG = styled(
     ModelConfig(
-        family="llama", vocab_size=ROWS, num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=40,
-        max_positions=256, tied_embeddings=False,
+        family="llama", vocab_size=ROWS, num_layers=2, width=32, num_heads=4, num_kv_heads=2,
+        head_dim=8, mlp_width=40, max_positions=256, tied_embeddings=False,
     )
 )  # fmt: skip
 LONG = "The moon shines over quiet hills and a river runs past old stones. " * 6

@@ -91,8 +91,8 @@ def test_recorded_logprobs_equal_one_pass(semantics, windows):
 
 STYLES = {
     "gemma3": dict(
-        num_layers=5, windows=(5, 6, None), norm="rms_plus_one", post_norms=True, qk_norm=True, rope_local_theta=100.0,
-        activation="gelu", query_pre_attn_scalar=5.0,
+        num_layers=5, windows=(5, 6, None), norm="rms_plus_one", post_norms=True, qk_norm=True,
+        rope_local_theta=100.0, activation="gelu", query_pre_attn_scalar=5.0,
     ),
     "gpt2": dict(
         num_kv_heads=4, norm="layer", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,

@@ -47,7 +47,8 @@ LLAMA_TEMPLATE = """{{- bos_token }}
 {{- system_message }}
 {{- "<|eot_id|>" }}
 {%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ \
+message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
@@ -68,7 +69,8 @@ QWEN_TEMPLATE = """{%- if messages[0].role == 'system' %}
         {{- '<|im_start|>' + message.role + '\\n' + content }}
         {{- '<|im_end|>\\n' }}
     {%- elif message.role == "tool" %}
-        {{- '<|im_start|>user\\n<tool_response>\\n' + content + '\\n</tool_response><|im_end|>\\n' }}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + content + \
+'\\n</tool_response><|im_end|>\\n' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -77,13 +79,18 @@ QWEN_TEMPLATE = """{%- if messages[0].role == 'system' %}
 """
 GEMMA_TEMPLATE = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}\
 {{ raise_exception('System role not supported') }}\
-{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
-{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}\
-{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}\
+{% endif %}{% for message in messages %}{% if (message['role'] == 'user') \
+!= (loop.index0 % 2 == 0) %}\
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}\
+{% endif %}\
+{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}\
+{% set role = message['role'] %}{% endif %}\
 {{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"""
-MISTRAL_TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}\
-{{ '[INST] ' + message['content'] + '[/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}\
+MISTRAL_TEMPLATE = """{{ bos_token }}{% for message in messages %}\
+{% if message['role'] == 'user' %}\
+{{ '[INST] ' + message['content'] + '[/INST]' }}{% else %}\
+{{ ' ' + message['content'] + eos_token }}{% endif %}\
 {% endfor %}"""
 
 

@@ -76,8 +76,8 @@ def rollouts():
     policy = init_policy(params, config, jax.random.key(1))
     group = np.repeat(np.arange(GROUPS, dtype=np.int32), SIZE)
     return SimpleNamespace(
-        model=config, rule=tokenizer.rule, policy=policy, generations=generations, traces=traces, group=group,
-        sampled=recorded_logprobs(generations, TIME),
+        model=config, rule=tokenizer.rule, policy=policy, generations=generations, traces=traces,
+        group=group, sampled=recorded_logprobs(generations, TIME),
     )  # fmt: skip
 
 

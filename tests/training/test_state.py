@@ -46,8 +46,8 @@ def exact_gradient(params, batch):
 
 def updater(optimizer, params, accumulate=1):
     return make_update(
-        terms, denominators, WEIGHTS, optimizer, make_mesh(devices=jax.devices()[:1]), init_state(params, optimizer),
-        accumulate,
+        terms, denominators, WEIGHTS, optimizer, make_mesh(devices=jax.devices()[:1]),
+        init_state(params, optimizer), accumulate,
     )  # fmt: skip
 
 

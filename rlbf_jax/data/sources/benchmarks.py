@@ -89,17 +89,20 @@ class Format:
 
 
 _JAILBREAKBENCH = Format(
-    "Goal", (100,), "https://huggingface.co/datasets/JailbreakBench/JBB-Behaviors (harmful-behaviors.csv, MIT)",
+    "Goal", (100,),
+    "https://huggingface.co/datasets/JailbreakBench/JBB-Behaviors (harmful-behaviors.csv, MIT)",
     id="Index", category="Category", target="Target", tags=("Behavior", "Source"),
 )  # fmt: skip
 
 FORMATS: dict[str, Format] = {
     "harmbench": Format(
-        "Behavior", (80, 320, 400), "https://github.com/centerforaisafety/HarmBench (behavior_datasets, MIT)",
-        id="BehaviorID", category="SemanticCategory", context="ContextString", tags=("FunctionalCategory", "Tags"),
+        "Behavior", (80, 320, 400),
+        "https://github.com/centerforaisafety/HarmBench (behavior_datasets, MIT)", id="BehaviorID",
+        category="SemanticCategory", context="ContextString", tags=("FunctionalCategory", "Tags"),
     ),
     "advbench": Format(
-        "goal", (520,), "https://github.com/llm-attacks/llm-attacks (harmful_behaviors.csv, MIT)", target="target",
+        "goal", (520,), "https://github.com/llm-attacks/llm-attacks (harmful_behaviors.csv, MIT)",
+        target="target",
     ),
     "strongreject": Format(
         "forbidden_prompt", (60, 313), "https://github.com/alexandrasouly/strongreject (MIT)",
@@ -110,22 +113,29 @@ FORMATS: dict[str, Format] = {
         _JAILBREAKBENCH, harmful=False, source=_JAILBREAKBENCH.source.replace("harmful-", "benign-")
     ),
     "malicious_instruct": Format(
-        "line", (100,), "https://github.com/Princeton-SysML/Jailbreak_LLM (data/MaliciousInstruct.txt)", kind="lines",
+        "line", (100,),
+        "https://github.com/Princeton-SysML/Jailbreak_LLM (data/MaliciousInstruct.txt)",
+        kind="lines",
     ),
     "do_not_answer": Format(
-        "question", (939,), "https://github.com/Libr-AI/do-not-answer (data_en.csv, or its rows as JSONL)",
-        id="id", category="risk_area", tags=("types_of_harm", "specific_harms"),
+        "question", (939,),
+        "https://github.com/Libr-AI/do-not-answer (data_en.csv, or its rows as JSONL)", id="id",
+        category="risk_area", tags=("types_of_harm", "specific_harms"),
     ),
     "xstest": Format(
-        "prompt", (450,), "https://github.com/paul-rottger/exaggerated-safety (xstest_prompts.csv, CC-BY-4.0)",
-        id="id", category="type", tags=("focus", "note"), harmful=("label", {"safe": False, "unsafe": True}),
+        "prompt", (450,),
+        "https://github.com/paul-rottger/exaggerated-safety (xstest_prompts.csv, CC-BY-4.0)",
+        id="id", category="type", tags=("focus", "note"),
+        harmful=("label", {"safe": False, "unsafe": True}),
     ),
     "oktest": Format(
-        "prompt", (300,), "https://github.com/InvokerStark/OverKill (data/OKTest.csv, no licence stated)",
+        "prompt", (300,),
+        "https://github.com/InvokerStark/OverKill (data/OKTest.csv, no licence stated)",
         harmful=False,
     ),
     "chat": Format(
-        "conversation", (), "JSONL in the shape of LMSYS-Chat-1M (a licence agreement of its own), one object a line",
+        "conversation", (),
+        "JSONL in the shape of LMSYS-Chat-1M (a licence agreement of its own), one object a line",
         kind="chat", id="conversation_id", tags=("language",), optional=("language",), harmful=None,
     ),
 }  # fmt: skip

@@ -147,7 +147,8 @@ def exported_rule(rule: EditRule, eos_ids: Sequence[int], limits: ResponseLimits
 def _module(fields: dict) -> str:
     """`rule.py`: the fields as a Python literal, one a line."""
     lines = "".join(f"    {name!r}: {value!r},\n" for name, value in fields.items())
-    return f'''"""Equal to rlbf_rule.json, for generate.py: transformers runs it from a cache of Python modules only.
+    return f'''"""Equal to rlbf_rule.json, for generate.py: \
+transformers runs it from a cache of Python modules only.
 
 Change both, or pass rule=PATH_OF_THE_JSON to generate."""
 

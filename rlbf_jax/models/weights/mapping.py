@@ -199,6 +199,7 @@ def _place(
 
 def _sizes(config: ModelConfig) -> dict[str, int]:
     return {
-        "d": config.width, "k": config.num_kv_heads, "g": config.groups, "h": config.head_dim, "n": config.num_heads,
-        "f": config.mlp_width, "v": config.vocab_size, "t": config.max_positions or 0, "c": 3, "o": 1,
+        "d": config.width, "k": config.num_kv_heads, "g": config.groups, "h": config.head_dim,
+        "n": config.num_heads, "f": config.mlp_width, "v": config.vocab_size,
+        "t": config.max_positions or 0, "c": 3, "o": 1,
     }  # fmt: skip
