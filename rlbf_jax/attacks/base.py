@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.data.world import FormSplit, Pool, World
+from rlbf_jax.directives import EditRule
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.tokenizers import Tokenizer
@@ -100,6 +101,8 @@ class Victim:
     """Whose devices share the search; None: one device."""
     file: pathlib.Path | None = None
     """Where the state of a search is kept, so that it can go on; None: nowhere."""
+    rule: EditRule | None = None
+    """What it takes back by; None: the first rule that the tokenizer has ids of."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -179,7 +179,7 @@ class RlbfAPI(ModelAPI):
                 input_tokens=asked, output_tokens=answered, total_tokens=asked + answered
             ),
             time=seconds,
-            metadata={"rlbf": row_of(generation, tokenizer)},
+            metadata={"rlbf": row_of(generation, tokenizer, self._policy.rule)},
         )
 
 

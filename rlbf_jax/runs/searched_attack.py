@@ -42,7 +42,8 @@ def searched(evaluator: Evaluator, name: str, n: int, config: OptimizedConfig) -
     rng = np.random.default_rng([suite.seed, config.search.seed, *b"optimized"])
     mesh = run.mesh if run.mesh.size > 1 else None
     file = search_file(run.folder, evaluator.config.stage, name)
-    victim = Victim(run.model, evaluator.policy.params, sample, mesh, file)
+    policy = evaluator.policy
+    victim = Victim(run.model, policy.params, sample, mesh, file, policy.rule)
     scene = Scene(run.world, run.tokenizer, rng, attack_config, victim)
     try:
         made = attack_model(name, scene, n, config)

@@ -24,6 +24,7 @@ from rlbf_jax.attacks.search.gcg_search import Search
 from rlbf_jax.attacks.search.gcg_step import Objective
 from rlbf_jax.attacks.search.suffix import Found, Goal, SuffixConfig
 from rlbf_jax.attacks.search.suffix_search import search_suffixes
+from rlbf_jax.directives import EditRule
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.ranges import check_at_least
 from rlbf_jax.tokenizers import Tokenizer
@@ -67,6 +68,7 @@ def gcg(
     mesh: Mesh | None = None,
     file: pathlib.Path | None = None,
     save_every: int = 25,
+    rule: EditRule | None = None,
 ) -> list[Found]:
     """Searches a suffix for every goal.
 
@@ -76,6 +78,8 @@ def gcg(
         the candidates.
       file: where the state is kept every `save_every` steps (.npz). A search that finds its own
         goes on from it, bit for bit; one that finds another's raises InputError.
+      rule: whose directives `control_weight` suppresses or provokes; None: the first that the
+        tokenizer has ids of.
 
     Raises:
       InputError: the initial suffix does not survive as text, no id is allowed, or a loss is not a
@@ -84,7 +88,7 @@ def gcg(
     accept: Literal["always", "anneal"] = "anneal" if config.anneal else "always"
     search = Search(
         model=model,
-        objective=Objective(),
+        objective=Objective(rule=rule),
         steps=config.steps,
         width=config.search_width,
         topk=config.topk,

@@ -113,12 +113,13 @@ class _Work:
         topk = check_topk(
             search.topk if search.proposal == "gradient" else model.vocab_size, allowed
         )
+        rule = search.objective.rule or tokenizer.controls.rule()
         objective = Objective(
             config.kind,
             config.alpha,
             control_weight=config.control_weight,
             control_floor=config.control_floor,
-            rule=tokenizer.controls.rule() if config.control_weight else None,
+            rule=rule if config.control_weight else None,
             first=first_column(behaviors),
         )
         chunk = min(
