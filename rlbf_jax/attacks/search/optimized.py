@@ -83,9 +83,7 @@ def attack_model(
         random = RandomSearchConfig.of_equal_budget(search, config.neighbors)
         results = random_search(*where, random, mesh=victim.mesh, file=victim.file)
     else:
-        results = gcg(
-            *where, search, mesh=victim.mesh, file=victim.file, rule=victim.rule
-        )
+        results = gcg(*where, search, mesh=victim.mesh, file=victim.file, rule=victim.rule)
     knobs = scene.config.knobs
     return [
         OptimizedAttempt(Attempt(Request(found.text, knobs=knobs), prompt, name), found)
