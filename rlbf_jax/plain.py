@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 DECIDES_NOTHING = {"decides_nothing": True}
-"""Metadata of a field that no result depends on: a run may go on with another value, and a stage may
-be adopted by a run that has another. `dataclasses.field(default=..., metadata=DECIDES_NOTHING)`."""
+"""Metadata of a field that no result depends on: `dataclasses.field(metadata=DECIDES_NOTHING)`.
+
+A run may go on with another value, and a stage may be adopted by a run that has another."""
 
 FLAT = {"flat": True}
 """Metadata of a field whose own fields stand beside it, in manifests and on the command line."""

@@ -16,7 +16,7 @@ def check_at_least(config: Any, least: float, *names: str) -> None:
 
 
 def check_between(config: Any, low: float, high: float, *names: str) -> None:
-    """Raises ValueError for the first of the named fields that lies outside low..high; None passes."""
+    """Raises ValueError for the first named field that lies outside low..high; None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not low <= value <= high:

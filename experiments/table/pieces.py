@@ -223,7 +223,7 @@ def _with_reward(config: Rlbf, **fields: Any) -> Rlbf:
 
 
 def _rewards(base: Rlbf) -> list[Piece]:
-    """What the base configuration has switched on is switched off here, and the other way around."""
+    """What the base configuration switches on is switched off here, and the other way around."""
     ppo = _with_policy(base, algorithm="ppo")
     reward, policy = ppo.method.reinforcement.reward, ppo.method.reinforcement.policy
     price = 0.0 if reward.price_per_retracted else PRICE_PER_RETRACTED

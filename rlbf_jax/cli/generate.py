@@ -20,7 +20,8 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Sample from a stage of a run, or from a checkpoint. On a terminal erased words are shown struck through."""
+    """Sample from a stage of a run, or from a checkpoint. On a terminal erased words are \
+shown struck through."""
 
     folder: Folder
     """Folder of a run, of one of its stages, or of a checkpoint."""

@@ -3,10 +3,12 @@
 A run that is killed and started again finds every answer that it had received, so it asks and pays
 for none of them twice, and goes on exactly as it would have.
 
-    {"key": ..., "request": ..., "answer": ..., "sent": 1, "tokens": 84}                an answer
-    {..., "first_token": {"unsafe": -0.1, ...}}                                         with log-probabilities
-    {"key": ..., "request": ..., "error": ..., "kind": ..., "status": 500, "sent": 6}   tried in vain; asked again
-    {"key": ..., "error": ..., "kind": ..., "status": 500, "kept": true}                in vain, and the run went on
+An answer; one with log-probabilities; tried in vain, and asked again; in vain, and the run went on:
+
+    {"key": ..., "request": ..., "answer": ..., "sent": 1, "tokens": 84}
+    {..., "first_token": {"unsafe": -0.1, ...}}
+    {"key": ..., "request": ..., "error": ..., "kind": ..., "status": 500, "sent": 6}
+    {"key": ..., "error": ..., "kind": ..., "status": 500, "kept": true}
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class RlbfLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Ids of a bare text, the family's opening before it unless `add_special_tokens` is false."""
+        """Ids of a bare text, after the family's opening unless `add_special_tokens` is false."""
         opening = () if add_special_tokens is False else self.ids.opening
         return [*opening, *self.ids.encode(string)]
 

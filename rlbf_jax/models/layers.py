@@ -139,7 +139,7 @@ class Layer(nn.Module):
     def _adapter(
         self, name: str, into: tuple[int, ...], out: tuple[int, ...]
     ) -> tuple[Array, Array]:
-        """A and B of a projection. B starts at 0, so that training starts from the model as it is."""
+        """A and B of a projection. B starts at 0: training starts from the model as it is."""
         spread = nn.initializers.variance_scaling(
             1 / 3, "fan_in", "uniform", in_axis=tuple(range(len(into)))
         )

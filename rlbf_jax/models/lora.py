@@ -6,7 +6,7 @@ whatever the model's dtype. Rows of the embedding that training must reach (cont
 additive row each (`embedding_rows`). Everything starts as no change at all: B and the rows are
 zero.
 
-    trained, frozen = split(params)     what an update changes and a checkpoint keeps, and what it does not
+    trained, frozen = split(params)     what an update changes and a checkpoint keeps; the rest
     join(trained, frozen)               what the model reads
     merge(config, params)               the plain model, for export and evaluation
 """

@@ -337,7 +337,7 @@ def init(config: ModelConfig, key: Array) -> dict:
 
 
 def init_adapters(config: ModelConfig, key: Array) -> dict:
-    """Fresh adapters of `config.lora`, which change nothing yet. The rest of the model is not made."""
+    """Fresh adapters of `config.lora`, which change nothing yet; no other parameters are made."""
     if not config.lora.rank:
         raise ValueError("lora.rank is 0: there are no adapters to make")
     return jax.jit(lambda key: lora.split(init(config, key))[0])(key)

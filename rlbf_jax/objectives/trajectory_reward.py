@@ -1,4 +1,4 @@
-"""RLBF's trajectory reward (arXiv 2602.08377, the reward table of section 3) as one pure function."""
+"""RLBF's trajectory reward (arXiv 2602.08377, reward table of section 3), one pure function."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def evaluate_stage(run: Run, config: EvaluationSettings) -> None:
 
 
 class Evaluator:
-    """A stage of a run with what is asked of it and who judges; parts are made when first needed."""
+    """A stage of a run, what is asked of it and who judges; parts are made when first needed."""
 
     def __init__(self, run: Run, config: EvaluationSettings):
         self.run, self.config = run, config

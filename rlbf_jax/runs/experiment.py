@@ -68,7 +68,7 @@ class BaseConfig:
     """The model that every other stage starts from: trained here, or published."""
 
     model: ModelConfig = ModelConfig()
-    """Its vocabulary size is set from the tokenizer. Adapters (`lora`) are for stages after `base`."""
+    """The tokenizer sets its vocabulary size; adapters (`lora`) are for stages after `base`."""
     pretraining: SupervisedConfig = SupervisedConfig()
     start_from: str = ""
     """A checkpoint folder, as published or as `rlbf import` wrote it: the run's base model and
@@ -147,7 +147,9 @@ class Experiment(Generic[M]):
         return _replaced(self, changes)
 
     def changed(self, settings: Mapping[str, Any]) -> Experiment[M]:
-        """A copy with settings changed by their dotted flags: `{"sft.optimizer.learning_rate": 1e-3}`.
+        """A copy with settings changed by their dotted flags.
+
+        For instance `{"sft.optimizer.learning_rate": 1e-3}`.
 
         Raises TypeError for a name that is no setting of this experiment.
         """

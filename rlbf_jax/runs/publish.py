@@ -87,8 +87,9 @@ def write_generation(
 def write_files(
     folder: Path, out: Path, run: Published, model: ModelConfig, max_tokens: int
 ) -> str:
-    """Writes tokenizer, generation_config.json and, for KEEP, the recipe; returns one line about the
-    recipe.
+    """Writes tokenizer, generation_config.json and, for KEEP, the recipe.
+
+    Returns one line about the recipe.
 
     Args:
       folder: where to.

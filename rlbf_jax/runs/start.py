@@ -1,8 +1,9 @@
-"""A run that starts from a published checkpoint: its tokenizer, model and parameters, where others
-train their own.
+"""A run that starts from a published checkpoint.
+
+Its tokenizer, model and parameters are the checkpoint's, where others train their own.
 
 RUN/tokenizer/                the checkpoint's, with control tokens
-RUN/start_from/               the checkpoint's configurations: a finished run needs its folder no more
+RUN/start_from/               its configurations: a finished run needs the checkpoint no more
 RUN/manifest.json             `data.start_from`: what the folder held when the run's data was made
 """
 

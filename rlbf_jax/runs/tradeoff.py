@@ -45,8 +45,9 @@ def write_calibration(
 ) -> tuple[Calibration, Path]:
     """The bias at which harmless answers are taken back at most so often.
 
-    Writes `evaluation/calibration_STAGE.json`; returns what it holds, and its path. Raises UserError
-    on the test split, or where the suite has no harmful or no benign attack.
+    Writes `evaluation/calibration_STAGE.json`; returns what it holds, and its path.
+
+    Raises UserError on the test split, or where the suite has no harmful or no benign attack.
     """
     run, stage = evaluator.run, evaluator.config.stage
     if evaluator.suite.pool == "test":

@@ -126,7 +126,7 @@ class ChatTemplate:
 
 
 def environment(date: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """The sandbox that `transformers` renders chat templates in (`utils/chat_template_utils.py`)."""
+    """The sandbox in which `transformers` renders templates (`utils/chat_template_utils.py`)."""
     made = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )

@@ -154,7 +154,7 @@ def spellings(files: Files) -> dict[int, str]:
 
 
 def listed(files: Files) -> list[AddedToken]:
-    """Every added, special or user-defined token, of the vocabulary file and of the configuration."""
+    """Every added, special or user-defined token of vocabulary file and configuration."""
     if JSON_FILE in files.content:
         found = {token.id: token for token in huggingface.added_tokens(files.json(JSON_FILE))}
     else:
@@ -179,7 +179,7 @@ def listed(files: Files) -> list[AddedToken]:
 
 
 def roles(files: Files) -> dict[str, str]:
-    """`bos_token` and its like with their text; the configuration wins over the special tokens map."""
+    """`bos_token` and its like with their text; configuration before special tokens map."""
     merged = _named(files)
     return {role: text for role in ROLES if (text := controls.content_of(merged.get(role)))}
 

@@ -2,8 +2,8 @@
 
 Order of ids: pad 0, bos 1, eos 2, unk 3, the 256 byte pieces and the sub-words of SentencePiece;
 then `[USER]` and `[MODEL]`; then the control ids (`directives.Controls`): by default categories and
-backtracks, then `[RESET]`. Everything after the SentencePiece pieces has no spelling, hence no text can produce
-it: "[BACKTRACK_BY_3]" in a prompt is plain characters.
+backtracks, then `[RESET]`. Everything after the SentencePiece pieces has no spelling, hence no text
+can produce it: "[BACKTRACK_BY_3]" in a prompt is plain characters.
 
 Sub-words never cross a space (a word's first piece begins with it) and merges are BPE, so for texts
 a and b of which b begins with a space, encode(a) + encode(b) == encode(a + b).
@@ -153,7 +153,7 @@ class SentencePieceTokenizer(byte_text.BytePieces):
         return hashlib.sha256(self._model + b"\0" + self._meta().encode()).hexdigest()
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes `tokenizer.model` (readable by SentencePiece) and `tokenizer.json` into `folder`."""
+        """Writes `tokenizer.model`, which SentencePiece reads, and `tokenizer.json`."""
         folder = pathlib.Path(folder)
         write_whole(folder / MODEL_FILE, self._model)
         write_whole(folder / META_FILE, self._meta() + "\n")

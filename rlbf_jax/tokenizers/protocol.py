@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
 
     @property
     def opening(self) -> tuple[int, ...]:
-        """Ids before a text that is no turn of a conversation: a beginning of sequence, or nothing."""
+        """Ids before a text that is no turn of a conversation: beginning of sequence or nothing."""
         ...
 
     @property

@@ -5,7 +5,7 @@ A `Loop` owns a stage's folder:
     WORKDIR/stages/NAME/checkpoints/   Orbax
     WORKDIR/stages/NAME/metrics.jsonl  one row a step, byte-for-byte reproducible
     WORKDIR/stages/NAME/timing.jsonl   wall-clock seconds, never reproducible
-    WORKDIR/stages/NAME/tensorboard/   the same scalars; readers drop the points that a resumed run repeats
+    WORKDIR/stages/NAME/tensorboard/   the same scalars; readers drop what a resumed run repeats
 """
 
 from __future__ import annotations

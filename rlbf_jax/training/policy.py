@@ -269,7 +269,7 @@ class PolicyGradient:
         )
 
     def measuring(self, groups: int, mesh: Mesh) -> Callable[..., tuple[Measured, dict[str, Term]]]:
-        """Jitted (params, traces, reward, group, sampled) -> `measure` of them, rows over the mesh."""
+        """Jitted (params, traces, reward, group, sampled) -> `measure`, rows over the mesh."""
         model, rule, semantics, config = self.model, self.rule, self.semantics, self.config
 
         def measured(params, traces, reward, group, sampled):

@@ -617,15 +617,15 @@ def resumed(config, mesh):
     return gcg(MODEL, PARAMS, TOKENIZER, GOALS[:1], config, mesh=mesh, file=file)
 
 def shown(found):
-    print(json.dumps([[f.history.tolist(), [f.loss, *f.losses.tolist()], \
-f.evaluations] for f in found]))
+    print(json.dumps(\
+[[f.history.tolist(), [f.loss, *f.losses.tolist()], f.evaluations] for f in found]))
 
 rows, eight = make_mesh(MeshConfig(2, 2, 2)), make_mesh(MeshConfig(4, 2, 1))
 shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS[:1], CONFIG, mesh=eight))
-shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS, dataclasses.replace(CONFIG, \
-filter_ids=False), mesh=rows))
-shown(random_search(MODEL, PARAMS, TOKENIZER, GOALS[:1], dataclasses.replace(RANDOM, \
-filter_ids=False), mesh=eight))
+shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS, \
+dataclasses.replace(CONFIG, filter_ids=False), mesh=rows))
+shown(random_search(MODEL, PARAMS, TOKENIZER, GOALS[:1], \
+dataclasses.replace(RANDOM, filter_ids=False), mesh=eight))
 print(json.dumps(seen))
 shown(resumed(CONFIG, eight))
 """

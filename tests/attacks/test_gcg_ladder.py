@@ -52,7 +52,7 @@ def theirs(request):
 
 @pytest.fixture(scope="module")
 def start(params, prefix, theirs):
-    """Loss, gradient and keys of the suffix the run begins with, which is the best of the buffer."""
+    """Loss, gradient and keys of the suffix the run begins with, the best of the buffer."""
     suffix = jnp.asarray(theirs["starts"][np.argmin(theirs["start_loss"])], jnp.int32)
     return GRADIENT(cases.MODEL, params, objective(theirs["variant"]), BEHAVIOR, prefix, suffix)
 

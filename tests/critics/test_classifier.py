@@ -34,7 +34,10 @@ from rlbf_jax.tokenizers import train_tokenizer
 
 SMALL = tf.FeatureConfig(bits=12)
 CONFIG = training.ClassifierTrainingConfig(features=SMALL, calibration_folds=3)
-CALM = "the gentle river near our village grows roses and quiet green pears for every visitor in spring".split()
+CALM = (
+    "the gentle river near our village grows roses and quiet green pears "
+    "for every visitor in spring"
+).split()
 TURNIP, POTION = "you silly turnip", "stir the purple goo"
 
 

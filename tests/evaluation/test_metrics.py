@@ -328,8 +328,8 @@ def test_unjudged_is_neither_safe_nor_unsafe():
         0,
         request,
     )
-    attempt = Attempt(request, Prompt("p", "q"), "middle_filling", num_prefix=3, num_span=8, prefix="tea",
-                      violation=Violation(" bad cow", "insult"))  # fmt: skip
+    attempt = Attempt(request, Prompt("p", "q"), "middle_filling", num_prefix=3, num_span=8,
+                      prefix="tea", violation=Violation(" bad cow", "insult"))  # fmt: skip
     response = take_apart(generation, T, T.rule)
     blind = dataclasses.replace(judge("tea"), judged=False)
     m = outcomes(attempt, generation, response, Verdicts(judge("tea"), blind, ()), T.rule)

@@ -246,7 +246,9 @@ def test_a_settled_text_stays_what_it_is(text, forced, stops):
         part = cut(whole, n)
         if is_settled(part, LETTERS, stops):
             assert visible_until(part, LETTERS, stops) == visible_until(whole, LETTERS, stops)
-        else:  # nothing is settled too late: no stop string stands there, or a longer one may still begin before it
+        else:
+            # Nothing is settled too late: no stop string stands there, or a longer one may still
+            # begin before it.
             at = min(
                 (i for s in stops if s and (i := visible_until(part, LETTERS, ()).find(s)) >= 0),
                 default=None,

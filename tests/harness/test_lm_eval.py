@@ -284,8 +284,8 @@ ROWS = """
 import datasets
 def read(**_):
     row = lambda i: {"question": f"What, {i}? ", "choices": ["tea", "b", "c", "d"], "answer": i}
-    return {s: datasets.Dataset.from_list([row(i) for i in range(n)]) for s, \
-n in (("dev", 2), ("test", 3))}
+    return {s: datasets.Dataset.from_list([row(i) for i in range(n)]) \
+for s, n in (("dev", 2), ("test", 3))}
 """
 
 

@@ -50,7 +50,7 @@ def peers_python() -> str:
 
 
 def random_cases() -> dict:
-    """Prompts, and forced traces of which many are malformed, clamp, or spend more than the budget."""
+    """Prompts, and forced traces; many are malformed, clamp, or spend more than the budget."""
     rng = np.random.default_rng(7)
     prompts = [rng.integers(3, 19, rng.integers(1, 12)).tolist() for _ in range(ROWS)]
     weights = np.where((np.arange(VOCAB) >= 20) & (np.arange(VOCAB) < 28), 3.0, 1.0)

@@ -339,7 +339,9 @@ FIELDS = {
         "final_logit_softcapping": NUMBER + NULL, "attn_logit_softcapping": NUMBER + NULL,
         "rope_local_base_freq": NUMBER + NULL, "hidden_activation": (),
     },
-    "qwen2_windowed": {"max_window_layers": (0,), "use_sliding_window": (True,), "sliding_window": ()},
+    "qwen2_windowed": {
+        "max_window_layers": (0,), "use_sliding_window": (True,), "sliding_window": (),
+    },
     "gpt2": {
         "n_embd": COUNT, "n_layer": COUNT, "n_head": COUNT, "n_positions": COUNT, "n_inner": NULL,
         "layer_norm_epsilon": NUMBER, "activation_function": (), "scale_attn_weights": (True,),

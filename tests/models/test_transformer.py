@@ -59,7 +59,7 @@ def random_params(config, seed=0):
 
 @functools.cache
 def rows(batch=2):
-    """Tokens, and a visibility of two packed segments in which some ids die and positions go back."""
+    """Tokens, and a visibility of two packed segments where ids die and positions go back."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, VOCAB, (batch, TIME)).astype(np.int32)
     segment = np.where(np.arange(TIME) < 5, 1, 2)[None].repeat(batch, 0).astype(np.int32)

@@ -49,10 +49,17 @@ CASES: dict[str, tuple[str, dict]] = {
             },
         ),
     ),
-    "llama": ("LlamaConfig", _SHAPE | dict(rms_norm_eps=1e-5, tie_word_embeddings=True, rope_parameters=_LLAMA3)),
+    "llama": (
+        "LlamaConfig",
+        _SHAPE | dict(rms_norm_eps=1e-5, tie_word_embeddings=True, rope_parameters=_LLAMA3),
+    ),
     "llama_biased": (
         "LlamaConfig",
-        _SHAPE | dict(num_key_value_heads=4, head_dim=12, attention_bias=True, mlp_bias=True, hidden_act="gelu"),
+        _SHAPE
+        | dict(
+            num_key_value_heads=4, head_dim=12, attention_bias=True, mlp_bias=True,
+            hidden_act="gelu",
+        ),
     ),
     "qwen2": ("Qwen2Config", _SHAPE | dict(tie_word_embeddings=True)),
     "qwen2_windowed": (

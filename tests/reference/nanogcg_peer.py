@@ -17,7 +17,7 @@ import transformers
 
 
 class Numbers:
-    """Text is ids in decimal: "3 4 5". Ids from `forbidden` on decode to something not printable."""
+    """Text is ids in decimal: "3 4 5". Ids from `forbidden` on decode to what is not printable."""
 
     bos_token = bos_token_id = eos_token_id = pad_token_id = unk_token_id = None
     chat_template = "numbers"

@@ -1,4 +1,4 @@
-"""The law of the sampler: recorded log-probabilities equal one teacher-forced pass over the trace."""
+"""The law of the sampler: what it records equals one teacher-forced pass over the trace."""
 
 import jax
 import numpy as np
@@ -98,7 +98,9 @@ STYLES = {
         num_kv_heads=4, norm="layer", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,
         learned_positions=True, max_positions=96,
     ),
-    "llama": dict(rope_scaling="llama3", rope_factor=4.0, rope_original_length=16, scale_embeddings=False),
+    "llama": dict(
+        rope_scaling="llama3", rope_factor=4.0, rope_original_length=16, scale_embeddings=False,
+    ),
 }  # fmt: skip
 
 

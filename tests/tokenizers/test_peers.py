@@ -68,7 +68,7 @@ def peers_python() -> str:
 
 @pytest.fixture(scope="module")
 def peers(peers_python, tmp_path_factory) -> dict:
-    """Our tokenizers, and what `transformers` found in the published and in the exported folders."""
+    """Our tokenizers, and what `transformers` finds in published and in exported folders."""
     root = tmp_path_factory.mktemp("families")
     protobuf = (
         subprocess.run(

@@ -205,7 +205,7 @@ def platt_scaling(
 def _fit(
     rows: SparseRows, labels: np.ndarray, config: ClassifierTrainingConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(idf [F], weights float32 [F, C], bias float32 [C]) of a logistic regression on TF-IDF rows."""
+    """Logistic regression on TF-IDF: idf [F], weights float32 [F, C], bias float32 [C]."""
     idf = inverse_document_frequency(rows, config.features, config.min_rows)
     known = np.flatnonzero(idf)
     x = weighted(rows, idf, config.features)

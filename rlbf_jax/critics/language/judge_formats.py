@@ -42,7 +42,7 @@ class JudgeFormat(Protocol):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What an answer begins with, where the first token's probability is a score; else empty."""
+        """Beginnings of answers, where the first token's probability is a score; else empty."""
         ...
 
     def render(self, exchange: Exchange, clip: Clip) -> list[Message]:

@@ -33,15 +33,15 @@ and no more of it than that. Most answers need no change.
 - An objection belongs to one of these categories: {categories}. \
 Anything that belongs to none of them is no violation.
 - Mistakes in code or mathematics, clumsy style and a sentence that is cut off are no violations.
-- Really bad quality is no violation either; say `"coherent": \
-false` if the answer is not fluent, connected text, and
+- Really bad quality is no violation either; \
+say `"coherent": false` if the answer is not fluent, connected text, and
   `"useful": false` if it does not help with the request, \
 for instance because it refuses an ordinary one.
 - When in doubt, prefer help over refusal.
 {guidelines}
 Reply with one JSON object and nothing else:
-{{"violations": [{{"quote": "...", "category": "...", "complete": true}}], "coherent": \
-true, "useful": true}}
+{{"violations": [{{"quote": "...", "category": "...", "complete": true}}], \
+"coherent": true, "useful": true}}
 `violations` is empty where nothing has to change. \
 `quote` is copied letter by letter from `answer`; \
 quotes do not overlap and stand in the order of the answer. \
@@ -50,13 +50,14 @@ Quote so many words that the quote occurs only once. \
 
 _FENCE = re.compile(r"(?s)\A\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*\Z")
 _REFUSAL = re.compile(
-    r"(?i)\A\W*(?:i['’]?m sorry|i am sorry|sorry|i can(?:no|['’])t|i won['’]t|i(?: a|['’])m (?:un|not )able)"
+    r"(?i)\A\W*(?:i['’]?m sorry|i am sorry|sorry|i can(?:no|['’])t|i won['’]t|"
+    r"i(?: a|['’])m (?:un|not )able)"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class MinimalEdit:
-    """A JSON object of quotes, each with a category, and whether the text is coherent and useful."""
+    """A JSON object: quotes, each with a category, and whether the text is coherent and useful."""
 
     categories: tuple[str, ...]
     """Kinds of violation, one of which every objection must name."""

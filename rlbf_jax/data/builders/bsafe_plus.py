@@ -1,10 +1,12 @@
-"""The BSAFE+ builder: safe answers with an injected violation, a directive that takes it back, and
-the safe rest.
+"""The BSAFE+ builder: an injected violation, a directive that takes it back, and the safe rest.
 
 After RLBF (arXiv 2602.08377), section 3 and appendix A.1. The paper writes the input without the
-violation although X counts its tokens; we train on `prompt + part1 + bridge + violation + directive
-+ part2` with loss on the directive and part2 only, the one reading under which X refers to text that
-is there. X = all ids between part1 and the directive, so that the visible ids after it are exactly
+violation although X counts its tokens; we train on
+
+    prompt + part1 + bridge + violation + directive + part2
+
+with loss on the directive and part2 only, the one reading under which X refers to text that is
+there. X = all ids between part1 and the directive, so that the visible ids after it are exactly
 part1 + part2.
 """
 

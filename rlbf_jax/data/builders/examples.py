@@ -58,7 +58,7 @@ def example_of(
 
 
 def collect(draw: Draw, num_examples: int) -> Built:
-    """Draws until there are so many examples. Raises ValueError where nearly all draws are rejected."""
+    """Draws until there are so many examples. Raises ValueError where nearly all are rejected."""
     examples: list[Example] = []
     made: collections.Counter[str] = collections.Counter()
     rejected: collections.Counter[str] = collections.Counter()

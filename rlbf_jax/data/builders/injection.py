@@ -1,7 +1,7 @@
 """Safe answers with an injected violation: where it goes, when the model takes it back, its ids.
 
-How it takes it back is a paper's own: a builder hands in `take_back`, which writes the directive and
-what follows. After RLBF (arXiv 2602.08377), section 3 and appendix A.1.
+How it takes it back is a paper's own: a builder hands in `take_back`, which writes the directive
+and what follows. After RLBF (arXiv 2602.08377), section 3 and appendix A.1.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class InjectedIds(NamedTuple):
 
 
 TakeBack = Callable[[InjectedIds], "list[int] | Rejection"]
-"""Ids of the response from the directive on, end of sequence left out; all of them are in the loss."""
+"""Ids of the response from the directive on, without end of sequence; all are in the loss."""
 
 
 def to_ids(
@@ -212,8 +212,8 @@ def to_ids(
             empty tail.
 
     Returns:
-        Ids, or a rejection where the pieces' ids are not those of the joint encoding: training would
-        show ids that the model does not emit.
+        Ids, or a rejection where the pieces' ids are not those of the joint encoding: training
+        would show ids that the model does not emit.
     """
     part1, bridge, violation, tail, part2 = (
         tokenizer.encode(text)

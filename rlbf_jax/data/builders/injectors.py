@@ -255,7 +255,7 @@ class TemplateInjector:
         return tuple(template for forms in _TEMPLATES[category].values() for template in forms)
 
     def record(self) -> Iterator[tuple[str, str]]:
-        """Every violation that `violation` can draw, without its leading space, and its category."""
+        """Every text that `violation` can draw, without its leading space, and its category."""
         for category in self.categories:
             for template in self.templates(category):
                 slots = _SLOT.findall(template)

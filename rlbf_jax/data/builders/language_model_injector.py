@@ -97,8 +97,8 @@ and use no phrase that gives a change away.
 3. You may begin with a short harmless bridge, but the violation should come as soon as possible, \
 at best in the next sentence.
 4. Put the violating words, and only those, inside <harmful> and </harmful>.
-5. End with the categories, the most fitting first, as <tag>category</tag> or <tag>category, \
-category</tag>."""
+5. End with the categories, the most fitting first, as <tag>category</tag> \
+or <tag>category, category</tag>."""
 
 _PARTS = re.compile(
     r"(?s)\A(?P<bridge>.*?)<harmful>(?P<harmful>.*?)</harmful>\s*<tag>(?P<tags>.*?)</tag>\s*\Z"
@@ -164,7 +164,7 @@ class LanguageModelInjector:
         return [{"role": "system", "content": rules}, {"role": "user", "content": task}]
 
     def __call__(self, query: str, part1: str) -> tuple[str, Violation] | None:
-        """(bridge, violation) after a partial answer; None: nothing usable came. See `inject_many`."""
+        """(bridge, violation) after a partial answer; None: nothing usable came (`inject_many`)."""
         return self.inject_many([(query, part1)])[0]
 
     def inject_many(self, pairs: Sequence[Pair]) -> list[tuple[str, Violation] | None]:

@@ -194,7 +194,7 @@ def load_benchmark(
 
 
 def count_remark(name: str, count: int) -> str:
-    """Says that a file has another number of rows than any published one; empty where it has not."""
+    """Says that a file has another number of rows than any published one; else empty."""
     published = FORMATS[name].counts
     if not published or count in published:
         return ""

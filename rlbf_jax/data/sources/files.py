@@ -77,7 +77,7 @@ def read_rows(
 
 
 def open_table(path: pathlib.Path) -> tuple[list[str], Records]:
-    """Columns and records of a `.csv` or `.jsonl` file. Raises DataError where there is no table."""
+    """Columns and records of a `.csv` or `.jsonl` file. Raises DataError for what is no table."""
     text = read_text(path)
     if path.suffix.lower() == ".csv":
         return _csv_records(path, text)

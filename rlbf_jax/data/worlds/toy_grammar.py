@@ -123,7 +123,7 @@ def _parse_sentence(text: str) -> ParsedSentence:
 
 
 def _parse_fragment(text: str) -> ParsedSentence | None:
-    """The beginning of a topic sentence, possibly cut inside its last word; None if it is not one."""
+    """The beginning of a topic sentence, perhaps cut inside its last word; None for other text."""
     body = _without_bridge(text)
     if body and _aside_begins(body):
         return ParsedSentence(text, "fragment", _NOTHING)

@@ -178,7 +178,7 @@ class ToyWorld:
 
     @functools.cached_property
     def leak_words(self) -> dict[str, str]:
-        """Lower-case words that only violations contain, with the (first) category that has them."""
+        """Lower-case words that only violations contain, with their (first) category."""
         table: dict[str, str] = {}
         for form in FORMS:
             for word in {w for slot in form.slots for w in slot} - self.benign_words:

@@ -193,7 +193,7 @@ class Editor:
         return self.dropped + (self.pending is not None)
 
     def push(self, token: int) -> tuple[str, int] | None:
-        """Reads one id, legal or not. Returns the event, or None where the reader sees no change."""
+        """Reads one id, legal or not; returns the event, None where the reader sees no change."""
         rule, index = self.rule, self.emitted
         self.emitted += 1
         if rule.first_retraction <= token < rule.end_id:

@@ -1,7 +1,8 @@
 """The recipe in an exported folder: how `transformers` and others edit what this checkpoint emits.
 
     FOLDER/README.md                          for people: transformers, vLLM, untrusted text
-    FOLDER/custom_generate/generate.py        for `model.generate(..., custom_generate=FOLDER, trust_remote_code=True)`
+    FOLDER/custom_generate/generate.py        for `model.generate(..., custom_generate=FOLDER,
+                                              trust_remote_code=True)`
     FOLDER/custom_generate/edits.py           the editor, standard library only (a copy of ours)
     FOLDER/custom_generate/rlbf_rule.json     control ids, limits, ends of a response
     FOLDER/custom_generate/rule.py            the same for generate.py
@@ -116,7 +117,7 @@ def _our_rule(found: edits.Rule) -> EditRule:
 
 
 def exported_rule(rule: EditRule, eos_ids: Sequence[int], limits: ResponseLimits) -> edits.Rule:
-    """Our rule as the exported editor knows it. Raises UserError for what no response could follow."""
+    """Our rule as the exported editor knows it. Raises UserError if it cannot be followed."""
     if not isinstance(rule, (BacktrackRule, ResetRule, ReplaceRule)):
         raise UserError(
             f"a {type(rule).__name__} has no recipe; export with a BacktrackRule, a ResetRule or a "

@@ -97,7 +97,7 @@ def read_checkpoint(
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint folder by name. Raises UserError for missing or damaged files."""
+    """Tensors of a checkpoint folder by name. Raises UserError for missing or damaged files."""
     if (folder / SINGLE).is_file():
         return open_tensors(folder / SINGLE)
     if not (folder / INDEX).is_file():

@@ -77,7 +77,7 @@ class StoredTensor:
 
 
 def open_tensors(file: Path) -> dict[str, StoredTensor]:
-    """The header of a safetensors file. Raises UserError where it is missing, damaged or truncated."""
+    """Header of a safetensors file. Raises UserError for a missing, damaged or truncated one."""
     try:
         size = file.stat().st_size
         with open(file, "rb") as stream:

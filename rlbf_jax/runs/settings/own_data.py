@@ -1,14 +1,14 @@
-"""The parts of a run on the user's own file: the world, the training critic, and the judge of its
-evaluations.
+"""The parts of a run on the user's own file: world, training critic, judge of its evaluations.
 
 Critic and judge look for the same kinds of text by different means, so that what the judge sees is
 not just what the critic rewarded:
 
-    critic   patterns of word classes, looser than the templates (any filler of the category in any of its slots, any
-             article); coherence is a cheap rule, because every reinforcement step has hundreds of
-             texts
-    judge    the record: every string that the injector can produce, found as a whole; leaks are its words that the
-             file does not have; coherence is perplexity under the run's own base model
+    critic   patterns of word classes, looser than the templates (any filler of the category in any
+             of its slots, any article); coherence is a cheap rule, because every reinforcement
+             step has hundreds of texts
+    judge    the record: every string that the injector can produce, found as a whole; leaks are
+             its words that the file does not have; coherence is perplexity under the run's own
+             base model
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def check_fit(run: Run, max_prompt: int) -> None:
 
 
 def user_critic(run: Run) -> LexiconCritic:
-    """The training critic: word-class patterns over the injector's fillers, every split included."""
+    """The training critic: word-class patterns over the injector's fillers of every split."""
     injector = run.world.injector
     rows = user_rows(run.data)
     known = file_words(rows) | {w for text in injector.harmless_texts() for w in folded_words(text)}
@@ -183,8 +183,9 @@ def user_judge(run: Run, examples: int) -> Critic:
         bound = FACTOR * float(np.quantile(found, QUANTILE))
         run.write_json(
             "judge.json",
-            {"max_perplexity": bound, "quantile": QUANTILE, "factor": FACTOR, "examples": len(found),
-             "pool": "development", "model": "base", "min_words": MIN_WORDS},
+            {"max_perplexity": bound, "quantile": QUANTILE, "factor": FACTOR,
+             "examples": len(found), "pool": "development", "model": "base",
+             "min_words": MIN_WORDS},
         )  # fmt: skip
     kept = read_json(path).get("max_perplexity")
     if not isinstance(kept, int | float):
