@@ -1,10 +1,10 @@
-"""What every edit rule is made of: semantics, limits, state, and the algebra
-`(state, id) -> state`.
+"""What every edit rule is made of: semantics, limits, state, and the algebra (state, id) -> state.
 
 1. `Semantics`: does a retraction leave the context (`REWIND`) or only the reader's view (`KEEP`).
-2. `Limits`, `EditState`: per-row arrays; the first is chosen by the caller, the second is what a
-row has done. 3. `EditRule`: vocabulary of control ids, `step` (state, id) -> state, `legal` (which
-ids may come next).
+2. `Limits`, `EditState`: arrays of rows; the caller chooses the first, the second is what a row has
+   done.
+3. `EditRule`: vocabulary of control ids, `step` (state, id) -> state, `legal` (which ids may come
+   next).
 
 Letters: B rows, T padded time, V vocabulary.
 """

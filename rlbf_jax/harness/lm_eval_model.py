@@ -1,8 +1,8 @@
 """Our models in the LM Evaluation Harness (`lm_eval` 0.4.13), as the model `rlbf`: the extra `eval`
 of the package.
 
-    rlbf-lm-eval run --model rlbf --model_args path=RUN/stages/rlbf --tasks gsm8k
-    --apply_chat_template
+    rlbf-lm-eval run --model rlbf --model_args path=RUN/stages/rlbf \\
+        --tasks gsm8k --apply_chat_template
 
 `rlbf-lm-eval` is the harness's own command with this model known to it; the harness looks for no
 models of others by itself. Log-likelihoods are the plain model's (`likelihood.py`); generations are

@@ -1,12 +1,11 @@
 """One decoder in Flax Linen: pure `init` / `apply`, the cache an explicit argument.
 
-1. `ModelConfig` (`config.py`): everything a family differs by is a field there; `layers.py` reads
-them. 2. `Decoder.__call__`: whole rows -> hidden states (and, for prefill, every layer's keys and
-values). 3. `Decoder.step`: one id a row over a `KVCache`.
+1. `ModelConfig` (`config.py`): everything a family differs by; `layers.py` reads its fields.
+2. `Decoder.__call__`: whole rows -> hidden states, and for prefill every layer's keys and values.
+3. `Decoder.step`: one id a row over a `KVCache`.
 4. `Decoder.unembed`: hidden states -> logits. Losses call it chunk by chunk.
-5. `ValueHead`: hidden states and a few features of the trace -> values. Its own parameters, so that
-any checkpoint of
-   the decoder can get one.
+5. `ValueHead`: hidden states and a few features of the trace -> values. Its parameters are its own,
+   so that any checkpoint of the decoder can get one.
 
 Shape letters as in `attention.py`; L layers, R repeats of the repeating block of layers.
 """
