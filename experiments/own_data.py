@@ -1,5 +1,5 @@
-"""RLBF on your own prompts and responses: a tokenizer and a small base of your file, BSAFE+, SFT,
-RLBF, a report.
+"""RLBF on your own prompts and responses: a tokenizer and a small base of your file,
+BSAFE+, SFT, RLBF, a report.
 
 Paper: arXiv 2602.08377, at toy scale. Violations are the built-in injector's harmless stand-ins,
 mixed into half of the base's documents so that there is something to take back.
@@ -11,8 +11,8 @@ On a published checkpoint: --start_from CHECKPOINT --semantics keep, and room fo
 Time and memory: 3 min 45 s on two cores, 2.2 GB (GSM8K, with longer prompts: 4 min 45 s).
 
 Measured on a test pool that nothing was tuned on (`--seed 1`; seeds divide the prompts into pools):
-48 prompts, 727 usable rows of a 1,000-row sample of databricks-dolly-15k; forms seen in SFT / in RL
-only / unseen:
+48 prompts, 727 usable rows of a 1,000-row sample of databricks-dolly-15k;
+forms seen in SFT / in RL only / unseen:
 
                                  base                 sft                  rlbf
     prefilling asr               0.94 / 0.85 / 0.85   0.04 / 0.15 / 0.19   0.02 / 0.15 / 0.17
@@ -70,8 +70,8 @@ def get_config() -> Experiment[RlbfConfig]:
             reward=RewardConfig(residue_is_unsafe=True),
             optimizer=OptimizerConfig(learning_rate=4e-4, schedule="linear", warmup_steps=4),
         ),
-        # SFT meets an opener only before a violation; benign twins teach that an opener alone is no
-        # reason to go back.
+        # SFT meets an opener only before a violation;
+        # benign twins teach that an opener alone is no reason to go back.
         rollouts=RolloutMix(
             direct=0.1,
             prefilling=0.15,

@@ -48,8 +48,8 @@ def plain(value: Any, decisive: bool = False) -> Any:
 def restore(kind: Any, stored: Any) -> Any:
     """The inverse of `plain`, by type hints; fields that are missing keep their defaults.
 
-    Raises ValueError for a value of the wrong type, TypeError for a field without a default that is
-    missing.
+    Raises ValueError for a value of the wrong type, TypeError for a field
+    without a default that is missing.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):

@@ -58,8 +58,8 @@ def replay(row):
 
 
 def hit(edit):
-    """Categories of what a directive removed, by the judge of the text before it: violations and
-    leaked words."""
+    """Categories of what a directive removed, by the judge of the text before it:
+    violations and leaked words."""
     cut = len(edit["before"]) - len(edit["removed_text"])
     verdict = edit["verdict_before"]
     return [span[2] for span in verdict["spans"] + verdict["leak_spans"] if span[1] > cut]
@@ -80,8 +80,8 @@ def words_of_prefix(row, erased):
 
 
 def corrected_after(row, directives, visible):
-    """(ids from the violation to the directive that takes it back or to the end, whether there is
-    one), or None."""
+    """(ids from the violation to the directive that takes it back or to the end,
+    whether there is one), or None."""
     items, parts = row["trace"], row["forced_parts"]
     total = sum(item["kind"] != "end" for item in items)
     begins = []
@@ -202,8 +202,8 @@ def measure(row):
 
 
 def count(rows):
-    """{key: (value, n, n_prompts)} of a stage's rows; key = (benchmark suffix, attack, split,
-    metric, knobs)."""
+    """{key: (value, n, n_prompts)} of a stage's rows;
+    key = (benchmark suffix, attack, split, metric, knobs)."""
     groups = collections.defaultdict(list)
     for row in rows:
         cell = row.get("cell") or {}

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlbf_jax"
 
-# Ground floor first. Rooms on one line may not import each other in a circle, which the cycle test
-# sees to.
+# Ground floor first. Rooms on one line may not import each other in a circle,
+# which the cycle test sees to.
 FLOORS = [
     ["errors", "ranges", "storage", "progress", "plain"],
     ["directives", "parallel", "objectives"],
@@ -42,8 +42,8 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 def imported(
     name: str, source: str, modules: set[str], is_package: bool = False, for_types: bool = True
 ) -> set[str]:
-    """Full names of everything that `source`, the text of module `name`, imports, inside functions
-    too.
+    """Full names of everything that `source`, the text of module `name`,
+    imports, inside functions too.
 
     `for_types`: also what only a type checker imports, below `if TYPE_CHECKING:`.
     """
@@ -85,8 +85,8 @@ def imports_of(name: str, for_types: bool = True) -> set[str]:
 
 
 def upstairs(name: str, targets: set[str]) -> list[str]:
-    """Imports that do not go downstairs: another room on a higher floor, or anything at all from
-    the front door."""
+    """Imports that do not go downstairs: another room on a higher floor,
+    or anything at all from the front door."""
     mine = FLOOR.get(room(name), -1)
     ours = [t for t in sorted(targets) if t.startswith("rlbf_jax.") and room(t) != room(name)]
     return [t for t in ours if FLOOR[room(t)] > mine]

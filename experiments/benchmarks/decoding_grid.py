@@ -1,5 +1,5 @@
-"""The 49 settings of the decoding attack on 100 prompts: our sampler, in one program, against
-`transformers`.
+"""The 49 settings of the decoding attack on 100 prompts: our sampler, in one program,
+against `transformers`.
 
 Command: RLBF_JAX_PEERS=PYTHON_WITH_TORCH_AND_TRANSFORMERS python
   experiments/benchmarks/decoding_grid.py --json

@@ -40,8 +40,8 @@ among twenty such comparisons of equals one is bold by chance, and nothing is co
 def write_document(
     pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int], out: Path, command: str
 ):
-    """Writes the document and, where the sweep has run, OUT_bias.png beside it. Unfinished pieces
-    are named."""
+    """Writes the document and, where the sweep has run, OUT_bias.png beside it.
+    Unfinished pieces are named."""
     results = Results(pieces, workdir, ablation_seeds)
     picture = out.with_name(f"{out.stem}_bias.png")
     points = sections.bias_points(results)

@@ -28,8 +28,8 @@ shown struck through."""
     stage: str = ""
     """A stage of the run, as base or sft; default: its last one."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What to ask; may be given several times. Without it, prompts are read from standard input,
-    one a line."""
+    """What to ask; may be given several times.
+    Without it, prompts are read from standard input, one a line."""
     forced: str = ""
     """Words put into the model's mouth before it goes on (prefilling); it may take them back."""
     temperature: float = 1.0

@@ -43,8 +43,8 @@ class Import:
     shard_gb: float = 5.0
     """Most gigabytes (10^9 bytes) of one safetensors file."""
     categories: str = ""
-    """Kinds of violation, separated by commas: adds control tokens, and rows of the embedding for
-    them."""
+    """Kinds of violation, separated by commas: adds control tokens,
+    and rows of the embedding for them."""
     x_max: int = 40
     """Largest X of [BACKTRACK_BY_X], with --categories."""
     chat_template: str = "default"

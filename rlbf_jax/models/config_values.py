@@ -1,5 +1,5 @@
-"""Values of a published config.json, checked as they are read: one `UserError` that names the
-field."""
+"""Values of a published config.json, checked as they are read:
+one `UserError` that names the field."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The families: what makes each one, and when two configurations describe one model.
 
-Adding a family is adding a `FamilySpec`; if it names its tensors differently, also a table in
-`weights/mapping.py`. What a family's `config.json` says is read and written in
-`published_config.py`.
+Adding a family is adding a `FamilySpec`;
+if it names its tensors differently, also a table in `weights/mapping.py`.
+What a family's `config.json` says is read and written in `published_config.py`.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def same_model(a: ModelConfig, b: ModelConfig) -> list[str]:
 
 
 def _rope_that_counts(c: ModelConfig) -> dict[str, Any]:
-    """The fields of the rotary embeddings as `Decoder._angles` reads them, None where no layer
-    does."""
+    """The fields of the rotary embeddings as `Decoder._angles` reads them,
+    None where no layer does."""
     nothing: dict[str, Any] = dict.fromkeys(ROPE)
     if c.learned_positions:
         return nothing

@@ -1,5 +1,5 @@
-"""Published sizes. Numbers are those of the `config.json` published on the Hugging Face hub under
-the name above it."""
+"""Published sizes. Numbers are those of the `config.json` published on the Hugging Face hub
+under the name above it."""
 
 from __future__ import annotations
 
@@ -71,5 +71,5 @@ PRESETS: dict[str, ModelConfig] = {
         )
     ),
 }  # fmt: skip
-"""Name -> model, in float32 and unrolled; replace `dtype`, `param_dtype`, `scan_layers` and `remat`
-as you need."""
+"""Name -> model, in float32 and unrolled; replace `dtype`, `param_dtype`,
+`scan_layers` and `remat` as you need."""

@@ -31,8 +31,8 @@ from rlbf_jax.runs.stage import Stage, dependencies, fingerprint, lineage
 
 
 def adopt(source: Path, e: Experiment, workdir: Path, stages: Sequence[str]) -> None:
-    """Copies finished stages of the run in `source` into `workdir`, a run of `e`, and marks them
-    done.
+    """Copies finished stages of the run in `source` into `workdir`,
+    a run of `e`, and marks them done.
 
     The tokenizer comes with every stage; the manifest of `workdir` says under `adopted` what was
     taken. Stages that `workdir` has finished stay as they are, so a broken copy can be repeated.

@@ -1,5 +1,5 @@
-"""Asks a finished stage and judges its answers: the evaluation stages of a run, and commands after
-it."""
+"""Asks a finished stage and judges its answers: the evaluation stages of a run,
+and commands after it."""
 
 from __future__ import annotations
 
@@ -160,8 +160,8 @@ class Evaluator:
     def sampling(
         self, label: str, rows_per_prompt: int = 1
     ) -> Callable[[Sequence[Request]], list[Generation]]:
-        """A function that samples requests with the evaluation's key and a progress bar of this
-        label."""
+        """A function that samples requests with the evaluation's key
+        and a progress bar of this label."""
         key = jax.random.key(self.suite.seed)
         sampler, params = self.sampler(rows_per_prompt), self.policy.params
 

@@ -98,8 +98,8 @@ class MethodConfig:
     """Edit rules that its vocabulary has control ids of, where `data.rules` names none."""
 
     def stages(self, experiment: Experiment) -> Sequence[Stage]:
-        """The recipe, in order, evaluations left out. Raises UserError for settings that do not go
-        together."""
+        """The recipe, in order, evaluations left out.
+        Raises UserError for settings that do not go together."""
         raise NotImplementedError
 
 
@@ -125,8 +125,8 @@ class Experiment(Generic[M]):
     """Rows of a sampling batch."""
     evaluation: SuiteConfig = SuiteConfig()
     judge_endpoint: HttpCriticConfig = HttpCriticConfig()
-    """A chat model as the judge of evaluations, in place of the setting's own; off while its
-    base_url is empty."""
+    """A chat model as the judge of evaluations, in place of the setting's own;
+    off while its base_url is empty."""
     judge_model: str = ""
     """A folder of one of our models in its place, asked in the format of `judge_endpoint` and by
     what else it says of a format; off while empty."""

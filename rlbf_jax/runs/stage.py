@@ -20,8 +20,8 @@ def no_check(run: Run, config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Stage(Generic[C]):
-    """One step of a recipe. It sees its own configuration and the results of the stages it comes
-    after, nothing else.
+    """One step of a recipe. It sees its own configuration and the results
+    of the stages it comes after, nothing else.
 
     `do(run, config)` may be called again after a kill and goes on from its own checkpoints. It is a
     plain function: whatever it depends on stands in `config`, or comes from a stage in `after`.

@@ -23,8 +23,8 @@ from rlbf_jax.runs.evaluate import Evaluator
 
 
 def write_tradeoff(evaluator: Evaluator, biases: Sequence[float] = BIASES) -> Path:
-    """Sweeps the bias of directives over the run's attempts, `decoding` left out (it has knobs of
-    its own).
+    """Sweeps the bias of directives over the run's attempts, `decoding` left out
+    (it has knobs of its own).
 
     Writes `evaluation/tradeoff_STAGE.json` and returns its path. Raises UserError where the suite
     has no harmful or no benign attack.

@@ -29,16 +29,16 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
 _SPACE = "\u2581"
 _RESERVED = re.compile("[\x00\t\n\r\u2581\u2585]")
-"""Never in training text: line ends, SentencePiece's own space, unknown and boundary marks. They
-encode as bytes."""
+"""Never in training text: line ends, SentencePiece's own space, unknown and boundary marks.
+They encode as bytes."""
 _CHUNK = 1000
-"""Characters a training sentence may have; the BPE trainer's positions within a word are 16 bits
-wide."""
+"""Characters a training sentence may have;
+the BPE trainer's positions within a word are 16 bits wide."""
 
 
 class SentencePieceTokenizer(byte_text.BytePieces):
-    """A SentencePiece model (serialized proto) with the control ids of this project behind its
-    pieces.
+    """A SentencePiece model (serialized proto) with the control ids
+    of this project behind its pieces.
 
     Args:
         model: serialized SentencePiece model with pad 0, bos 1, eos 2, unk 3, byte fallback and
@@ -124,8 +124,8 @@ class SentencePieceTokenizer(byte_text.BytePieces):
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Raises InputError for lone surrogates, which no UTF-8 text can hold."""
         check_text(text)
-        # U+2581 is SentencePiece's spelling of a space, so a real one must go around it, by its
-        # bytes.
+        # U+2581 is SentencePiece's spelling of a space,
+        # so a real one must go around it, by its bytes.
         ids: list[int] = []
         for index, part in enumerate(text.split(_SPACE)):
             if index:
@@ -191,8 +191,8 @@ def train_tokenizer(
         kinds: which edit rules there are control ids for; see `directives.Controls`.
 
     Raises:
-        ValueError: no text, or a vocabulary that the texts cannot fill or whose alphabet does not
-          fit; names the bound.
+        ValueError: no text, or a vocabulary that the texts cannot fill
+          or whose alphabet does not fit; names the bound.
     """
     check_categories(categories, x_max)
     sentences = list(_sentences(texts))

@@ -80,8 +80,8 @@ def recorded_logprobs(generations: Sequence[Generation], length: int) -> np.ndar
 
 
 def rewards_of(judged: Sequence[Judged], step: int) -> np.ndarray:
-    """[B] float32, NaN where the critic could not judge. Raises UserError if a judged response has
-    no finite reward."""
+    """[B] float32, NaN where the critic could not judge.
+    Raises UserError if a judged response has no finite reward."""
     with np.errstate(over="ignore"):  # what does not fit into float32 is told below
         reward = np.asarray([j.reward for j in judged], np.float32)
     bad = [

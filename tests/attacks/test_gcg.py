@@ -67,8 +67,8 @@ def small(**fields) -> ModelConfig:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradient_are_those_of_whole_rows(family):
-    """Against one pass over prefix, suffix and tail with an explicit one-hot matrix; candidates
-    start late or not."""
+    """Against one pass over prefix, suffix and tail with an explicit one-hot matrix;
+    candidates start late or not."""
     model = small(**FAMILIES[family])
     params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -83,8 +83,8 @@ def test_losses_and_gradient_are_those_of_whole_rows(family):
         rows = jnp.asarray([[*prefix, *ids, *tail]])
         before, after = len(prefix), len(prefix) + len(ids)
         table = params["embedding"]
-        # The decoder takes ids, so a table with the mixed rows behind it stands in for one-hot
-        # rows.
+        # The decoder takes ids, so a table with the mixed rows behind it stands
+        # in for one-hot rows.
         mixed = {
             n: jnp.pad(x, ((0, 8), (0, 0))) if n == "unembedding" else x for n, x in params.items()
         }

@@ -1,5 +1,5 @@
-"""A language model as critic: over HTTP with log-probabilities and a journal, and one of our own
-models."""
+"""A language model as critic: over HTTP with log-probabilities and a journal,
+and one of our own models."""
 
 import dataclasses
 import json

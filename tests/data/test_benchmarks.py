@@ -1,5 +1,5 @@
-"""Benchmarks from their published files: every shape, every count there is, and forty ways to be
-malformed."""
+"""Benchmarks from their published files: every shape, every count there is,
+and forty ways to be malformed."""
 
 import csv
 import io

@@ -1,5 +1,5 @@
-"""Hand-written traces for every metric. One id a letter, so that every number can be counted by
-eye."""
+"""Hand-written traces for every metric.
+One id a letter, so that every number can be counted by eye."""
 
 import dataclasses
 import re
@@ -25,8 +25,8 @@ EOS = 1
 
 
 class Letters:
-    """Ids 2.. are letters, then `[CATEGORY_INSULT] [CATEGORY_PRIVACY] [BACKTRACK_BY_1..40]`, then
-    `[RESET]`."""
+    """Ids 2.. are letters, then `[CATEGORY_INSULT] [CATEGORY_PRIVACY] [BACKTRACK_BY_1..40]`,
+    then `[RESET]`."""
 
     eos_id = EOS
     rule = BacktrackRule(2 + len(LETTERS), ("insult", "privacy"), x_max=40)
@@ -62,8 +62,8 @@ def trace(text):
 
 
 def judge(text):
-    """ "bad cow" is a violation, a beginning of it at the end of the text a begun one, both words
-    leak."""
+    """ "bad cow" is a violation, a beginning of it at the end
+    of the text a begun one, both words leak."""
     spans = [Span(m.start(), m.end(), "insult") for m in re.finditer("bad cow", text)]
     begun = re.search(r"(bad( (c(o)?)?)?)$", text)
     if begun:

@@ -1,5 +1,5 @@
-"""The exported recipe in `transformers` itself, with tiny random models; needs a python that has
-torch."""
+"""The exported recipe in `transformers` itself, with tiny random models;
+needs a python that has torch."""
 
 from __future__ import annotations
 
@@ -189,8 +189,8 @@ def test_several_returns_of_one_prompt(run):
     ],
 )
 def test_answers_are_as_long_as_somebody_said(run, case, rows, most):
-    """transformers 4 gives every generation config a `max_length` of 20, prompt included: nobody
-    said that."""
+    """transformers 4 gives every generation config a `max_length` of 20,
+    prompt included: nobody said that."""
     check(run[case], [[]] * rows, most)
     assert max(map(len, run[case]["traces"])) == most
 

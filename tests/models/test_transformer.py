@@ -293,8 +293,8 @@ def test_a_value_head_starts_at_zero_and_reads_both_inputs():
 
 
 def test_the_toy_model_is_what_it_was_before_there_were_families():
-    """Parameters, their random start and logits of two toy models, as an earlier version of the
-    decoder had them.
+    """Parameters, their random start and logits of two toy models,
+    as an earlier version of the decoder had them.
 
     They were equal bit for bit where they were made; other processors round sums in another order.
     """

@@ -7,8 +7,8 @@
     python make_families.py half DIR OUT.npz [--seed S]
         the same in bfloat16, and as `exact` the float32 logits of the weights that bfloat16 leaves
 
-`families.npz` beside this file is `make families.npz`. Needs torch and transformers, which the
-package does not.
+`families.npz` beside this file is `make families.npz`.
+Needs torch and transformers, which the package does not.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
     python tests/reference/make_gcg.py seeds FOLDER OUT.npz [--seeds N] [--steps N]
         best loss of every seed
 
-`gcg.npz` beside this file is `record`: three runs of 30 steps (plain, with a buffer, with
-mellowmax).
+`gcg.npz` beside this file is `record`: three runs of 30 steps
+(plain, with a buffer, with mellowmax).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What nanoGCG needs around it so that it works on ids alone: a tokenizer whose words are numbers,
-and taps.
+"""What nanoGCG needs around it so that it works on ids alone:
+a tokenizer whose words are numbers, and taps.
 
-Needs torch, transformers <= 4.47.1 and nanogcg 0.3.0; imported by `make_gcg.py` and by benchmarks'
-peers.
+Needs torch, transformers <= 4.47.1 and nanogcg 0.3.0;
+imported by `make_gcg.py` and by benchmarks' peers.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Chat templates: what they write is told from what messages say, and harmless messages render as
-ever."""
+"""Chat templates: what they write is told from what messages say,
+and harmless messages render as ever."""
 
 import datetime
 

@@ -1,5 +1,5 @@
-"""Exported tokenizers in `transformers`, loaded as everybody loads them. Set RLBF_JAX_PEERS to a
-python that has it."""
+"""Exported tokenizers in `transformers`, loaded as everybody loads them.
+Set RLBF_JAX_PEERS to a python that has it."""
 
 import json
 import os
@@ -117,8 +117,8 @@ def test_models_get_the_inputs_that_they_take(peers, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_turn_tokens_parse_as_in_the_published_folder(peers, name):
-    """All ids of a text are as before export, unless it held a spare token that is a control token
-    now."""
+    """All ids of a text are as before export, unless it held a spare token
+    that is a control token now."""
     ours, published, exported = both(peers, name)
     controls = set(ours.new_ids)
     compared = 0

@@ -5,9 +5,9 @@ violation although X counts its tokens; we train on
 
     prompt + part1 + bridge + violation + directive + part2
 
-with loss on the directive and part2 only, the one reading under which X refers to text that is
-there. X = all ids between part1 and the directive, so that the visible ids after it are exactly
-part1 + part2.
+with loss on the directive and part2 only, the one reading under which X refers to text
+that is there. X = all ids between part1 and the directive, so that the visible ids after it
+are exactly part1 + part2.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def build_refusal(
     config: BsafePlusConfig,
     num_examples: int,
 ) -> Built:
-    """The refusal baseline: harmful prompts get a refusal, harmless ones their answer; no directive
-    anywhere.
+    """The refusal baseline: harmful prompts get a refusal, harmless ones their answer;
+    no directive anywhere.
 
     `share_harmful` and `share_other_pools` are those of the config; the rest of it plays no role.
     """

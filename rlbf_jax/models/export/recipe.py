@@ -7,9 +7,9 @@
     FOLDER/custom_generate/rlbf_rule.json     control ids, limits, ends of a response
     FOLDER/custom_generate/rule.py            the same for generate.py
 
-Why twice: `transformers` runs the recipe from a cache, where it copies Python modules only and keys
-them by their contents; with a JSON file alone two checkpoints in folders of one name would share a
-rule.
+Why twice: `transformers` runs the recipe from a cache,
+where it copies Python modules only and keys them by their contents;
+with a JSON file alone two checkpoints in folders of one name would share a rule.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def write_recipe(
         rule: a `BacktrackRule`, `ResetRule` or `ReplaceRule`.
         eos_ids: ids that end a response, at least one.
         limits: of a response, forced ids included.
-        semantics: that of the checkpoint's training. `transformers` only appends to its cache, so
-          KEEP.
+        semantics: that of the checkpoint's training.
+          `transformers` only appends to its cache, so KEEP.
 
     Raises:
         UserError: REWIND, or limits or ids that no response could follow.

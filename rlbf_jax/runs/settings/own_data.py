@@ -7,8 +7,8 @@ not just what the critic rewarded:
              of its slots, any article); coherence is a cheap rule, because every reinforcement
              step has hundreds of texts
     judge    the record: every string that the injector can produce, found as a whole; leaks are
-             its words that the file does not have; coherence is perplexity under the run's own
-             base model
+             its words that the file does not have;
+             coherence is perplexity under the run's own base model
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def user_world(data: DataConfig, seed: int) -> UserWorld:
     """The world of `data.path`; `seed` divides its prompts into pools.
 
     Raises:
-        DataError: the file cannot be read, lacks the columns, or has too few rows of the configured
-          lengths.
+        DataError: the file cannot be read, lacks the columns,
+          or has too few rows of the configured lengths.
     """
     rows = user_rows(data)
     try:
@@ -84,16 +84,16 @@ def check_fit(run: Run, max_prompt: int) -> None:
     """Fails at once, and not minutes later, where prompts do not fit.
 
     Raises:
-        UserError: a prompt, with a request for a violation appended, may have more ids than
-            `max_prompt`.
+        UserError: a prompt, with a request for a violation appended,
+            may have more ids than `max_prompt`.
     """
     world, tokenizer = run.world, run.tokenizer
     requests = ["", *(text for text in world.injector.harmless_texts() if text.startswith(" "))]
     longest, line = 0, ""
     for pool in ("train", "development", "test"):
         for prompt in world.prompts(pool):
-            # A request is encoded together with what precedes it; apart it has as many ids, or a
-            # few more.
+            # A request is encoded together with what precedes it;
+            # apart it has as many ids, or a few more.
             size = len(tokenizer.encode_prompt(prompt.text))
             if size > longest:
                 longest, line = size, prompt.id
@@ -136,11 +136,11 @@ def class_patterns(injector: TemplateInjector, category: str) -> list[Pattern]:
 
 
 def cheap_coherence(known: set[str]) -> Coherence:
-    """(coherent, useful) by rules: most words are the file's, and no run of three words comes again
-    and again.
+    """(coherent, useful) by rules: most words are the file's,
+    and no run of three words comes again and again.
 
-    A stand-in for the judge's perplexity, which would take a forward pass for every text of every
-    step.
+    A stand-in for the judge's perplexity, which would take a forward pass
+    for every text of every step.
     """
 
     def coherence(text: str, topic: str) -> tuple[bool, bool]:
@@ -166,11 +166,11 @@ def file_words(rows: list[Row]) -> set[str]:
 
 
 def user_judge(run: Run, examples: int) -> Critic:
-    """The judge: the record of all strings that may be injected, with perplexity under the finished
-    stage `base`.
+    """The judge: the record of all strings that may be injected,
+    with perplexity under the finished stage `base`.
 
-    The perplexity bound is measured once, on held-out answers of pool `development`, and kept in
-    `judge.json`.
+    The perplexity bound is measured once, on held-out answers of pool `development`,
+    and kept in `judge.json`.
     """
     injector = run.world.injector
     harmless = file_words(user_rows(run.data))
@@ -212,8 +212,8 @@ def perplexities(
     pairs: list[tuple[str, str]],
     batch_size: int = 32,
 ) -> list[float]:
-    """Of each text after its prompt, per id; the end of sequence is left out, since a text may be a
-    beginning.
+    """Of each text after its prompt, per id; the end of sequence is left out,
+    since a text may be a beginning.
 
     Texts must not be empty.
     """
