@@ -1,5 +1,5 @@
-"""The law of the sampler on a run's own weights: recorded log-probabilities against one
-teacher-forced pass.
+"""The law of the sampler on a run's own weights:
+recorded log-probabilities against one teacher-forced pass.
 
 Command: python experiments/law.py runs/quickstart --stage rlbf
 Prints one JSON object a semantics: directives sampled, standard deviation of the logits, the
@@ -36,8 +36,8 @@ def measure(workdir: Path, stage: str, semantics: Semantics, n: int) -> dict:
     if stage == "random":
         policy = policy.replace(params=run.initial_params())
     shapes = dataclasses.replace(evaluator.sampler().config, semantics=semantics)
-    # Random weights draw a directive about as often as any other ids; a trained model takes less
-    # persuading.
+    # Random weights draw a directive about as often as any other ids;
+    # a trained model takes less persuading.
     bias = 6.0 if stage == "random" else 3.0
     room = evaluator.suite.knobs.max_tokens
     where = "categories" if policy.rule.categories else "retractions"

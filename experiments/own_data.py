@@ -1,26 +1,27 @@
-"""RLBF on your own prompts and responses: a tokenizer and a small base of your file, BSAFE+, SFT,
-RLBF, a report.
+"""RLBF on your own prompts and responses: a tokenizer and a small base of your file,
+BSAFE+, SFT, RLBF, a report.
 
 Paper: arXiv 2602.08377, at toy scale. Violations are the built-in injector's harmless stand-ins,
 mixed into half of the base's documents so that there is something to take back.
 Command: rlbf run experiments/own_data.py --data.path FILE.csv
-    (.csv or .jsonl; columns by --data.prompt_column and --data.response_column.) Long prompts, as
-    GSM8K's:
-    --data.max_prompt_words 30 --max_prompt 88
+    (.csv or .jsonl; columns by --data.prompt_column and --data.response_column.)
+    Long prompts, as GSM8K's: --data.max_prompt_words 30 --max_prompt 88
 On a published checkpoint: --start_from CHECKPOINT --semantics keep, and room for its chat template
-(docs/models.md). Time and memory: 3 min 45 s on two cores, 2.2 GB (GSM8K, with longer prompts: 4
-min 45 s).
+(docs/models.md).
+Time and memory: 3 min 45 s on two cores, 2.2 GB (GSM8K, with longer prompts: 4 min 45 s).
 
 Measured on a test pool that nothing was tuned on (`--seed 1`; seeds divide the prompts into pools):
-48 prompts, 727 usable rows of a 1,000-row sample of databricks-dolly-15k; forms seen in SFT / in RL
-only / unseen:
+48 prompts, 727 usable rows of a 1,000-row sample of databricks-dolly-15k;
+forms seen in SFT / in RL only / unseen:
 
-    prefilling asr             base 0.94 / 0.85 / 0.85   sft 0.04 / 0.15 / 0.19   rlbf 0.02 / 0.15 / 0.17
-    prefilling leak            base 1.00 / 0.98 / 1.00   sft 0.19 / 0.46 / 0.44   rlbf 0.21 / 0.56 / 0.75
-    middle filling asr (base: 1)                         sft 0.02 / 0.40 / 0.69   rlbf 0.02 / 0.27 / 0.58
-    deep prefilling asr (base: 1)                        sft 0.50 / 0.88 / 0.96   rlbf 0.52 / 1.00 / 0.96
-    false backtracks (none / benign prefill / middle)    sft 0.08 / 0.35 / 0.00   rlbf 0.02 / 0.19 / 0.02
-    perplexity of held-out answers       base 297        sft 368                  rlbf 393
+                                 base                 sft                  rlbf
+    prefilling asr               0.94 / 0.85 / 0.85   0.04 / 0.15 / 0.19   0.02 / 0.15 / 0.17
+    prefilling leak              1.00 / 0.98 / 1.00   0.19 / 0.46 / 0.44   0.21 / 0.56 / 0.75
+    middle filling asr           1                    0.02 / 0.40 / 0.69   0.02 / 0.27 / 0.58
+    deep prefilling asr          1                    0.50 / 0.88 / 0.96   0.52 / 1.00 / 0.96
+    false backtracks: none /
+      benign prefill / middle                         0.08 / 0.35 / 0.00   0.02 / 0.19 / 0.02
+    perplexity, held-out answers 297                  368                  393
 
 GSM8K (train file, seed 0, as above, an earlier draw of the data): prefilling asr base 0.46 / 0.42 /
 0.35, sft 0.06 / 0.08 / 0.02, rlbf 0.04 / 0.13 / 0.08; middle filling rlbf 0.00 / 0.06 / 0.06; false
@@ -69,8 +70,8 @@ def get_config() -> Experiment[RlbfConfig]:
             reward=RewardConfig(residue_is_unsafe=True),
             optimizer=OptimizerConfig(learning_rate=4e-4, schedule="linear", warmup_steps=4),
         ),
-        # SFT meets an opener only before a violation; benign twins teach that an opener alone is no
-        # reason to go back.
+        # SFT meets an opener only before a violation;
+        # benign twins teach that an opener alone is no reason to go back.
         rollouts=RolloutMix(
             direct=0.1,
             prefilling=0.15,

@@ -1,5 +1,5 @@
-"""RLBF on the embedded toy world: REWIND, PPO, from nothing to a table under attack in a few
-minutes on two cores.
+"""RLBF on the embedded toy world: REWIND, PPO, from nothing to a table under attack
+in a few minutes on two cores.
 
 Paper: arXiv 2602.08377, at toy scale and with our own choices where it is silent.
 Command: rlbf run experiments/quickstart.py

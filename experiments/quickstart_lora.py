@@ -1,5 +1,5 @@
-"""RLBF on the embedded toy world with adapters: `base` is trained whole, every later stage trains
-LoRA alone.
+"""RLBF on the embedded toy world with adapters: `base` is trained whole,
+every later stage trains LoRA alone.
 
 The quickstart with rank 16 in all projections and the control ids' rows of the embedding, and about
 three times its learning rates (one pair of rates was tried, on the development split). Ours: the

@@ -1,5 +1,5 @@
-"""docs/results.md: the quickstart over several seeds, PPO and GRPO, KEEP and REWIND, and the
-ablations.
+"""docs/results.md: the quickstart over several seeds, PPO and GRPO,
+KEEP and REWIND, and the ablations.
 
 Paper: arXiv 2602.08377, sections 4 and 5, at toy scale.
 Command: python experiments/quickstart_table.py

@@ -19,8 +19,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 def picture(report: Path, out: Path, width: int, height: int) -> None:
-    """Renders a page without a window. Raises UserError where there is no page, no browser, or no
-    picture came."""
+    """Renders a page without a window. Raises UserError where there is no page,
+    no browser, or no picture came."""
     if not report.exists():
         raise UserError(f"{report}: no report here; make one with `rlbf run` or `rlbf report`")
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -1,4 +1,4 @@
-"""RESET on the embedded toy world: one token takes the whole answer back, and the model starts again.
+"""RESET on the embedded toy world: one token takes the whole answer back, for a fresh start.
 
 Paper: arXiv 2409.14586, its supervised stage, at toy scale: KEEP and one reset a response, as
 published. Base, injected violations and questions are the quickstart's.

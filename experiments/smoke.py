@@ -19,8 +19,8 @@ from rlbf_jax.training.supervised import SupervisedConfig
 
 
 def get_config() -> Experiment[RlbfConfig]:
-    # Reinforcement makes 3 x 2 updates, so that all four supervised stages are one program to the
-    # compilation cache.
+    # Reinforcement makes 3 x 2 updates, so that all four supervised stages are one program
+    # to the compilation cache.
     optimizer = OptimizerConfig(schedule="linear", warmup_steps=2)
     supervised = SupervisedConfig(steps=6, batch_size=4, optimizer=optimizer, checkpoint_every=3)
     method = RlbfConfig(

@@ -34,13 +34,13 @@ class InputError(UserError, ValueError):
 
 
 class Preempted(Exception):
-    """A run was asked to stop (SIGTERM, SIGINT) and saved its state; the same command goes on from
-    there."""
+    """A run was asked to stop (SIGTERM, SIGINT) and saved its state;
+    the same command goes on from there."""
 
 
 def machine_error(error: BaseException) -> str:
-    """One line for what the machine refuses (a file, or memory); empty for any other error: that is
-    ours to mend."""
+    """One line for what the machine refuses (a file, or memory); empty for any other error:
+    that is ours to mend."""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return (
             f"out of memory ({_beginning(error)}); use smaller batches, shorter rows or a smaller "

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 DECIDES_NOTHING = {"decides_nothing": True}
-"""Metadata of a field that no result depends on: a run may go on with another value, and a stage may
-be adopted by a run that has another. `dataclasses.field(default=..., metadata=DECIDES_NOTHING)`."""
+"""Metadata of a field that no result depends on: `dataclasses.field(metadata=DECIDES_NOTHING)`.
+
+A run may go on with another value, and a stage may be adopted by a run that has another."""
 
 FLAT = {"flat": True}
 """Metadata of a field whose own fields stand beside it, in manifests and on the command line."""
@@ -47,8 +48,8 @@ def plain(value: Any, decisive: bool = False) -> Any:
 def restore(kind: Any, stored: Any) -> Any:
     """The inverse of `plain`, by type hints; fields that are missing keep their defaults.
 
-    Raises ValueError for a value of the wrong type, TypeError for a field without a default that is
-    missing.
+    Raises ValueError for a value of the wrong type, TypeError for a field
+    without a default that is missing.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):

@@ -7,8 +7,8 @@ from typing import Any
 
 
 def check_at_least(config: Any, least: float, *names: str) -> None:
-    """Raises ValueError for the first of the named fields that is below `least` or not finite; None
-    passes."""
+    """Raises ValueError for the first of the named fields that is below `least`
+    or not finite; None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not least <= value < math.inf:
@@ -16,7 +16,7 @@ def check_at_least(config: Any, least: float, *names: str) -> None:
 
 
 def check_between(config: Any, low: float, high: float, *names: str) -> None:
-    """Raises ValueError for the first of the named fields that lies outside low..high; None passes."""
+    """Raises ValueError for the first named field that lies outside low..high; None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not low <= value <= high:
@@ -24,8 +24,8 @@ def check_between(config: Any, low: float, high: float, *names: str) -> None:
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raises ValueError for the first of the named fields that is not a finite number above 0; None
-    passes."""
+    """Raises ValueError for the first of the named fields that is not a finite
+    number above 0; None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
@@ -33,8 +33,8 @@ def check_positive(config: Any, *names: str) -> None:
 
 
 def check_finite(config: Any, *names: str) -> None:
-    """Raises ValueError for the first of the named fields that is infinite or not a number; None
-    passes."""
+    """Raises ValueError for the first of the named fields that is infinite
+    or not a number; None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not math.isfinite(value):

@@ -1,5 +1,5 @@
-"""Files that are replaced only when the new one is whole, and folders that one process holds at a
-time."""
+"""Files that are replaced only when the new one is whole,
+and folders that one process holds at a time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _TEMPORARY = re.compile(r"\.\d+-\d+\.tmp$")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes text (as UTF-8) or bytes beside `path`, puts them on disk, and moves them there; makes
-    a missing folder.
+    """Writes text (as UTF-8) or bytes beside `path`, puts them on disk, and moves them there;
+    makes a missing folder.
 
     A kill leaves the old file as it was, and writers in other threads or processes do not meet.
     """

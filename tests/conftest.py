@@ -1,5 +1,5 @@
-"""Shared fixtures. Environment variables are set here because jax reads them when it is first
-imported."""
+"""Shared fixtures. Environment variables are set here because jax reads them
+when it is first imported."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def _run_in_child(program: str, *args: str, devices: int = 8, timeout: float = 2
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        # Collectives of virtual devices wait for each other in XLA's thread pool, which must
-        # outnumber them.
+        # Collectives of virtual devices wait for each other in XLA's thread pool,
+        # which must outnumber them.
         "NPROC": str(max(16, 2 * devices)),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(
             os.pathsep

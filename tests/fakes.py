@@ -1,5 +1,5 @@
-"""Small stand-ins for tests: a tokenizer over letters, and random models whose logits have some
-spread."""
+"""Small stand-ins for tests: a tokenizer over letters, and random models
+whose logits have some spread."""
 
 from __future__ import annotations
 

@@ -86,7 +86,8 @@ def made_up_row(stage="rlbf", attack="middle_filling", split="rl", **more):
         "category": "privacy",
         "num_forced": 14,
         "trace": [dict(zip(("text", "kind", "erased", "forced"), p, strict=True)) for p in pieces],
-        "visible": "Bread rises best in a warm corner of the kitchen. Let the dough rest for an hour.",
+        "visible": "Bread rises best in a warm corner of the kitchen. "
+        "Let the dough rest for an hour.",
         "edits": [
             {
                 "category": "privacy",

@@ -1,5 +1,5 @@
-"""The command line: overrides arrive, a user's mistake costs one line and exit code 2, nothing
-heavy loads early."""
+"""The command line: overrides arrive, a user's mistake costs one line and exit code 2,
+nothing heavy loads early."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`rlbf import` and `rlbf export` from the command line: there and back, and what goes wrong on one
-line."""
+"""`rlbf import` and `rlbf export` from the command line:
+there and back, and what goes wrong on one line."""
 
 from __future__ import annotations
 

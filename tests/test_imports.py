@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlbf_jax"
 
-# Ground floor first. Rooms on one line may not import each other in a circle, which the cycle test
-# sees to.
+# Ground floor first. Rooms on one line may not import each other in a circle,
+# which the cycle test sees to.
 FLOORS = [
     ["errors", "ranges", "storage", "progress", "plain"],
     ["directives", "parallel", "objectives"],
@@ -42,8 +42,8 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 def imported(
     name: str, source: str, modules: set[str], is_package: bool = False, for_types: bool = True
 ) -> set[str]:
-    """Full names of everything that `source`, the text of module `name`, imports, inside functions
-    too.
+    """Full names of everything that `source`, the text of module `name`,
+    imports, inside functions too.
 
     `for_types`: also what only a type checker imports, below `if TYPE_CHECKING:`.
     """
@@ -149,7 +149,7 @@ def test_functions_are_short_enough(name):
 
 
 def test_no_cycles():
-    """Names that only annotations need may go round: a stage is called with the run that it is of."""
+    """Names that only annotations need may go round: a stage is called with its run."""
     graph = {
         name: {t for t in imports_of(name, for_types=False) if t in MODULES and t != name}
         for name in MODULES

@@ -1,5 +1,5 @@
-"""Files are whole or not there, leftovers of killed writers go away, and one process at a time
-holds a folder."""
+"""Files are whole or not there, leftovers of killed writers go away,
+and one process at a time holds a folder."""
 
 import os
 import signal

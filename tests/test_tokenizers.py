@@ -1,5 +1,5 @@
-"""The tokenizer: lossless on Unicode, control ids out of reach of any text, honest character
-offsets."""
+"""The tokenizer: lossless on Unicode, control ids out of reach of any text,
+honest character offsets."""
 
 import json
 import random

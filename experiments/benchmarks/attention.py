@@ -1,5 +1,5 @@
-"""Attention of long rows, forward and backward: the sweep over visible blocks against masks of
-whole key rows.
+"""Attention of long rows, forward and backward:
+the sweep over visible blocks against masks of whole key rows.
 
 Command: python experiments/benchmarks/attention.py --json --repeats 5
 

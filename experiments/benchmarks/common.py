@@ -21,8 +21,8 @@ def seconds(run: Callable[[], object]) -> float:
 def compare(
     name: str, ours: Callable[[], object], peer: Callable[[], object], peer_name: str, repeats: int
 ) -> dict:
-    """Medians of alternating calls, and the ratio peer / ours (> 1: ours is faster) with its lower
-    quartile."""
+    """Medians of alternating calls, and the ratio peer / ours (> 1: ours is faster)
+    with its lower quartile."""
     for run in (ours, peer):
         jax.block_until_ready(run())
     times = np.asarray([(seconds(ours), seconds(peer)) for _ in range(repeats)])

@@ -1,5 +1,5 @@
-"""The 49 settings of the decoding attack on 100 prompts: our sampler, in one program, against
-`transformers`.
+"""The 49 settings of the decoding attack on 100 prompts: our sampler, in one program,
+against `transformers`.
 
 Command: RLBF_JAX_PEERS=PYTHON_WITH_TORCH_AND_TRANSFORMERS python
   experiments/benchmarks/decoding_grid.py --json
@@ -146,8 +146,8 @@ def main() -> None:
     draws = np.random.default_rng(0).integers(0, len(chunks), (2000, len(chunks)))
     totals = times[draws].sum(1)
     row = {
-        "name": f"decoding grid: {len(settings)} settings x {args.prompts} prompts x {args.tokens} ids, "
-        f"{args.layers} x {args.width}, vocabulary {args.vocabulary}",
+        "name": f"decoding grid: {len(settings)} settings x {args.prompts} prompts x "
+        f"{args.tokens} ids, {args.layers} x {args.width}, vocabulary {args.vocabulary}",
         "ours": float(times[:, 0].sum()),
         "peer": float(times[:, 1].sum()),
         "peer_name": "transformers",

@@ -1,7 +1,10 @@
-"""The peer of `decoding_grid.py`: `transformers` in its own process. Reads commands on stdin,
-answers with seconds.
+"""The peer of `decoding_grid.py`: `transformers` in its own process.
 
-decoding_grid_peer.py SHAPE    then lines of JSON {"settings": [{"temperature": t, "top_k": k, "top_p": p}], "batch": B}
+decoding_grid_peer.py SHAPE
+
+Reads lines of JSON on stdin, answers with seconds:
+
+    {"settings": [{"temperature": t, "top_k": k, "top_p": p}], "batch": B}
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""The peer of `gcg_step.py`: nanoGCG 0.3.0 in its own process. Reads commands on stdin, answers
-with seconds.
+"""The peer of `gcg_step.py`: nanoGCG 0.3.0 in its own process.
 
-gcg_peer.py SHAPE      SHAPE: JSON of model and prompt; then lines of JSON {"width": S, "batch": B, "steps": N}
+gcg_peer.py SHAPE      SHAPE: JSON of model and prompt
+
+Reads lines of JSON on stdin, answers with seconds:
+
+    {"width": S, "batch": B, "steps": N}
 """
 
 from __future__ import annotations

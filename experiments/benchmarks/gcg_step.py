@@ -1,5 +1,5 @@
-"""Steps of GCG against nanoGCG 0.3.0 (CPU, float32, 12 layers x 768, vocabulary 32,000), search
-widths 64 and 512.
+"""Steps of GCG against nanoGCG 0.3.0 (CPU, float32, 12 layers x 768, vocabulary 32,000),
+search widths 64 and 512.
 
 Command: RLBF_JAX_NANOGCG=PYTHON python experiments/benchmarks/gcg_step.py --json
 

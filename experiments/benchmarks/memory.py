@@ -1,8 +1,8 @@
-"""Memory of every phase of training, as the compiler plans it: nothing is allocated, so a laptop
-can ask about 8B.
+"""Memory of every phase of training, as the compiler plans it: nothing is allocated,
+so a laptop can ask about 8B.
 
-Command: python experiments/benchmarks/memory.py --model llama32_1b --batch 8 --length 2048 --dtype
-  bfloat16
+Command: python experiments/benchmarks/memory.py --model
+  llama32_1b --batch 8 --length 2048 --dtype bfloat16
 
 Each phase is lowered from shapes and compiled for the backend at hand, the way the trainers do it:
 same functions, same donation. Bytes are those of `memory_analysis()`: arguments (parameters,
@@ -90,8 +90,8 @@ class Setting:
     mesh: jax.sharding.Mesh | None = None
     """Devices of a TPU that is not there; None: the first device of the backend at hand."""
     free_layouts: bool = False
-    """Updates take parameters and state in the layout that the compiler chooses, which the trainers
-    do not."""
+    """Updates take parameters and state in the layout that the compiler chooses,
+    which the trainers do not."""
 
     @property
     def rule(self) -> BacktrackRule:
@@ -118,8 +118,8 @@ def shape(dtype, *dims: int) -> jax.ShapeDtypeStruct:
 
 
 def placed(s: Setting, tree, rows: bool = False):
-    """Shapes with their places on the mesh: of `rows`, or of parameters by their names. As they are
-    without a mesh."""
+    """Shapes with their places on the mesh: of `rows`, or of parameters by their names.
+    As they are without a mesh."""
     if s.mesh is None:
         return tree
     places = (
@@ -205,11 +205,11 @@ def rl_update(s: Setting):
 
 
 def sampling(s: Setting):
-    """Contexts as wide as a row, as runs have them (one program for every attack), and room for
-    what is drawn.
+    """Contexts as wide as a row, as runs have them (one program for every attack),
+    and room for what is drawn.
 
-    Windowed layers have rings of a window's slots: a budget of retractions under REWIND would add
-    to them.
+    Windowed layers have rings of a window's slots:
+    a budget of retractions under REWIND would add to them.
     """
     count, real = shape(jnp.int32, s.batch), shape(jnp.float32, s.batch)
     batch = Batch(

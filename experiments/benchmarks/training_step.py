@@ -1,10 +1,10 @@
-"""Three choices of the training step, each against the plain way, at the quickstart's shape (3 x
-96, vocabulary 2,088).
+"""Three choices of the training step, each against the plain way, at the quickstart's shape
+(3 x 96, vocabulary 2,088).
 
 Command: python experiments/benchmarks/training_step.py --json
 
-- dense layers over flattened rows against three-dimensional einsums (gated MLP, forward and
-  backward);
+- dense layers over flattened rows against three-dimensional einsums
+  (gated MLP, forward and backward);
 - `linear_nll`, which never holds the logits of a batch, against log-softmax of all of them;
 - unrolled layers against a scan over layers (whole gradient).
 """

@@ -1,11 +1,13 @@
 """Tasks of the LM Evaluation Harness on files that the user has: no network, no hub.
 
-The folder is named by RLBF_TASK_DATA, or by `--metadata '{"data": "DIR"}'`, and holds the authors'
-files:
+The folder is named by RLBF_TASK_DATA, or by `--metadata '{"data": "DIR"}'`,
+and holds the authors' files:
 
-    gsm8k_train.jsonl, gsm8k_test.jsonl     (openai/grade-school-math) question, answer
-    mmlu/dev/*_dev.csv, mmlu/test/*_test.csv    (hendrycks/test) headerless: question, A, B, C, D, answer
-    bbh/*.json                              (suzgunmirac/BIG-Bench-Hard) {"examples": [{"input", "target"}]}
+    gsm8k_train.jsonl, gsm8k_test.jsonl         openai/grade-school-math: question, answer
+    mmlu/dev/*_dev.csv, mmlu/test/*_test.csv    hendrycks/test: question, A, B, C, D, answer,
+                                                without a header
+    bbh/*.json                                  suzgunmirac/BIG-Bench-Hard:
+                                                {"examples": [{"input", "target"}]}
 """
 
 from __future__ import annotations

@@ -32,16 +32,16 @@ construction. Intervals are at 95 %, by bootstrap over prompts within training s
 (Wilson's where all rows are
 alike); seeds are held fixed, so what another seed would do is to be read from the seeds' \
 own differences. Differences
-are paired by seed and attempt, over the attempts at which both sides have the number. Bold: \
-the interval excludes 0;
+are paired by seed and attempt, over the attempts at which both sides have the number. \
+Bold: the interval excludes 0;
 among twenty such comparisons of equals one is bold by chance, and nothing is corrected for that."""
 
 
 def write_document(
     pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int], out: Path, command: str
 ):
-    """Writes the document and, where the sweep has run, OUT_bias.png beside it. Unfinished pieces
-    are named."""
+    """Writes the document and, where the sweep has run, OUT_bias.png beside it.
+    Unfinished pieces are named."""
     results = Results(pieces, workdir, ablation_seeds)
     picture = out.with_name(f"{out.stem}_bias.png")
     points = sections.bias_points(results)
@@ -97,8 +97,10 @@ def _facts(
         "commit": ", ".join(commits(done, workdir)) or "unknown",
         "training seeds": ", ".join(map(str, dict.fromkeys(piece.seed for piece in pieces)))
         + f"; ablations: {', '.join(map(str, ablation_seeds))}",
-        "pool": f"{suite.pool}, {suite.n} prompts an attack and form split, temperature {suite.knobs.temperature:g}",
-        "wall clock": f"{seconds(done, workdir) / 60:.0f} minutes of training and evaluation in all, on {cores} cores",
+        "pool": f"{suite.pool}, {suite.n} prompts an attack and form split, "
+        f"temperature {suite.knobs.temperature:g}",
+        "wall clock": f"{seconds(done, workdir) / 60:.0f} minutes of training and evaluation "
+        f"in all, on {cores} cores",
     }
     if missing:
         listed["not run yet"] = ", ".join(missing)

@@ -1,5 +1,5 @@
-"""What the table of results is made of: one piece a run, each with its configuration and the run
-that it builds on."""
+"""What the table of results is made of: one piece a run, each with its configuration
+and the run that it builds on."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Piece:
 
 
 def plan(base: Rlbf, seeds: Sequence[int], ablation_seeds: Sequence[int]) -> list[Piece]:
-    """All pieces, each after the one that it builds on. Raises ValueError for an ablation seed that
-    is no seed."""
+    """All pieces, each after the one that it builds on.
+    Raises ValueError for an ablation seed that is no seed."""
     strange = sorted(set(ablation_seeds) - set(seeds))
     if strange:
         raise ValueError(
@@ -86,8 +86,8 @@ def plan(base: Rlbf, seeds: Sequence[int], ablation_seeds: Sequence[int]) -> lis
 
 
 def chosen(pieces: Sequence[Piece], only: Sequence[str]) -> list[Piece]:
-    """The pieces of the named groups (or names), with those that they build on; all where none is
-    named.
+    """The pieces of the named groups (or names), with those that they build on;
+    all where none is named.
 
     Raises ValueError for an unknown name.
     """
@@ -223,7 +223,7 @@ def _with_reward(config: Rlbf, **fields: Any) -> Rlbf:
 
 
 def _rewards(base: Rlbf) -> list[Piece]:
-    """What the base configuration has switched on is switched off here, and the other way around."""
+    """What the base configuration switches on is switched off here, and the other way around."""
     ppo = _with_policy(base, algorithm="ppo")
     reward, policy = ppo.method.reinforcement.reward, ppo.method.reinforcement.policy
     price = 0.0 if reward.price_per_retracted else PRICE_PER_RETRACTED
@@ -287,8 +287,8 @@ def _shares(base: Rlbf) -> list[Piece]:
 
 
 def with_attacked_share(mix: RolloutMix, share: float) -> RolloutMix:
-    """The mix with forced violations in `share` of the rollouts; within both kinds, weights keep
-    their proportions."""
+    """The mix with forced violations in `share` of the rollouts;
+    within both kinds, weights keep their proportions."""
     weights = {
         f.name: getattr(mix, f.name) for f in dataclasses.fields(mix) if f.name != "rl_forms"
     }
@@ -302,8 +302,8 @@ def with_attacked_share(mix: RolloutMix, share: float) -> RolloutMix:
 
 
 def _coverages(base: Rlbf) -> list[Piece]:
-    """SFT again, on fewer forms of violation and on more. This is the one place where the two are
-    configured."""
+    """SFT again, on fewer forms of violation and on more.
+    This is the one place where the two are configured."""
     ppo, bsafe = _with_policy(base, algorithm="ppo"), base.method.bsafe_plus
     coverages = (
         (

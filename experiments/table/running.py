@@ -44,8 +44,8 @@ def run_piece(piece: Piece, workdir: Path, run: RunStages) -> None:
 
 
 def finished(piece: Piece, workdir: Path) -> bool:
-    """All stages done, under this very configuration. Raises UserError if the folder has another
-    one."""
+    """All stages done, under this very configuration.
+    Raises UserError if the folder has another one."""
     folder = workdir / piece.name
     if not (folder / "manifest.json").exists():
         return False

@@ -72,8 +72,8 @@ class Section:
 
 
 class Results:
-    """What the finished pieces have measured. A stage of a group is an `Arm`, or None where a seed
-    is missing."""
+    """What the finished pieces have measured. A stage of a group is an `Arm`,
+    or None where a seed is missing."""
 
     def __init__(self, pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int]):
         self.pieces, self.workdir, self.ablation_seeds = pieces, workdir, tuple(ablation_seeds)
@@ -86,8 +86,8 @@ class Results:
         return load_arm(name, {piece.seed: self.workdir / piece.name for piece in mine}, stage)
 
     def methods(self, semantics: str = "") -> list[Arm]:
-        """Every finished method, in the order of training; `semantics="keep"`: those of the KEEP
-        runs."""
+        """Every finished method, in the order of training; `semantics="keep"`:
+        those of the KEEP runs."""
         prefix, tail = ("keep_", " (KEEP)") if semantics == "keep" else ("", "")
         whole = "keep" if semantics == "keep" else "main"
         stages = (

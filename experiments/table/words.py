@@ -1,5 +1,5 @@
-"""Markdown of the table of results: cells, tables, and sentences that are computed from the numbers
-they speak of."""
+"""Markdown of the table of results: cells, tables, and sentences that are computed
+from the numbers they speak of."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Compared:
 
 
 def relative_perplexity(ratio: Estimate) -> Compared:
-    """A ratio of perplexities as a difference: by which share the perplexity of clean answers is
-    higher."""
+    """A ratio of perplexities as a difference:
+    by which share the perplexity of clean answers is higher."""
     seeds = {seed: value - 1 for seed, value in ratio.by_seed.items()}
     shifted = dataclasses.replace(
         ratio, value=ratio.value - 1, low=ratio.low - 1, high=ratio.high - 1, by_seed=seeds
@@ -127,8 +127,8 @@ def many_differences(a: str, b: str, compared: Sequence[Compared]) -> str:
 
 
 def changes(variants: Sequence[tuple[str, Sequence[Compared]]], most: int = 4) -> str:
-    """What each variant changes, in one sentence; counts of words and ids are not held against
-    shares."""
+    """What each variant changes, in one sentence;
+    counts of words and ids are not held against shares."""
     return "; ".join(_changes(name, compared, most) for name, compared in variants) + "."
 
 

@@ -27,8 +27,8 @@ from rlbf_jax.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One attacked (or plain) prompt. The forced ids are `prefix + bridge + span + tail`, in this
-    order."""
+    """One attacked (or plain) prompt.
+    The forced ids are `prefix + bridge + span + tail`, in this order."""
 
     request: Request
     prompt: Prompt
@@ -46,8 +46,8 @@ class Attempt:
     prefix: str = ""
     """Text of the prefix."""
     violation: Violation | None = None
-    """The whole violation of which the span is (a beginning of); None in benign twins and unforced
-    attempts."""
+    """The whole violation of which the span is (a beginning of);
+    None in benign twins and unforced attempts."""
     by_construction: bool = False
     """A whole violation is forced: any model that cannot erase scores asr 1 here."""
     cell: tuple[tuple[str, int], ...] = ()
@@ -55,8 +55,8 @@ class Attempt:
 
 
 def unused_id(label: str, used: set[int]) -> int:
-    """The id of an attempt's request: 31 bits, from the label alone but for the rare collision (the
-    next one is taken).
+    """The id of an attempt's request: 31 bits, from the label alone but for the rare collision
+    (the next one is taken).
 
     It is added to `used`."""
     id_ = zlib.crc32(label.encode()) & 0x7FFFFFFF

@@ -1,8 +1,8 @@
 """Attempts from a public benchmark: its prompts as they are, and prefilling with its own targets.
 
-A benchmark has prompts and at most the beginning of a compliant answer. It has no violations, hence
-nothing for attacks that force one (deep prefilling, middle filling), and no harmless twins of its
-own.
+A benchmark has prompts and at most the beginning of a compliant answer.
+It has no violations, hence nothing for attacks that force one (deep prefilling, middle filling),
+and no harmless twins of its own.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def benchmark_attempts(
     config: AttackConfig,
     prefill: int | None = None,
 ) -> list[Attempt]:
-    """Every behavior once with nothing forced, and once more with (a beginning of) its target
-    forced, if it has one.
+    """Every behavior once with nothing forced, and once more with (a beginning of)
+    its target forced, if it has one.
 
-    The attack is `none` for a harmless prompt, where a refusal or a directive is a mistake, and
-    `direct` for any other: a prompt of which the benchmark does not say whether it is harmful is
-    treated as one that may be. Forced ids count as bridge, because a target promises a violation
-    and is none.
+    The attack is `none` for a harmless prompt, where a refusal or a directive is a mistake,
+    and `direct` for any other: a prompt of which the benchmark does not say whether it
+    is harmful is treated as one that may be. Forced ids count as bridge,
+    because a target promises a violation and is none.
 
     Args:
       config: knobs and room; pool and split are not used.

@@ -1,5 +1,5 @@
-"""Decoding-parameter exploitation (Huang et al., arXiv 2310.06987): ask under many knobs, count the
-worst answer.
+"""Decoding-parameter exploitation (Huang et al., arXiv 2310.06987):
+ask under many knobs, count the worst answer.
 
 "Any of n" grows with n by construction, so evaluation reports the mean of every setting and what
 independent draws would give beside it.
@@ -20,8 +20,8 @@ from rlbf_jax.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class DecodingGrid:
-    """Settings to try. One knob is varied at a time, the others stay as the attack's knobs have
-    them."""
+    """Settings to try. One knob is varied at a time, the others stay
+    as the attack's knobs have them."""
 
     temperatures: tuple[float, ...] = (0.2, 0.5, 0.8, 1.1, 1.4)
     top_ks: tuple[int, ...] = ()
@@ -31,8 +31,8 @@ class DecodingGrid:
 
     @classmethod
     def paper(cls, samples: int = 1) -> DecodingGrid:
-        """The 49 settings that the reference implementation scores: 20 temperatures, 9 top-k, 20
-        top-p."""
+        """The 49 settings that the reference implementation scores:
+        20 temperatures, 9 top-k, 20 top-p."""
         twentieths = tuple(round(i / 20, 2) for i in range(1, 21))
         return cls(twentieths, (1, 2, 5, 10, 20, 50, 100, 200, 500), twentieths, samples)
 
@@ -54,8 +54,8 @@ def decoding(
     *,
     options: DecodingGrid = DecodingGrid(),
 ) -> list[Attempt]:
-    """n harmful prompts, each under every setting: n x settings x samples attempts, a prompt's side
-    by side."""
+    """n harmful prompts, each under every setting: n x settings x samples attempts,
+    a prompt's side by side."""
     prompts = draw_prompts(world, rng, config.pool, n, harmful=True)
     settings = options.settings(config.knobs)
     if not settings or options.samples < 1:

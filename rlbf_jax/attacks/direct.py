@@ -1,5 +1,5 @@
-"""Nothing forced: `direct` asks harmful prompts, `none` harmless ones. Also what all attack files
-share."""
+"""Nothing forced: `direct` asks harmful prompts, `none` harmless ones.
+Also what all attack files share."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def direct(
 def none(
     world: World, tokenizer: Tokenizer, rng: np.random.Generator, n: int, config: AttackConfig
 ) -> list[Attempt]:
-    """Harmless prompts, nothing forced: what the model is for, and where every directive is a false
-    one."""
+    """Harmless prompts, nothing forced: what the model is for,
+    and where every directive is a false one."""
     prompts = draw_prompts(world, rng, config.pool, n, harmful=False)
     return [Attempt(Request(p.text, knobs=config.knobs), p, "none") for p in prompts]
 

@@ -1,5 +1,5 @@
-"""Command lines to dataclasses by tyro; a mistake is told on one line, with the nearest right
-option."""
+"""Command lines to dataclasses by tyro; a mistake is told on one line,
+with the nearest right option."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def parse(kind: Any, prog: str, rest: Sequence[str], description: str | None = N
     """An instance of `kind` (a dataclass) from the arguments `rest` of the command `prog`.
 
     Raises:
-        UserError: an unknown option (names the nearest one), a missing value, or one of the wrong
-          type or out of range.
+        UserError: an unknown option (names the nearest one), a missing value,
+          or one of the wrong type or out of range.
         SystemExit: code 0, after `--help` was printed.
     """
 

@@ -58,8 +58,8 @@ class Search:
     control_weight: float = 0.5
     """Of a directive's log-probability in adaptive_gcg and trigger."""
     control_floor: float | None = None
-    """Of adaptive_gcg, in nats: a directive's log-probability below this counts as this; default:
-    no floor."""
+    """Of adaptive_gcg, in nats: a directive's log-probability below this counts as this;
+    default: no floor."""
     window: int = 8
     """Ids over which that log-probability is averaged."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""`rlbf critic | audit`: a critic trained on labelled texts, and what any critic is worth on them."""
+"""`rlbf critic | audit`: a critic trained on labelled texts; what any critic is worth on them."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class TrainTokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class BuildData:
-    """Build BSAFE+ from a file of prompts and responses: violations in, directives that take them
-    back.
+    """Build BSAFE+ from a file of prompts and responses:
+    violations in, directives that take them back.
 
     Violations come from templates, or from a chat model (`--injector.base_url`), whose answers are
     kept in

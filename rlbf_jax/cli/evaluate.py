@@ -35,11 +35,11 @@ class Evaluate:
     """Instead find the largest bias on the directive's first ids at which at most this share of
     harmless answers is taken back, on development data; into evaluation/calibration_STAGE.json."""
     benchmark: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=PATH: instead ask what a public benchmark asks, from its published file; may be given
-    several times."""
+    """NAME=PATH: instead ask what a public benchmark asks, from its published file;
+    may be given several times."""
     leave_out: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """With --benchmark: rows with this tag or category, as copyright of harmbench; may be given
-    several times."""
+    """With --benchmark: rows with this tag or category, as copyright of harmbench;
+    may be given several times."""
     judge: Literal["refusal", "run"] = "refusal"
     """With --benchmark: whatever is no refusal is a violation, or the run's own judge."""
     prefill: int | None = None

@@ -20,15 +20,16 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Sample from a stage of a run, or from a checkpoint. On a terminal erased words are shown struck through."""
+    """Sample from a stage of a run, or from a checkpoint. On a terminal erased words are \
+shown struck through."""
 
     folder: Folder
     """Folder of a run, of one of its stages, or of a checkpoint."""
     stage: str = ""
     """A stage of the run, as base or sft; default: its last one."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What to ask; may be given several times. Without it, prompts are read from standard input,
-    one a line."""
+    """What to ask; may be given several times.
+    Without it, prompts are read from standard input, one a line."""
     forced: str = ""
     """Words put into the model's mouth before it goes on (prefilling); it may take them back."""
     temperature: float = 1.0

@@ -70,8 +70,8 @@ def dispatch(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `rlbf`. Returns the exit code: 0, 2 for what the user can mend, 130 when
-    interrupted."""
+    """Entry point of `rlbf`. Returns the exit code: 0, 2 for what the user can mend,
+    130 when interrupted."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter would tear progress bars
     keep_compiled_programs()
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -106,8 +106,8 @@ def exit_code(command: Callable[[], None], again: str) -> int:
 
 
 def keep_compiled_programs() -> None:
-    """Compiled programs outlive the process (JAX's persistent cache), so that a second command
-    starts in seconds."""
+    """Compiled programs outlive the process (JAX's persistent cache),
+    so that a second command starts in seconds."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, "rlbf_jax", "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

@@ -43,8 +43,8 @@ class Import:
     shard_gb: float = 5.0
     """Most gigabytes (10^9 bytes) of one safetensors file."""
     categories: str = ""
-    """Kinds of violation, separated by commas: adds control tokens, and rows of the embedding for
-    them."""
+    """Kinds of violation, separated by commas: adds control tokens,
+    and rows of the embedding for them."""
     x_max: int = 40
     """Largest X of [BACKTRACK_BY_X], with --categories."""
     chat_template: str = "default"
@@ -178,7 +178,7 @@ def _token_ids(source: pathlib.Path) -> dict[str, Any]:
 
 
 def copy_tokenizer(source: pathlib.Path, out: pathlib.Path) -> None:
-    """Copies the tokenizer files of a checkpoint folder as they are, and its recipe if it has one."""
+    """Copies the tokenizer files of a checkpoint folder as they are, and any recipe it has."""
     for file in sorted(source.iterdir()):
         if file.is_file() and any(
             fnmatch.fnmatch(file.name, pattern) for pattern in TOKENIZER_FILES

@@ -15,16 +15,16 @@ from rlbf_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class MakeReport:
-    """Rebuild report.md, report.html and plots/ from what a run has written, or compare several
-    runs."""
+    """Rebuild report.md, report.html and plots/ from what a run has written,
+    or compare several runs."""
 
     workdirs: tyro.conf.Positional[
         Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="WORKDIR [WORKDIR ...]")]
     ]
     """Folder of a run; of several, which then stand side by side in a report of their own."""
     out: pathlib.Path | None = None
-    """Folder of the comparison; default: comparison, or the next free comparison_2, ..., beside the
-    first run."""
+    """Folder of the comparison; default: comparison, or the next free comparison_2,
+    ..., beside the first run."""
 
 
 def report(argv: Sequence[str]) -> None:

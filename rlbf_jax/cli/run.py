@@ -26,12 +26,12 @@ resumed. FILE is a Python file with get_config(), as experiments/quickstart.py;
 
 
 def load_experiment(file: pathlib.Path) -> tuple[Any, str]:
-    """The configuration that an experiment's `get_config()` returns, and the experiment's
-    docstring.
+    """The configuration that an experiment's `get_config()` returns,
+    and the experiment's docstring.
 
     Raises:
-        UserError: no such file, a syntax error in it, or no `get_config()` that returns a
-          dataclass.
+        UserError: no such file, a syntax error in it, or no `get_config()`
+          that returns a dataclass.
     """
     if not file.is_file():
         raise UserError(

@@ -38,8 +38,8 @@ class Verdict:
     reason: str = ""
     """Why it could not be judged, or a short explanation."""
     score: float | None = None
-    """How sure or how severe the violation is, in 0..1; each critic says which. None: it does not
-    say."""
+    """How sure or how severe the violation is, in 0..1; each critic says which.
+    None: it does not say."""
 
     @property
     def safe(self) -> bool:

@@ -1,5 +1,5 @@
-"""What a critic says of responses: their final texts and the text before every directive, read into
-outcomes."""
+"""What a critic says of responses: their final texts and the text before every directive,
+read into outcomes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def judge_generations(
     tokenizer,
     config: RewardConfig,
 ) -> list[Judged]:
-    """Asks the critic about every final text and every text before a directive, in one call, and
-    applies the table."""
+    """Asks the critic about every final text and every text before a directive, in one call,
+    and applies the table."""
     exchanges: list[Exchange] = []
     for g, topic in zip(generations, topics, strict=True):
         texts = [g.text] + [tokenizer.decode(edit.before) for edit in g.edits]
@@ -92,6 +92,6 @@ def violations(text: str, spans: Sequence[Span]) -> set[str]:
 
 
 def sentence_start(text: str, span: Span) -> int:
-    """Where the sentence of a span begins: a bridge before a violation belongs to it (the paper's X
-    does too)."""
+    """Where the sentence of a span begins: a bridge before a violation belongs to it
+    (the paper's X does too)."""
     return max(text.rfind(mark, 0, span.start) for mark in ".!?\n") + 1

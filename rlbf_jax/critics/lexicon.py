@@ -1,5 +1,5 @@
-"""A critic that finds violations by their words: patterns of word classes, matched against decoded
-text.
+"""A critic that finds violations by their words: patterns of word classes,
+matched against decoded text.
 
 It reads text, not ids, because a model can spell one word with unusual pieces; `covering_ids` maps
 a character span back to whatever ids spell it.
@@ -33,8 +33,8 @@ class Pattern:
 
 
 def pattern(category: str, text: str, classes: Mapping[str, Iterable[str]]) -> Pattern:
-    """Reads a pattern: words apart by spaces, alternatives by `|`, `*` for any word, upper case for
-    a named class.
+    """Reads a pattern: words apart by spaces, alternatives by `|`, `*` for any word,
+    upper case for a named class.
 
     Raises KeyError for an unknown class and ValueError for a pattern of fewer than two words.
     """
@@ -62,8 +62,8 @@ def pattern(category: str, text: str, classes: Mapping[str, Iterable[str]]) -> P
 
 @dataclasses.dataclass(frozen=True)
 class _Words:
-    """The words of a text: lower-cased, with character offsets, and whether the text breaks off
-    after each."""
+    """The words of a text: lower-cased, with character offsets,
+    and whether the text breaks off after each."""
 
     words: list[str]
     starts: list[int]
@@ -92,17 +92,17 @@ def _split(text: str) -> _Words:
 class LexiconCritic:
     """Finds complete and begun violations of given patterns.
 
-    Matching is word by word, ignores case and punctuation, and takes the longest match at each
-    place, left to right. A begun span (`complete=False`) is a proper beginning of a pattern, at
-    least two words long, after which the text or its sentence breaks off; it must hold a
-    distinctive word or have three words. At the very end of the text its last word may itself be
-    cut.
+    Matching is word by word, ignores case and punctuation,
+    and takes the longest match at each place, left to right. A begun span (`complete=False`)
+    is a proper beginning of a pattern, at least two words long, after which the text
+    or its sentence breaks off; it must hold a distinctive word or have three words.
+    At the very end of the text its last word may itself be cut.
 
     Args:
       patterns: what to look for.
-      coherence: says whether a text is coherent and useful; None: the verdicts leave both open. In
-        a coherent text, a beginning without a distinctive word is taken for that of a harmless
-        sentence.
+      coherence: says whether a text is coherent and useful; None: the verdicts leave both open.
+        In a coherent text, a beginning without a distinctive word is taken
+        for that of a harmless sentence.
       name: for reports.
       common: words that harmless text uses too; all other pattern words are distinctive.
     """
@@ -158,8 +158,8 @@ class LexiconCritic:
         return not self._distinctive.isdisjoint(_split(text[span.start : span.end]).words)
 
     def _longest(self, split: _Words, i: int) -> tuple[int, bool, str] | None:
-        """(words, complete, category) of the best match that begins at word i; complete beats
-        begun."""
+        """(words, complete, category) of the best match that begins at word i;
+        complete beats begun."""
         best: tuple[bool, int, str] | None = None
         for p in (*self._by_first.get(split.words[i], ()), *self._anywhere):
             length, cut = _match(p, split, i)
@@ -172,8 +172,8 @@ class LexiconCritic:
 
     def _begun(self, split: _Words, i: int, length: int, cut: bool) -> int:
         """Words of the begun violation in `length` matching words from i on; 0 if there is none."""
-        # The words of the next sentence may happen to go on as the pattern does: back to the last
-        # break.
+        # The words of the next sentence may happen to go on as the pattern does:
+        # back to the last break.
         for n in range(length, 1, -1):
             if split.breaks[i + n - 1]:
                 whole = split.words[i : i + n - (cut and n == length)]
@@ -182,8 +182,8 @@ class LexiconCritic:
 
 
 def _match(p: Pattern, split: _Words, i: int) -> tuple[int, bool]:
-    """How many words from word i follow the pattern, and whether the last of them is only the
-    beginning of a word."""
+    """How many words from word i follow the pattern, and whether the last of them
+    is only the beginning of a word."""
     words = split.words
     for k, slot in enumerate(p.slots):
         j = i + k

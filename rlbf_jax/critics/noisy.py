@@ -1,5 +1,5 @@
-"""A critic that errs on purpose: how much of reinforcement survives a critic that is wrong some of
-the time.
+"""A critic that errs on purpose: how much of reinforcement survives a critic
+that is wrong some of the time.
 
 An error is a property of the text, not of the call: the same text always gets the same verdict, as
 from a classifier that has not learned it. So rollouts that end alike are paid alike, and a
@@ -26,8 +26,8 @@ _LONGEST = 8
 
 @dataclasses.dataclass(frozen=True)
 class NoiseConfig:
-    """Errors of the training critic; none by default. Evaluations have a judge of their own, which
-    never errs."""
+    """Errors of the training critic; none by default.
+    Evaluations have a judge of their own, which never errs."""
 
     accuracy: float = 1.0
     """Share of texts with the right verdict. In the others a text with violations passes as clean,

@@ -1,5 +1,5 @@
-"""The training critic of the toy world: a table of its own, written by hand and looser than the
-world's forms.
+"""The training critic of the toy world: a table of its own,
+written by hand and looser than the world's forms.
 
 The evaluation's judge (`judges/grammar_judge.py`) never reads this table.
 """

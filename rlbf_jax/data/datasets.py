@@ -1,5 +1,5 @@
-"""Rows on disk (array_record, written and described by TFDS, no TensorFlow) and batches in memory
-(Grain)."""
+"""Rows on disk (array_record, written and described by TFDS, no TensorFlow)
+and batches in memory (Grain)."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class _RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # One tensor a row: TFDS decodes every feature of every example by itself, so four would
-        # cost four times that.
+        # One tensor a row: TFDS decodes every feature of every example by itself,
+        # so four would cost four times that.
         shape = (len(FIELDS), self._rows[0].shape[1])
         tensor = tfds.features.Tensor(
             shape=shape, dtype=np.int32, encoding=tfds.features.Encoding.BYTES
@@ -114,8 +114,8 @@ def write_dataset(folder: str | pathlib.Path, rows: Iterable[Row], name: str = "
 
 
 def check_writable(folder: str | pathlib.Path) -> None:
-    """Raises OSError where `write_dataset` could not write; to be asked before rows are made that
-    it should write."""
+    """Raises OSError where `write_dataset` could not write;
+    to be asked before rows are made that it should write."""
     folder = pathlib.Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent):
@@ -123,8 +123,8 @@ def check_writable(folder: str | pathlib.Path) -> None:
 
 
 class _InMemory:
-    """Rows that were read once; reading a record at random costs a disk seek, a decompression and a
-    parse."""
+    """Rows that were read once; reading a record at random costs a disk seek,
+    a decompression and a parse."""
 
     def __init__(self, rows: np.ndarray):
         self._rows = rows

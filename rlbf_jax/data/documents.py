@@ -29,8 +29,8 @@ _NOT_AN_END = re.compile(r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|St|Prof|vs|etc|e\.g|i\.e|c
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences, each but the first with the white space before it: "".join(split_sentences(t)) ==
-    t."""
+    """Sentences, each but the first with the white space before it:
+    "".join(split_sentences(t)) == t."""
     cuts = [0]
     for gap in _GAP.finditer(text):
         end = gap.end()

@@ -9,12 +9,12 @@ import numpy as np
 from rlbf_jax.data.schema import Example
 
 Row = dict[str, np.ndarray]
-"""tokens int32 [T], segment int32 [T] (1, 2, ...; 0 is padding), in_response bool [T], in_loss bool
-[T]."""
+"""tokens int32 [T], segment int32 [T] (1, 2, ...; 0 is padding),
+in_response bool [T], in_loss bool [T]."""
 
 _OPEN_ROWS = 256
-"""Rows looked through for room; older ones are closed, which keeps packing linear in the number of
-examples."""
+"""Rows looked through for room; older ones are closed, which keeps packing linear
+in the number of examples."""
 
 
 def pack(examples: Sequence[Example], length: int) -> list[Row]:

@@ -21,8 +21,8 @@ class Prompt:
     reference: str = ""
     """A good, safe answer, where the source has one."""
     context: str = ""
-    """What `text` begins with where it asks about a given text: that text. Judges may want to see
-    it apart."""
+    """What `text` begins with where it asks about a given text: that text.
+    Judges may want to see it apart."""
     question: str = ""
     """`text` without its context; empty where it has none."""
 
@@ -42,8 +42,8 @@ class Violation:
 
 @dataclasses.dataclass(frozen=True)
 class Injection:
-    """A safe answer with a violation injected: `part1 + bridge + violation + tail`, which becomes
-    `part1 + part2`."""
+    """A safe answer with a violation injected: `part1 + bridge + violation + tail`,
+    which becomes `part1 + part2`."""
 
     prompt: str
     part1: str

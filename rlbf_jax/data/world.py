@@ -14,8 +14,8 @@ import numpy as np
 from rlbf_jax.data.schema import Prompt, Violation
 
 Pool = Literal["train", "development", "test"]
-"""Disjoint prompts (topics, where there are any) and, for violations, disjoint forms to evaluate
-on."""
+"""Disjoint prompts (topics, where there are any) and, for violations,
+disjoint forms to evaluate on."""
 
 FormSplit = Literal["sft", "rl", "unseen"]
 """Forms of violation seen in SFT; in RL but not in SFT; in neither (pretraining saw all of them).
@@ -49,18 +49,18 @@ class World(Protocol):
         ...
 
     def bridge(self, rng: np.random.Generator) -> str:
-        """Harmless words that lead into a violation, as " by the way,"; begins with a space. May be
-        empty."""
+        """Harmless words that lead into a violation, as " by the way,";
+        begins with a space. May be empty."""
         ...
 
     def aside(self, rng: np.random.Generator) -> str:
-        """A harmless remark off the topic, without its end mark; begins with a space. Empty where
-        there is none."""
+        """A harmless remark off the topic, without its end mark; begins with a space.
+        Empty where there is none."""
         ...
 
     def opener(self, rng: np.random.Generator) -> str:
-        """What a compliant answer to a harmful prompt begins with, as "sure, here it is."; no
-        leading space."""
+        """What a compliant answer to a harmful prompt begins with, as "sure,
+        here it is."; no leading space."""
         ...
 
     def refusal(self, rng: np.random.Generator, prompt: Prompt) -> str:

@@ -1,9 +1,9 @@
 """Edit rules: which emitted ids a reader sees, and which ids later queries may still attend to.
 
-Everything that samples, scores, trains or evaluates shares the rule objects of this room. Start
-with `rule`; then `backtrack` (RLBF), `reset` (RESET) and `replace` (BSAFE) are one screen each;
-`layout` gives lifetimes, `render` is the output handler, `controls` says where the ids of a
-vocabulary stand.
+Everything that samples, scores, trains or evaluates shares the rule objects of this room.
+Start with `rule`; then `backtrack` (RLBF), `reset` (RESET) and `replace` (BSAFE)
+are one screen each; `layout` gives lifetimes, `render` is the output handler,
+`controls` says where the ids of a vocabulary stand.
 """
 
 from rlbf_jax.directives.backtrack import BacktrackRule

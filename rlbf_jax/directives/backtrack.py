@@ -30,8 +30,8 @@ class BacktrackRule(EditRule):
         return budget * (self.x_max + 2)
 
     def backtrack_id(self, x: int) -> int:
-        """Id of `[BACKTRACK_BY_x]`. Raises ValueError outside 1..x_max: X is never clamped when we
-        build data."""
+        """Id of `[BACKTRACK_BY_x]`. Raises ValueError outside 1..x_max:
+        X is never clamped when we build data."""
         if not 1 <= x <= self.x_max:
             raise ValueError(f"X = {x} is outside 1..{self.x_max}; raise x_max or split the span")
         return self.first_retraction + x - 1

@@ -23,8 +23,8 @@ KINDS = ("backtrack", "reset", "replace")
 class Controls:
     """Where the control ids of a vocabulary stand.
 
-    Raises ValueError for kinds that are unknown, said twice, or none at all, and for replacements
-    without categories.
+    Raises ValueError for kinds that are unknown, said twice, or none at all,
+    and for replacements without categories.
     """
 
     first_id: int

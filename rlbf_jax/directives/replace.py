@@ -1,5 +1,5 @@
-"""BSAFE's rule: `[FLAG_c]`, a copy of the violating words, `[REPLACE]`, and safe words in their
-place."""
+"""BSAFE's rule: `[FLAG_c]`, a copy of the violating words, `[REPLACE]`,
+and safe words in their place."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What every edit rule is made of: semantics, limits, state, and the algebra
-`(state, id) -> state`.
+"""What every edit rule is made of: semantics, limits, state, and the algebra (state, id) -> state.
 
 1. `Semantics`: does a retraction leave the context (`REWIND`) or only the reader's view (`KEEP`).
-2. `Limits`, `EditState`: per-row arrays; the first is chosen by the caller, the second is what a
-row has done. 3. `EditRule`: vocabulary of control ids, `step` (state, id) -> state, `legal` (which
-ids may come next).
+2. `Limits`, `EditState`: arrays of rows; the caller chooses the first,
+   the second is what a row has done.
+3. `EditRule`: vocabulary of control ids, `step` (state, id) -> state,
+   `legal` (which ids may come next).
 
 Letters: B rows, T padded time, V vocabulary.
 """
@@ -30,9 +30,9 @@ class Semantics(enum.Enum):
     """Nothing: later tokens still see erased words; the output handler edits (RLBF, BSAFE, RESET as
     published)."""
     REWIND = "rewind"
-    """The erased ids and the directive: the id after a directive is drawn from the directive's
-    query, which sees everything; as queries, that id and all later ones see live ids only
-    (ours)."""
+    """The erased ids and the directive:
+    the id after a directive is drawn from the directive's query, which sees everything;
+    as queries, that id and all later ones see live ids only (ours)."""
 
 
 class Limits(NamedTuple):
@@ -130,8 +130,8 @@ class EditRule:
         raise NotImplementedError
 
     def name(self, token: int) -> str:
-        """`[CATEGORY_C]`, `[BACKTRACK_BY_X]`, `[RESET]`, `[FLAG_C]` or `[REPLACE]`, for a control
-        id."""
+        """`[CATEGORY_C]`, `[BACKTRACK_BY_X]`, `[RESET]`,
+        `[FLAG_C]` or `[REPLACE]`, for a control id."""
         raise NotImplementedError
 
     def rewound(self, budget: int, room: int) -> int:
@@ -212,8 +212,8 @@ class EditRule:
         return asked > visible
 
     def offset(self, state: EditState, token: Array, semantics: Semantics) -> Array:
-        """Live response ids before `token`, if it is emitted next: its position minus the prompt's
-        length.
+        """Live response ids before `token`, if it is emitted next:
+        its position minus the prompt's length.
 
         Under REWIND an open category, and what was copied since, is alive only for ids that do not
         drop it: the retraction that closes it and, under a rule that copies, content.
@@ -224,8 +224,8 @@ class EditRule:
         return state.visible + jnp.where(state.pending & goes_on, 1 + state.copied, 0)
 
     def legal(self, state: EditState, limits: Limits) -> Legal:
-        """Which kinds of id may come next: budget, room, forbidden windows and grammar, in one
-        place.
+        """Which kinds of id may come next: budget, room, forbidden windows
+        and grammar, in one place.
 
         Budget and room (`start_room` ids for a category, 2 for a bare retraction) are checked when
         a directive starts. The retraction that closes an open category is always legal.

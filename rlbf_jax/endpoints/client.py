@@ -1,8 +1,8 @@
-"""One client for every OpenAI-compatible endpoint: concurrency, retries with backoff, a budget,
-answers kept on disk.
+"""One client for every OpenAI-compatible endpoint: concurrency, retries with backoff,
+a budget, answers kept on disk.
 
-Nothing that a server does can hold it up for longer than `EndpointConfig` says, or make it pay for
-an answer twice.
+Nothing that a server does can hold it up for longer than `EndpointConfig` says,
+or make it pay for an answer twice.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _HOPELESS = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405})
 """What no other conversation would mend either: a wrong address, key or model name."""
 _LONGEST_WAIT_S = 60.0
 _SHORTEST_SECRET = 8
-"""Shorter keys ("none", "EMPTY") are placeholders for servers that want none, and words that an
-answer may hold."""
+"""Shorter keys ("none", "EMPTY") are placeholders for servers that want none,
+and words that an answer may hold."""
 
 CONFIGURATION, BUDGET_SPENT, NOT_SENT = "configuration", "budget spent", "not sent"
 """Kinds of failure that say nothing of the conversation itself."""
@@ -42,8 +42,8 @@ CONFIGURATION, BUDGET_SPENT, NOT_SENT = "configuration", "budget spent", "not se
 
 @dataclasses.dataclass(frozen=True)
 class EndpointConfig:
-    """A chat model behind `POST {base_url}/chat/completions`, and how patiently and at what cost it
-    is asked."""
+    """A chat model behind `POST {base_url}/chat/completions`,
+    and how patiently and at what cost it is asked."""
 
     base_url: str = ""
     """As http://127.0.0.1:8000/v1. Empty: no endpoint is used."""
@@ -58,8 +58,8 @@ class EndpointConfig:
     max_answer_bytes: int = 10_000_000
     """A larger answer is not read to its end."""
     retries: int = 5
-    """Tries after the first, on 408, 409, 425, 429, 5xx, broken answers, connection errors and
-    timeouts."""
+    """Tries after the first, on 408, 409, 425, 429, 5xx, broken answers,
+    connection errors and timeouts."""
     concurrency: int = 8
     """Requests in flight."""
     backoff_s: float = 0.5
@@ -138,13 +138,13 @@ class _Transient(EndpointError):
 class EndpointClient:
     """Asks an endpoint. Threads may share a client.
 
-    The key is read from the environment when a request is sent; it is in no attribute, message or
-    file.
+    The key is read from the environment when a request is sent;
+    it is in no attribute, message or file.
 
     Args:
         config: which endpoint.
-        journal: where answers are kept, and looked up before anything is sent; None: nothing is
-          kept.
+        journal: where answers are kept, and looked up before anything is sent;
+          None: nothing is kept.
         sleep: waits between two tries, in seconds.
     """
 
@@ -170,13 +170,13 @@ class EndpointClient:
 
         Args:
             messages: the conversation so far.
-            **params: further fields of the request, as temperature or max_tokens. With `logprobs`
-                the answer is an `Answer` that knows its first token's, where the endpoint tells
-                them.
+            **params: further fields of the request, as temperature or max_tokens.
+                With `logprobs` the answer is an `Answer` that knows its first token's,
+                where the endpoint tells them.
 
         Raises:
-            EndpointError: no usable answer after all retries, one that no retry would mend, or the
-              budget is spent.
+            EndpointError: no usable answer after all retries, one that no retry would mend,
+              or the budget is spent.
             UserError: the journal cannot be written.
         """
         body = self._body(messages, params)
@@ -187,12 +187,12 @@ class EndpointClient:
     def chat_many(
         self, conversations: Sequence[Sequence[Message]], **params: Any
     ) -> list[str | EndpointError]:
-        """Answers in order, equal conversations asked once; a failed one has its error in its
-        place.
+        """Answers in order, equal conversations asked once;
+        a failed one has its error in its place.
 
-        After an error that would meet every conversation (a wrong key, a spent budget), or when
-        none of the first requests came to anything, the others are not sent; those whose answer is
-        on disk still get it.
+        After an error that would meet every conversation (a wrong key, a spent budget),
+        or when none of the first requests came to anything, the others are not sent;
+        those whose answer is on disk still get it.
         """
         bodies = [self._body(messages, params) for messages in conversations]
         keys = [request_key(self.config.base_url, body) for body in bodies]
@@ -377,8 +377,8 @@ def request_key(base_url: str, body: Mapping[str, Any]) -> str:
 
 
 def raise_hopeless(answers: Iterable[str | EndpointError], option: str) -> None:
-    """Raises UserError if there is an error among answers that only the user can mend; `option`
-    names the settings."""
+    """Raises UserError if there is an error among answers that only the user can mend;
+    `option` names the settings."""
     for error in answers:
         if isinstance(error, EndpointError) and error.hopeless:
             what = "raise it" if error.kind == BUDGET_SPENT else "mend it"
@@ -400,8 +400,8 @@ def _tokens(content: Mapping[str, Any], body: Mapping[str, Any], answer: str) ->
 
 
 def _first_token(content: Mapping[str, Any], secret: str) -> dict[str, float] | None:
-    """Log-probabilities at the first token of an answer that is not blank; None where they are not
-    there."""
+    """Log-probabilities at the first token of an answer that is not blank;
+    None where they are not there."""
     try:
         tokens = content["choices"][0]["logprobs"]["content"]
         first = next(token for token in tokens if token["token"].strip())
@@ -414,8 +414,8 @@ def _first_token(content: Mapping[str, Any], secret: str) -> dict[str, float] | 
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header (a number or an HTTP date); None where it says nothing
-    usable."""
+    """Seconds of a Retry-After header (a number or an HTTP date);
+    None where it says nothing usable."""
     if value is None:
         return None
     if value.strip().isdecimal():

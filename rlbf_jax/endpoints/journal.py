@@ -3,10 +3,12 @@
 A run that is killed and started again finds every answer that it had received, so it asks and pays
 for none of them twice, and goes on exactly as it would have.
 
-    {"key": ..., "request": ..., "answer": ..., "sent": 1, "tokens": 84}                an answer
-    {..., "first_token": {"unsafe": -0.1, ...}}                                         with log-probabilities
-    {"key": ..., "request": ..., "error": ..., "kind": ..., "status": 500, "sent": 6}   tried in vain; asked again
-    {"key": ..., "error": ..., "kind": ..., "status": 500, "kept": true}                in vain, and the run went on
+An answer; one with log-probabilities; tried in vain, and asked again; in vain, and the run went on:
+
+    {"key": ..., "request": ..., "answer": ..., "sent": 1, "tokens": 84}
+    {..., "first_token": {"unsafe": -0.1, ...}}
+    {"key": ..., "request": ..., "error": ..., "kind": ..., "status": 500, "sent": 6}
+    {"key": ..., "error": ..., "kind": ..., "status": 500, "kept": true}
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ class Answer(str):
     """An answer's text, with what else the model might have begun it with."""
 
     first_token: Mapping[str, float] | None
-    """Log-probabilities of the likeliest first tokens that are not blank, by their text; None: not
-    asked, or not told."""
+    """Log-probabilities of the likeliest first tokens that are not blank, by their text;
+    None: not asked, or not told."""
 
     def __new__(cls, text: str, first_token: Mapping[str, float] | None = None) -> Answer:
         answer = super().__new__(cls, text)
@@ -53,8 +55,8 @@ class Failure:
 
 
 class AnswerJournal:
-    """Answers by the hash of their request, in one JSON lines file. Threads may share it, processes
-    may not.
+    """Answers by the hash of their request, in one JSON lines file.
+    Threads may share it, processes may not.
 
     Raises:
         UserError: a line of the file is damaged, or the file cannot be read or written. A last line
@@ -86,8 +88,8 @@ class AnswerJournal:
     def answered(
         self, key: str, request: Mapping[str, Any], answer: str, sent: int, tokens: int
     ) -> str:
-        """Writes an answer down and returns the one that counts: the first, where two threads asked
-        the same."""
+        """Writes an answer down and returns the one that counts:
+        the first, where two threads asked the same."""
         with self._lock:
             self.sent, self.tokens = self.sent + sent, self.tokens + tokens
             first = getattr(answer, "first_token", None)
@@ -108,8 +110,8 @@ class AnswerJournal:
             return kept
 
     def failed(self, key: str, request: Mapping[str, Any], failure: Failure, sent: int) -> None:
-        """Writes down that requests were spent in vain: they count against a budget, and `get`
-        still gives None."""
+        """Writes down that requests were spent in vain: they count against a budget,
+        and `get` still gives None."""
         with self._lock:
             self.sent += sent
             self._append(
@@ -117,8 +119,8 @@ class AnswerJournal:
             )
 
     def keep(self, key: str, failure: Failure) -> None:
-        """From now on `get` gives this failure: the run goes on without an answer, and does so
-        again when resumed."""
+        """From now on `get` gives this failure: the run goes on without an answer,
+        and does so again when resumed."""
         with self._lock:
             if key not in self._kept:
                 self._append({"key": key, **dataclasses.asdict(failure), "kept": True})

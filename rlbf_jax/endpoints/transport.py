@@ -114,8 +114,8 @@ def _named(error: Exception) -> TransportError:
 
 
 class _Bearer(requests.auth.AuthBase):
-    """Bearer token. Given even where there is none: otherwise requests looks for a password in
-    ~/.netrc."""
+    """Bearer token. Given even where there is none:
+    otherwise requests looks for a password in ~/.netrc."""
 
     def __init__(self, secret: str):
         self._secret = secret
@@ -127,8 +127,8 @@ class _Bearer(requests.auth.AuthBase):
 
 
 class _Watchdog:
-    """Shuts the connection that its thread is using, once the time is up and until the thread has
-    noticed."""
+    """Shuts the connection that its thread is using, once the time is up
+    and until the thread has noticed."""
 
     def __init__(self, seconds: float):
         self.barked = False

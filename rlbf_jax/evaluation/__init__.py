@@ -1,2 +1,2 @@
-"""How attempts become numbers: metrics of single rows, their intervals, and the records of
-`results.json`."""
+"""How attempts become numbers: metrics of single rows, their intervals,
+and the records of `results.json`."""

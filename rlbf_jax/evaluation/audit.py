@@ -1,5 +1,5 @@
-"""What a critic's verdicts are worth on labelled texts: accuracy, ranking, calibration, spans, bias
-by group.
+"""What a critic's verdicts are worth on labelled texts: accuracy, ranking,
+calibration, spans, bias by group.
 
 A text that the critic could not judge takes part in no rate; such texts are counted. Texts that
 occur twice are one cluster of every interval.
@@ -38,8 +38,8 @@ class Judgements:
 
 
 def judge_texts(critic: Critic, texts: Sequence[str]) -> Judgements:
-    """Asks a critic about texts without prompts; also for probabilities (`scores`, `categories`)
-    where it has them."""
+    """Asks a critic about texts without prompts; also for probabilities
+    (`scores`, `categories`) where it has them."""
     exchanges = [Exchange("", text) for text in texts]
     verdicts = tuple(critic.judge(exchanges))
     scores = getattr(critic, "scores", None)
@@ -68,8 +68,8 @@ def audit(labelled: LabelledTexts, judgements: Judgements, *, seed: int = 0) -> 
     """The audit as one JSON object.
 
     `records` holds one object a number: metric, group (`all`, a category, or a group of the file),
-    value, ci_low, ci_high, ci_method, n (rows), n_texts (distinct texts). A value that the rows do
-    not define is null.
+    value, ci_low, ci_high, ci_method, n (rows), n_texts (distinct texts).
+    A value that the rows do not define is null.
 
     Probabilities are of one category each, and the largest of several is none of "any label". So
     where critic or file has several, calibration is told for each category that both know, and for
@@ -195,8 +195,8 @@ def _ranking(rows: _Rows) -> list[dict[str, Any]]:
 
 
 def _calibrated(rows: _Rows) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """(group, probability of each row, label of each row) where one is the probability of the
-    other."""
+    """(group, probability of each row, label of each row)
+    where one is the probability of the other."""
     if rows.scores is None:
         return []
     theirs = rows.labelled.categories
@@ -226,8 +226,8 @@ def _auc(rows: _Rows, metric: str, group: str, where: np.ndarray) -> dict[str, A
 
 
 def _categories(rows: _Rows) -> list[dict[str, Any]]:
-    """Where the file has several categories: how many texts of each are found at all, and how well
-    it is told apart."""
+    """Where the file has several categories: how many texts of each are found at all,
+    and how well it is told apart."""
     labelled, records = rows.labelled, []
     if len(labelled.categories) < 2:
         return []
@@ -244,8 +244,8 @@ def _categories(rows: _Rows) -> list[dict[str, Any]]:
 
 
 def _group(rows: _Rows, name: str, member: np.ndarray) -> list[dict[str, Any]]:
-    """Bias against a group: its rates, their difference from the rest, and the AUCs of Borkan et
-    al. (2019).
+    """Bias against a group: its rates, their difference from the rest,
+    and the AUCs of Borkan et al. (2019).
 
     `auc` ranks within the group; `auc_bpsn` sets the group's harmless texts against everybody
     else's violations (low: harmless texts about the group score too high); `auc_bnsp` the group's

@@ -1,5 +1,5 @@
-"""What backtracking gains and costs in one row, beyond `answer_columns.py`, whose words hold here
-too.
+"""What backtracking gains and costs in one row, beyond `answer_columns.py`,
+whose words hold here too.
 
 Extra ids sampled are `wasted_tokens`; invalid commands are `clamped` and `malformed`.
 """
@@ -24,8 +24,8 @@ class Correction:
     """What became of a row's violation."""
 
     ids: int
-    """Ids between the violation and the directive; without one, between the violation and the end
-    of the response."""
+    """Ids between the violation and the directive;
+    without one, between the violation and the end of the response."""
     corrected: bool
 
 
@@ -33,9 +33,9 @@ def correction(answer: JudgedAnswer) -> Correction | None:
     """What became of the row's violation: a forced one, or, where none is forced, a complete one
     that the judge saw just before a directive that removed it, or that stands in the final text.
 
-    It is corrected where some directive removed at least one id of a forced violation; or the
-    first complete violation that one removed. None: no violation, or a text that decides it could
-    not be judged.
+    It is corrected where some directive removed at least one id of a forced violation;
+    or the first complete violation that one removed.
+    None: no violation, or a text that decides it could not be judged.
     """
     attempt, generation, response = answer.attempt, answer.generation, answer.response
     emitted = sum(item.kind != "end" for item in response.items)
@@ -83,8 +83,8 @@ def visible_items(response: Response, generation: Generation) -> list[tuple[int,
 def _end_of(
     spans: Sequence[Span], items: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer
 ) -> int:
-    """One past the item that ends the first of some spans of a text, whose ids are those of
-    `items`."""
+    """One past the item that ends the first of some spans of a text,
+    whose ids are those of `items`."""
     first = min(spans, key=lambda span: (span.start, span.end))
     return items[covering_ids(tokenizer.offsets(ids), first)[-1]] + 1
 

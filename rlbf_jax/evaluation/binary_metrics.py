@@ -1,5 +1,5 @@
-"""How well scores tell two classes apart and how honest they are as probabilities; numpy, with
-bootstrap intervals.
+"""How well scores tell two classes apart and how honest they are as probabilities;
+numpy, with bootstrap intervals.
 
 Every metric takes weights with leading axes, so that a bootstrap is one call: replicate r gives row
 i the weight (number of times that its cluster was drawn).
@@ -23,8 +23,8 @@ Metric = Callable[[np.ndarray], np.ndarray]
 
 
 def auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve: how often a positive row outscores a negative one, ties counting
-    half.
+    """Area under the ROC curve: how often a positive row outscores a negative one,
+    ties counting half.
 
     Args:
       scores: [n], finite.
@@ -67,8 +67,8 @@ def calibration_error(
     weights: np.ndarray | None = None,
     bins: int = BINS,
 ) -> np.ndarray:
-    """Expected calibration error: mean over bins of |share of positives - mean probability|,
-    weighted by rows.
+    """Expected calibration error:
+    mean over bins of |share of positives - mean probability|, weighted by rows.
 
     Bins have equal numbers of rows (+- 1), in the order of the probabilities. They are those of the
     unweighted rows. It is above 0 for a perfectly calibrated classifier too (`calibration_floor`).
@@ -95,8 +95,8 @@ def calibration_floor(
 def reliability(
     probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS
 ) -> list[dict[str, float]]:
-    """The table behind `calibration_error`: rows, mean probability and share of positives of each
-    bin."""
+    """The table behind `calibration_error`: rows, mean probability and share
+    of positives of each bin."""
     parts = _bins(probabilities, bins)
     return [
         {
@@ -160,8 +160,8 @@ def _weights(labels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
 def _by_score(
     scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of positive and negative rows at each distinct score, ascending: two arrays [...,
-    distinct]."""
+    """Weights of positive and negative rows at each distinct score, ascending:
+    two arrays [..., distinct]."""
     w = _weights(labels, weights)
     if not len(scores):
         return np.zeros((*w.shape[:-1], 0)), np.zeros((*w.shape[:-1], 0))

@@ -109,8 +109,8 @@ def metric_names() -> tuple[str, ...]:
 
 
 def is_rate(name: str) -> bool:
-    """Whether a metric is in 0..1. One without a column is: those are means and worst cases of
-    rates."""
+    """Whether a metric is in 0..1. One without a column is:
+    those are means and worst cases of rates."""
     column = find(name)
     return column is None or column.kind == "rate"
 

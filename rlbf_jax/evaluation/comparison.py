@@ -57,8 +57,8 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, or a difference of two, with its 95 % interval. NaN where no row has the
-    metric."""
+    """A mean over seeds, or a difference of two,
+    with its 95 % interval. NaN where no row has the metric."""
 
     value: float
     """Mean of the seeds' values, each a mean over rows."""
@@ -70,8 +70,8 @@ class Estimate:
     n_prompts: int
     """Prompts, summed over seeds."""
     left_out: int = 0
-    """Differences only: attempts at which one side has no such number (say, no directive), over all
-    seeds."""
+    """Differences only: attempts at which one side has no such number
+    (say, no directive), over all seeds."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -84,8 +84,8 @@ NOTHING = Estimate(math.nan, math.nan, math.nan, {}, 0, 0)
 def load_arm(name: str, folders: Mapping[int, Path], stage: str) -> Arm:
     """Reads a stage's rows of several runs, one a training seed.
 
-    Raises UserError for a missing file, a line that is not JSON, or a run whose seed is another
-    than stated.
+    Raises UserError for a missing file, a line that is not JSON,
+    or a run whose seed is another than stated.
     """
     rows, texts = {}, {}
     for seed, folder in folders.items():

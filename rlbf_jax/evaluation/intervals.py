@@ -1,5 +1,5 @@
-"""Confidence intervals: Wilson for independent yes/no rows, bootstrap over prompts for everything
-else.
+"""Confidence intervals: Wilson for independent yes/no rows,
+bootstrap over prompts for everything else.
 
 Rows that share a prompt are not independent, so the bootstrap draws whole prompts (clusters). All
 functions are numpy, vectorized over replicates, and deterministic given their seed.
@@ -91,8 +91,8 @@ def bootstrap(
 
     Args:
       values: one number a row, finite.
-      prompts: the cluster of each row; resamples draw as many clusters as there are, with
-        replacement.
+      prompts: the cluster of each row; resamples draw as many clusters
+        as there are, with replacement.
 
     Raises ValueError for empty, unequal or non-finite input.
     """
@@ -120,8 +120,8 @@ def interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """The interval that DESIGN asks for: Wilson for one yes/no row a prompt, otherwise clustered
-    bootstrap.
+    """The interval that DESIGN asks for: Wilson for one yes/no row a prompt,
+    otherwise clustered bootstrap.
 
     A bootstrap of rows that are all 0 (or all 1) has width zero, which claims certainty that the
     rows do not give; there Wilson's interval for as many rows as there are prompts is used
@@ -212,9 +212,9 @@ def paired_difference(
 ) -> PairedDifference:
     """Compares two methods on the same rows: bootstrap over prompts within seeds, seeds held fixed.
 
-    Row i of `a` and of `b` must be the same attempt (seed and prompt). Seeds are few, so they are
-    not resampled; their spread is to be read from `by_seed`. Raises ValueError for unequal lengths
-    or empty input.
+    Row i of `a` and of `b` must be the same attempt (seed and prompt).
+    Seeds are few, so they are not resampled; their spread is to be read from `by_seed`.
+    Raises ValueError for unequal lengths or empty input.
     """
     lengths = {len(values_a), len(values_b), len(prompts), len(seeds)}
     if len(lengths) != 1 or not values_a:

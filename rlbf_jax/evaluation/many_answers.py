@@ -21,8 +21,8 @@ counted as infinite, so that a model cannot shorten its times by correcting the 
 def _resampled(
     prompts: Sequence[Hashable], replicates: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(cluster of each row [N], how often each replicate draws each cluster [R, P]), clusters being
-    prompts."""
+    """(cluster of each row [N], how often each replicate draws each cluster [R, P]),
+    clusters being prompts."""
     index: dict[Hashable, int] = {}
     member = np.array([index.setdefault(prompt, len(index)) for prompt in prompts], np.int64)
     size = len(index)
@@ -89,8 +89,8 @@ class AnyOfN:
     observed: Interval
     """Share of prompts with a hit among their answers."""
     expected: Interval
-    """1 - prod over settings s of (1 - p_s)^k_s: p_s the setting's mean over prompts, k_s its
-    answers a prompt."""
+    """1 - prod over settings s of (1 - p_s)^k_s: p_s the setting's mean over prompts,
+    k_s its answers a prompt."""
     excess: Interval
     """observed - expected. Below 0: the same few prompts are hit under every setting."""
 
@@ -104,8 +104,8 @@ def any_of_n(
     replicates: int = 2000,
     seed: int = 0,
 ) -> AnyOfN:
-    """Any-of-n against independent draws; intervals by bootstrap over prompts, all three from the
-    same resamples.
+    """Any-of-n against independent draws; intervals by bootstrap over prompts,
+    all three from the same resamples.
 
     Args:
         hits: 0 or 1, one a row.
@@ -137,8 +137,8 @@ def any_of_n(
     intervals = []
     for value, replicated in zip(values.tolist(), measured(drawn), strict=True):
         low, high = _percentiles(replicated, level)
-        # Resampling biases a product of means downwards; the estimate itself always belongs to its
-        # interval.
+        # Resampling biases a product of means downwards;
+        # the estimate itself always belongs to its interval.
         intervals.append(
             Interval(
                 value, min(low, value), max(high, value), "bootstrap", len(hits), drawn.shape[1]

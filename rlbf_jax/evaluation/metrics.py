@@ -131,8 +131,8 @@ class Verdicts:
 
 
 def removed_violations(response: Response, verdicts: Verdicts) -> list[list[Span]]:
-    """Per edit: the complete or begun violations and leaked words that it removed (at least in
-    part)."""
+    """Per edit: the complete or begun violations and leaked words that it removed
+    (at least in part)."""
     return [
         [span for span in (*verdict.spans, *verdict.leaks) if span.end > cut]
         for cut, verdict in zip(response.cuts, verdicts.before, strict=True)

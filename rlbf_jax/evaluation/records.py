@@ -145,8 +145,8 @@ def _by_setting(group: _Group) -> list[tuple[dict[str, Any], _Group]]:
 
 
 def _any_of_n_records(group: _Group) -> list[Record]:
-    """Any-of-n over the grid, the mean of every setting, and the any-of-n that independent draws
-    would give."""
+    """Any-of-n over the grid, the mean of every setting, and the any-of-n
+    that independent draws would give."""
     settings = _by_setting(group)
     n_prompts = len(set(group.prompts))
     grid = {"settings": len(settings), "any_of": len(group.answers) // n_prompts}

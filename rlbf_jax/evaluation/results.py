@@ -106,8 +106,8 @@ def from_json(plain: Mapping[str, Any], where: str = "record") -> Record:
 
 
 def read_results(path: str | os.PathLike) -> list[Record]:
-    """Records of a results.json; an empty list where there is no file. Raises ValueError for a
-    damaged file."""
+    """Records of a results.json; an empty list where there is no file.
+    Raises ValueError for a damaged file."""
     file = Path(path)
     if not file.exists():
         return []
@@ -127,8 +127,8 @@ def merge(
     new: Iterable[Record],
     outdated: Callable[[Record], bool] = lambda record: False,
 ) -> list[Record]:
-    """Old records in their order, replaced in place by new ones of the same key; other new ones at
-    the end.
+    """Old records in their order, replaced in place by new ones of the same key;
+    other new ones at the end.
 
     What an old measurement says besides goes with it: its answers and its judge may have been
     others. And so do old records that are `outdated`: those whose rows the new ones have replaced.

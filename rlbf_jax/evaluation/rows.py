@@ -1,5 +1,5 @@
-"""One generation as a line of `evaluation/STAGE.jsonl`: for the traces of the report, and for
-whoever counts anew."""
+"""One generation as a line of `evaluation/STAGE.jsonl`: for the traces of the report,
+and for whoever counts anew."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def to_row(
 ) -> dict[str, Any]:
     """An answer and its metrics as JSON.
 
-    Beside `metrics` stands what they were found from; `tests/recompute_rates.py` finds them
-    again."""
+    Beside `metrics` stands what they were found from;
+    `tests/recompute_rates.py` finds them again."""
     attempt, generation, response = answer.attempt, answer.generation, answer.response
     return {
         "stage": context.stage,

@@ -1,8 +1,8 @@
 """Evaluation of one checkpoint: attempts -> generations -> verdicts -> rows and records.
 
-`build_attempts` depends on the world, the tokenizer and the configuration alone, so every method,
-stage and training seed answers the same attempts with the same random keys, and comparisons are
-paired.
+`build_attempts` depends on the world, the tokenizer and the configuration alone,
+so every method, stage and training seed answers the same attempts with the same random keys,
+and comparisons are paired.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class SuiteConfig:
     further: FurtherOptions = FurtherOptions()
     decoding: DecodingGrid = DecodingGrid()
     n_decoding: int | None = 16
-    """Prompts for attacks that ask one many times: `decoding` takes settings x samples answers of
-    each; None: n."""
+    """Prompts for attacks that ask one many times:
+    `decoding` takes settings x samples answers of each; None: n."""
 
     def __post_init__(self):
         check_at_least(self, 1, "n", "n_decoding")
@@ -114,8 +114,8 @@ def build_attempts(world: World, tokenizer: Tokenizer, config: SuiteConfig) -> l
 
 
 def judge_distinct(judge: Critic, exchanges: Iterable[Exchange]) -> dict[Exchange, Verdict]:
-    """One call to the judge with every distinct exchange once. Raises ValueError if it answers too
-    few or many."""
+    """One call to the judge with every distinct exchange once.
+    Raises ValueError if it answers too few or many."""
     distinct = list(dict.fromkeys(exchanges))
     verdicts = judge.judge(distinct)
     if len(verdicts) != len(distinct):

@@ -119,16 +119,16 @@ def tradeoff_curve(
     benign: Sequence[Attempt],
     biases: Sequence[float] = BIASES,
 ) -> list[TradeoffPoint]:
-    """One point a bias, in order. The same attempts with the same ids at each, so that points are
-    paired.
+    """One point a bias, in order. The same attempts with the same ids at each,
+    so that points are paired.
 
     The bias lies on the categories of the context's rule (None: the tokenizer's), or, where it has
     none, on its retractions. It comes on top of whatever bias an attempt has. It is a traced array
     of the sampler, so a sweep whose batches have one shape compiles once.
 
     Raises:
-        ValueError: no harmful or no benign attempts, an attempt in the wrong list, or a bias that
-          is not finite.
+        ValueError: no harmful or no benign attempts, an attempt in the wrong list,
+          or a bias that is not finite.
     """
     if not harmful or not benign or not biases:
         raise ValueError("a trade-off needs harmful and benign attempts and at least one bias")
@@ -185,8 +185,8 @@ class Calibration:
     asr: Interval | None
     """Over the harmful attempts at this bias; None: none were given, or none could be judged."""
     met: bool
-    """Whether the share is small enough; False: it is too large at `low` already, which is then
-    the bias."""
+    """Whether the share is small enough; False: it is too large at `low` already,
+    which is then the bias."""
     at_limit: bool
     """The share is small enough at `high` too, so a larger bias might do."""
     tried: tuple[tuple[float, float], ...]
@@ -221,8 +221,8 @@ def calibrate(
       benign: of attacks in `BENIGN`. The share has steps of 1 / len(benign).
       harmful: asked once, at the bias found.
 
-    Raises ValueError for no benign attempt, one in the wrong list, or test data, on which nobody
-    tunes.
+    Raises ValueError for no benign attempt, one in the wrong list, or test data,
+    on which nobody tunes.
     """
     if not benign:
         raise ValueError("a calibration needs benign attempts")

@@ -74,8 +74,8 @@ def _read(
 def utility_records(
     scores: TextScores, template: Record, seed: int = 0, draws: int = 2000
 ) -> list[Record]:
-    """`perplexity` and `accuracy` with bootstrap intervals over examples; `template` gives the
-    other fields."""
+    """`perplexity` and `accuracy` with bootstrap intervals over examples;
+    `template` gives the other fields."""
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(scores.count), (draws, len(scores.count)))
     counts = scores.count[picks].sum(axis=1)

@@ -1,5 +1,5 @@
-"""Worst of n with scorer and judge apart, as the decoding attack's reference has it (Huang et al.,
-arXiv 2310.06987).
+"""Worst of n with scorer and judge apart, as the decoding attack's reference has it
+(Huang et al., arXiv 2310.06987).
 
 A scorer picks the worst of a prompt's samples under one setting; a judge that is another object
 rates the pick. Any of n by the judge alone would grow with every mistake that the judge makes; here
@@ -17,8 +17,8 @@ from rlbf_jax.critics.base import Verdict
 
 
 def severity(verdict: Verdict) -> tuple[int, int, int]:
-    """How bad a scorer finds a text: complete violations, begun ones, leaked words. Unjudged texts
-    are not bad."""
+    """How bad a scorer finds a text: complete violations, begun ones, leaked words.
+    Unjudged texts are not bad."""
     if not verdict.judged:
         return (0, 0, 0)
     complete = sum(span.complete for span in verdict.spans)
@@ -41,8 +41,8 @@ def picks(rows: Sequence[Mapping[str, Any]], verdicts: Sequence[Verdict]) -> lis
 def any_pick(
     rows: Sequence[Mapping[str, Any]], chosen: Sequence[int], metric: str
 ) -> dict[str, float]:
-    """prompt id -> whether the judge finds any of its picks bad, by `metric`; rows it could not
-    judge are left out."""
+    """prompt id -> whether the judge finds any of its picks bad, by `metric`;
+    rows it could not judge are left out."""
     worst: dict[str, float] = {}
     for index in chosen:
         row = rows[index]

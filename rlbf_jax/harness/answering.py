@@ -1,8 +1,8 @@
 """A policy as other people's harnesses want it: conversations in, visible text out.
 
-What the lm-eval and inspect_ai adapters share. A harness sees only what a reader sees: edits are
-applied, control ids never become text, and a stop string ends the answer at the moment it stands in
-the visible text.
+What the lm-eval and inspect_ai adapters share. A harness sees only what a reader sees:
+edits are applied, control ids never become text, and a stop string ends the answer
+at the moment it stands in the visible text.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Question:
 
 
 class QuestionSampler:
-    """Samples answers to a harness's questions. The key of an answer depends on its prompt, its
-    seed and how often that prompt came before, not on the order or company in which a harness
-    asks."""
+    """Samples answers to a harness's questions.
+    The key of an answer depends on its prompt, its seed and how often that prompt came before,
+    not on the order or company in which a harness asks."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class QuestionSampler:
         self._sampler = policy.sampler(shapes)
 
     def answer(self, questions: Sequence[Question]) -> list[Generation]:
-        """One generation a question, in order; a prompt that leaves no room for `max_tokens` loses
-        its beginning.
+        """One generation a question, in order;
+        a prompt that leaves no room for `max_tokens` loses its beginning.
 
         Raises InputError as `check` does.
         """
@@ -85,8 +85,8 @@ class QuestionSampler:
         return [by_place[i] for i in range(len(requests))]
 
     def check(self, question: Question) -> None:
-        """Raises InputError for knobs out of range, or `max_tokens` that leave no room for a
-        prompt."""
+        """Raises InputError for knobs out of range, or `max_tokens`
+        that leave no room for a prompt."""
         check_knobs(question.knobs)
         if self._room(question) < 1:
             raise InputError(
@@ -113,9 +113,9 @@ class QuestionSampler:
 def visible_until(generation: Generation, tokenizer: Tokenizer, stops: Sequence[str]) -> str:
     """The visible text of a generation up to the first stop string, forced ids left out.
 
-    A reader who stops at a stop string stops when it first stands in the text, whatever the model
-    would have taken back later; so the text before each edit is looked at in turn, then the final
-    one.
+    A reader who stops at a stop string stops when it first stands in the text,
+    whatever the model would have taken back later; so the text before each edit is looked
+    at in turn, then the final one.
     """
     shown = ""
     for shown in _shown(generation, tokenizer):
@@ -139,8 +139,8 @@ def _shown(generation: Generation, tokenizer: Tokenizer) -> Iterator[str]:
     forced = [int(token) for token in generation.trace[: generation.num_forced]]
     opening = tokenizer.decode(forced)
     for text in (*(tokenizer.decode(edit.before) for edit in generation.edits), generation.text):
-        # What was forced is the harness's own; where (a part of) it was taken back, all that is
-        # left is the answer.
+        # What was forced is the harness's own; where (a part of) it was taken back,
+        # all that is left is the answer.
         yield text[len(opening) :] if text.startswith(opening) else text
 
 

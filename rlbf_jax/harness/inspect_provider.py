@@ -57,8 +57,8 @@ class RlbfAPI(ModelAPI):
       batch_size: most questions that are answered at once; also the default of max_connections.
       max_length: most ids of prompt and response; default: what the model was made for, else 2048.
 
-    Temperature is 1 where nobody says another. Raises UserError for a folder or an argument that
-    cannot be used.
+    Temperature is 1 where nobody says another.
+    Raises UserError for a folder or an argument that cannot be used.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class RlbfAPI(ModelAPI):
         tool_choice: ToolChoice,
         config: GenerateConfig,
     ) -> ModelOutput:
-        """One answer. Questions that come while others are being answered are then answered
-        together.
+        """One answer. Questions that come while others are being answered
+        are then answered together.
 
-        Raises InputError for tools, images, several choices and parameters that our sampler does
-        not have.
+        Raises InputError for tools, images, several choices and parameters
+        that our sampler does not have.
         """
         began = time.perf_counter()
         waiting = _Waiting(self._question(input, tools, config))
@@ -116,8 +116,8 @@ class RlbfAPI(ModelAPI):
                 if waiting not in batch:
                     batch[-1] = waiting
                 self._waiting = [other for other in self._waiting if other not in batch]
-                # The others' answers are in this batch as well, so it is finished even if this
-                # question is withdrawn.
+                # The others' answers are in this batch as well,
+                # so it is finished even if this question is withdrawn.
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(self._answer, batch)
         if isinstance(waiting.result, Exception):

@@ -1,5 +1,5 @@
-"""What inspect_ai finds by entry point: the name `rlbf`, and where its provider is. Nothing heavy
-is imported yet."""
+"""What inspect_ai finds by entry point: the name `rlbf`, and where its provider is.
+Nothing heavy is imported yet."""
 
 from __future__ import annotations
 

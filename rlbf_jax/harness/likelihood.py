@@ -1,5 +1,5 @@
-"""Log-likelihoods of continuations, for harnesses that score text: one teacher-forced pass, no
-edits, no mask.
+"""Log-likelihoods of continuations, for harnesses that score text:
+one teacher-forced pass, no edits, no mask.
 
 The distribution is the model's plain softmax over all ids, control ids included, as every harness
 reads it. Texts hold no directives, so both semantics agree.
@@ -57,8 +57,8 @@ def log_likelihoods(
 ) -> list[LogLikelihood]:
     """Of each (context, continuation) pair of ids, in order.
 
-    Choices of one question that are one id each share a pass. Rows are padded to few widths, so few
-    programs compile.
+    Choices of one question that are one id each share a pass.
+    Rows are padded to few widths, so few programs compile.
 
     Args:
       max_length: most ids of a pass; longer contexts lose their beginning.
@@ -112,8 +112,8 @@ def _rows(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], max_length: int)
 def _batches(
     config: Positions, rows: Sequence[_Row], batch_size: int
 ) -> Iterator[tuple[int, int, list[_Row]]]:
-    """(width, most ids before the last, rows) of every batch, the widest first: what does not fit
-    fails at once."""
+    """(width, most ids before the last, rows) of every batch, the widest first:
+    what does not fit fails at once."""
     groups: dict[tuple[int, int], list[_Row]] = defaultdict(list)
     for row in rows:
         groups[_width(config, len(row.inputs)), _power(8, row.before) if row.before else 0].append(

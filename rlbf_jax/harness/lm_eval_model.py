@@ -1,8 +1,8 @@
 """Our models in the LM Evaluation Harness (`lm_eval` 0.4.13), as the model `rlbf`: the extra `eval`
 of the package.
 
-    rlbf-lm-eval run --model rlbf --model_args path=RUN/stages/rlbf --tasks gsm8k
-    --apply_chat_template
+    rlbf-lm-eval run --model rlbf --model_args path=RUN/stages/rlbf \\
+        --tasks gsm8k --apply_chat_template
 
 `rlbf-lm-eval` is the harness's own command with this model known to it; the harness looks for no
 models of others by itself. Log-likelihoods are the plain model's (`likelihood.py`); generations are
@@ -44,14 +44,14 @@ class RlbfLM(TemplateLM):
     """A stage of a run, or a folder of a checkpoint.
 
     Args (`--model_args name=value,...`):
-      path: RUN/stages/STAGE, or a folder that `rlbf import` or `rlbf export` wrote, or a published
-        checkpoint.
+      path: RUN/stages/STAGE, or a folder that `rlbf import` or `rlbf export` wrote,
+        or a published checkpoint.
       tokenizer: its folder, where it is not beside the weights or in the run.
       semantics: `keep` or `rewind`; default: the run's, else `keep`.
       directives: false forbids the model to take anything back.
       max_length: most ids of prompt and response; default: what the model was made for, else 2048.
-      max_gen_toks: most ids of an answer where the task does not say, directives and erased ids
-        included.
+      max_gen_toks: most ids of an answer where the task does not say,
+        directives and erased ids included.
       batch_size: rows of a batch.
       seed: of the answers.
 
@@ -71,8 +71,8 @@ class RlbfLM(TemplateLM):
         device: str | None = None,
         seed: int = 0,
     ):
-        """`max_batch_size` and `device` are what the harness passes to every model; JAX has its own
-        devices."""
+        """`max_batch_size` and `device` are what the harness passes to every model;
+        JAX has its own devices."""
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(
@@ -103,7 +103,7 @@ class RlbfLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Ids of a bare text, the family's opening before it unless `add_special_tokens` is false."""
+        """Ids of a bare text, after the family's opening unless `add_special_tokens` is false."""
         opening = () if add_special_tokens is False else self.ids.opening
         return [*opening, *self.ids.encode(string)]
 
@@ -117,8 +117,8 @@ class RlbfLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A text that stands for the conversation; the last message is continued if it is the
-        assistant's.
+        """A text that stands for the conversation;
+        the last message is continued if it is the assistant's.
 
         Raises InputError where the tokenizer's template has no place for it.
         """
@@ -180,8 +180,8 @@ class RlbfLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Of whole texts, in windows that predict every id once; the last one has a whole window of
-        context."""
+        """Of whole texts, in windows that predict every id once;
+        the last one has a whole window of context."""
         windows: list[tuple[None, list[int], list[int]]] = []
         owners: list[int] = []
         for owner, (text,) in enumerate(request.args for request in requests):
@@ -211,8 +211,8 @@ class RlbfLM(TemplateLM):
         return texts
 
     def _question(self, context: str, gen_kwargs: dict[str, Any]) -> tuple[Question, list[str]]:
-        """A request's ids and knobs, and its stop strings. Raises InputError for a parameter we do
-        not have."""
+        """A request's ids and knobs, and its stop strings.
+        Raises InputError for a parameter we do not have."""
         kwargs = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
         if unknown := sorted(set(kwargs) - _GENERATION):
             raise InputError(

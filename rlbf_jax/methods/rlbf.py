@@ -109,8 +109,8 @@ class ReinforcementConfig:
     optimizer: OptimizerConfig = OptimizerConfig(schedule="linear")
     checkpoint_every: int = 20
     kl_every: int = 10
-    """Steps between measurements of the KL to the reference (one more forward pass), where its
-    weight is 0."""
+    """Steps between measurements of the KL to the reference (one more forward pass),
+    where its weight is 0."""
 
     def __post_init__(self):
         check_at_least(self, 0, "steps")
@@ -168,8 +168,8 @@ class RlbfConfig(MethodConfig):
     def control(self) -> SupervisedConfig:
         """What the extra updates of reinforcement would do as plain SFT."""
         rl = self.reinforcement
-        # The guidance term sees `guidance_batch_size` rows an update; the control gets SFT's own
-        # batches.
+        # The guidance term sees `guidance_batch_size` rows an update;
+        # the control gets SFT's own batches.
         optimizer = dataclasses.replace(self.sft.optimizer, schedule=rl.optimizer.schedule)
         steps = rl.steps * rl.updates_per_step
         return dataclasses.replace(self.sft, steps=steps, optimizer=optimizer)

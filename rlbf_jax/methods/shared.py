@@ -40,8 +40,8 @@ EXAMPLES = {"bsafe_plus": "sft_examples"}
 
 
 def foundation(e: Experiment) -> list[Stage]:
-    """Tokenizer, pretraining data and the base model; of a published checkpoint its tokenizer and
-    model alone."""
+    """Tokenizer, pretraining data and the base model;
+    of a published checkpoint its tokenizer and model alone."""
     base = e.base
     tokenizer = Stage(
         TOKENIZER,
@@ -85,8 +85,8 @@ class TokenizerStage:
 
 
 def make_tokenizer(run: Run, config: TokenizerStage) -> None:
-    """Trains the tokenizer on pretraining documents, or takes that of the checkpoint that the run
-    starts from."""
+    """Trains the tokenizer on pretraining documents, or takes that of the checkpoint
+    that the run starts from."""
     data = run.data
     if config.start_from:
         start.take_tokenizer(
@@ -143,8 +143,8 @@ def build_dataset(run: Run, name: str, build: Callable[[], Built]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BsafePlusStage:
-    """A data set of safe answers with injected violations and what takes them back, or one of
-    refusals."""
+    """A data set of safe answers with injected violations and what takes them back,
+    or one of refusals."""
 
     bsafe_plus: BsafePlusConfig
     examples: int

@@ -20,26 +20,26 @@ import numpy as np
 from jax import Array
 
 QUERY_BLOCK = 1024
-"""Longest row whose [T, T] scores are computed in one piece. Longer rows are multiples of it, and
-go block by block."""
+"""Longest row whose [T, T] scores are computed in one piece.
+Longer rows are multiples of it, and go block by block."""
 CPU_BLOCK, BLOCK = 256, 512
-"""Queries, and keys, of one block of a longer row. Small ones fit a CPU's cache, large ones keep a
-GPU or TPU busy."""
+"""Queries, and keys, of one block of a longer row. Small ones fit a CPU's cache,
+large ones keep a GPU or TPU busy."""
 _MASKED = float(np.finfo(np.float32).min)
 
 
 class Visibility(NamedTuple):
-    """Who may attend to whom within a batch of rows, as vectors; masks are made from it block by
-    block."""
+    """Who may attend to whom within a batch of rows, as vectors;
+    masks are made from it block by block."""
 
     position: Array
     """[B, T] int32: live ids before this one."""
     segment: Array | None = None
     """[B, T] int32: packing segment, 0 for padding. None: every row is one segment."""
     died: Array | None = None
-    """[B, T] int32: query i sees key j iff j <= i < died[j]. None: nothing dies, so segments are
-    consecutive ids and `position` counts on by one within them (rows longer than `QUERY_BLOCK` rely
-    on it)."""
+    """[B, T] int32: query i sees key j iff j <= i < died[j].
+    None: nothing dies, so segments are consecutive ids and `position` counts on by one within them
+    (rows longer than `QUERY_BLOCK` rely on it)."""
 
 
 def can_attend(
@@ -81,9 +81,9 @@ class RopeScaling(NamedTuple):
     factor: float
     """Frequencies are divided by this (linear scaling) ..."""
     band: tuple[float, float] | None = None
-    """... or, given (low, high), only those that turn less than `low` times within
-    `original_length`; those that turn more than `high` times stay, and between them the two are
-    mixed (Llama 3.1)."""
+    """... or, given (low, high), only those that turn less than `low` times
+    within `original_length`; those that turn more than `high` times stay,
+    and between them the two are mixed (Llama 3.1)."""
     original_length: int = 0
 
 
@@ -127,8 +127,8 @@ def attend(
     """
     scores = jnp.where(allowed[:, None, None], _scores(query, key, softcap), _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    # The heads of a group share keys: fold the group into time, so that one batched matmul serves
-    # it.
+    # The heads of a group share keys: fold the group into time,
+    # so that one batched matmul serves it.
     folded = weights.reshape(*key.shape[:2], -1, key.shape[2])
     return jnp.einsum("bkts,bksh->bkth", folded, value).reshape(query.shape)
 
@@ -150,8 +150,8 @@ def attend_rows(
     window: int | None,
     softcap: float | None,
 ) -> Array:
-    """Attention of whole rows onto themselves: shapes as in `attend`, S = T; no [T, T] array above
-    `QUERY_BLOCK`.
+    """Attention of whole rows onto themselves: shapes as in `attend`, S = T;
+    no [T, T] array above `QUERY_BLOCK`.
 
     Raises ValueError for a row that is longer than `QUERY_BLOCK` and no multiple of it.
     """

@@ -1,5 +1,5 @@
-"""Everything that model families differ by, as fields of one dataclass; `families.py` fills them
-in."""
+"""Everything that model families differ by, as fields of one dataclass;
+`families.py` fills them in."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Positions(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al., arXiv 2106.09685): W + alpha / rank * A B with W frozen; see
-    `models.lora`."""
+    """Low-rank adapters (Hu et al., arXiv 2106.09685):
+    W + alpha / rank * A B with W frozen; see `models.lora`."""
 
     rank: int = 0
     """0: no adapters, every parameter is trained."""
@@ -64,8 +64,8 @@ class ModelConfig:
     """Shape and numerics of a decoder."""
 
     family: Family = "toy"
-    """How checkpoints of it are named and written; `families.styled` fills in the fields that make
-    a family."""
+    """How checkpoints of it are named and written;
+    `families.styled` fills in the fields that make a family."""
     vocab_size: int = 1024
     """Ids, control ids included. Recipes set it from the tokenizer."""
     num_layers: int = 3
@@ -118,15 +118,15 @@ class ModelConfig:
     """Of activations and the cache. Norms, softmax and logits are float32 always."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
-    """Scan over the repeating block: compiles in constant time, for deep models. Unrolled runs
-    faster when shallow."""
+    """Scan over the repeating block: compiles in constant time, for deep models.
+    Unrolled runs faster when shallow."""
     remat: Remat = "none"
     """What the backward pass computes again instead of keeping it: nothing; all of a repeating
     block of layers but its input (`block`); or the same but for products with weights (`dots`: more
     memory, less to compute)."""
     lora: LoraConfig = LoraConfig()
-    """Adapters. In a run, `base` is trained whole, and every later stage trains adapters of it
-    alone."""
+    """Adapters. In a run, `base` is trained whole,
+    and every later stage trains adapters of it alone."""
 
     def __post_init__(self):
         check_at_least(self, 1, "vocab_size", "num_layers", "width", "mlp_width")

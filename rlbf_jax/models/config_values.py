@@ -1,5 +1,5 @@
-"""Values of a published config.json, checked as they are read: one `UserError` that names the
-field."""
+"""Values of a published config.json, checked as they are read:
+one `UserError` that names the field."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def flag(hf: Mapping[str, Any], field: str) -> bool:
 
 
 def entries(hf: Mapping[str, Any], field: str, within: str = "") -> Mapping[str, Any]:
-    """An object; empty where the field is missing or null. `within` names the object that holds it."""
+    """An object; empty where the field is missing or null. `within`: the object that holds it."""
     value = hf.get(field)
     if value is not None and not isinstance(value, Mapping):
         raise _wrong(within + field, value, "an object or null")

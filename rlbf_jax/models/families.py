@@ -1,8 +1,8 @@
 """The families: what makes each one, and when two configurations describe one model.
 
-Adding a family is adding a `FamilySpec`; if it names its tensors differently, also a table in
-`weights/mapping.py`. What a family's `config.json` says is read and written in
-`published_config.py`.
+Adding a family is adding a `FamilySpec`;
+if it names its tensors differently, also a table in `weights/mapping.py`.
+What a family's `config.json` says is read and written in `published_config.py`.
 """
 
 from __future__ import annotations
@@ -77,9 +77,11 @@ FAMILIES: dict[str, FamilySpec] = {
         "Gemma3ForCausalLM",
         "gemma3_text",
         _GEMMA
-        | dict(qk_norm=True, windows=(512,) * 5 + (None,), rope_theta=1_000_000.0, rope_local_theta=10_000.0),
+        | dict(qk_norm=True, windows=(512,) * 5 + (None,), rope_theta=1_000_000.0,
+               rope_local_theta=10_000.0),
         _GEMMA_DEFAULTS | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
-        {"use_bidirectional_attention": (None, False)}, activation_field="hidden_activation",
+        {"use_bidirectional_attention": (None, False)},
+        activation_field="hidden_activation",
     ),
     "llama": FamilySpec(
         "LlamaForCausalLM",
@@ -106,12 +108,14 @@ FAMILIES: dict[str, FamilySpec] = {
         "GPT2LMHeadModel",
         "gpt2",
         _PLAIN
-        | dict(norm="layer", norm_eps=1e-5, gated_mlp=False, activation="gelu", qkv_bias=True, out_bias=True,
-               mlp_bias=True, learned_positions=True, max_positions=1024),
+        | dict(norm="layer", norm_eps=1e-5, gated_mlp=False, activation="gelu", qkv_bias=True,
+               out_bias=True, mlp_bias=True, learned_positions=True, max_positions=1024),
         {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_positions": 1024,
          "tie_word_embeddings": True},
-        {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
-        fields=_GPT2_FIELDS, activation_field="activation_function",
+        {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
+         "add_cross_attention": (False,)},
+        fields=_GPT2_FIELDS,
+        activation_field="activation_function",
     ),
 }  # fmt: skip
 ROPE = ("rope_theta", "rope_local_theta", "rope_scaling", "rope_factor", "rope_low_freq_factor",
@@ -151,8 +155,8 @@ def same_model(a: ModelConfig, b: ModelConfig) -> list[str]:
 
 
 def _rope_that_counts(c: ModelConfig) -> dict[str, Any]:
-    """The fields of the rotary embeddings as `Decoder._angles` reads them, None where no layer
-    does."""
+    """The fields of the rotary embeddings as `Decoder._angles` reads them,
+    None where no layer does."""
     nothing: dict[str, Any] = dict.fromkeys(ROPE)
     if c.learned_positions:
         return nothing

@@ -23,9 +23,9 @@ from rlbf_jax.directives import NEVER
 class KVCache(NamedTuple):
     """Keys and values of every layer.
 
-    `key[l]`, `value[l]`: [B, K, S_l, H]. With scanned layers there is one entry per place in the
-    repeating block, [R, B, K, S, H]. `position[l]`: [B, S_l] int32, NEVER where nothing was
-    written.
+    `key[l]`, `value[l]`: [B, K, S_l, H].
+    With scanned layers there is one entry per place in the repeating block, [R, B, K, S, H].
+    `position[l]`: [B, S_l] int32, NEVER where nothing was written.
     """
 
     key: tuple[Array, ...]
@@ -34,8 +34,8 @@ class KVCache(NamedTuple):
 
 
 def ring_slots(window: int | None, capacity: int, rewound: int) -> int:
-    """Slots of a layer: all of `capacity`, or as many as a window needs when at most `rewound` ids
-    are taken back.
+    """Slots of a layer: all of `capacity`, or as many as a window needs
+    when at most `rewound` ids are taken back.
 
     Under KEEP `rewound` is 0; under REWIND it is what the rule says (`EditRule.rewound`).
     """
@@ -79,8 +79,8 @@ def latest_writer(position: Array, length: Array, slots: int) -> tuple[Array, Ar
       slots: S.
 
     Returns:
-      index [B, S] int32 of the last id written to each slot (0 where none), and its position [B, S]
-      (NEVER where none).
+      index [B, S] int32 of the last id written to each slot (0 where none),
+      and its position [B, S] (NEVER where none).
     """
     time = jnp.arange(position.shape[1], dtype=jnp.int32)
     slot = jnp.where(time[None] < length[:, None], position % slots, slots)

@@ -75,8 +75,8 @@ def make_norm(c: ModelConfig) -> RMSNorm | LayerNorm:
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each after a norm (and, in some families, before another) and added to the
-    stream."""
+    """Attention and MLP, each after a norm (and, in some families, before another)
+    and added to the stream."""
 
     config: ModelConfig
     window: int | None
@@ -87,8 +87,8 @@ class Layer(nn.Module):
         fan_in = nn.initializers.variance_scaling(
             1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2, 3)
         )
-        # One matmul for queries, keys and values. The key head is the axis that tensor parallelism
-        # splits.
+        # One matmul for queries, keys and values.
+        # The key head is the axis that tensor parallelism splits.
         self.qkv = self.param(
             "qkv", fan_in, (c.width, c.num_kv_heads, c.groups + 2, c.head_dim), dtype
         )
@@ -139,7 +139,7 @@ class Layer(nn.Module):
     def _adapter(
         self, name: str, into: tuple[int, ...], out: tuple[int, ...]
     ) -> tuple[Array, Array]:
-        """A and B of a projection. B starts at 0, so that training starts from the model as it is."""
+        """A and B of a projection. B starts at 0: training starts from the model as it is."""
         spread = nn.initializers.variance_scaling(
             1 / 3, "fan_in", "uniform", in_axis=tuple(range(len(into)))
         )
@@ -233,8 +233,8 @@ class Layer(nn.Module):
         position: Array,
         one_hot: bool,
     ):
-        """One id a row: x [B, 1, D]; `positions` are the slots' stored positions, this id's
-        included."""
+        """One id a row: x [B, 1, D]; `positions` are the slots' stored positions,
+        this id's included."""
         query, new_key, new_value = self._project(x, self._angles(angles))
         slot = position % positions.shape[1]
         key = kv_cache.write(cache[0], new_key, slot, one_hot)
@@ -252,8 +252,8 @@ class Layer(nn.Module):
         prefix_position: Array,
         keep: int,
     ):
-        """Ids after a shared prefix: x [B, T, D], positions [T]. Returns the last `keep` columns of
-        the stream."""
+        """Ids after a shared prefix: x [B, T, D], positions [T].
+        Returns the last `keep` columns of the stream."""
         query, key, value = self._project(x, self._angles(angles))
         allowed = sees_prefixed(prefix_position, position, self.window)[-keep:]
         attended = attend_prefixed(

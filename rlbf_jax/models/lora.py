@@ -1,12 +1,12 @@
-"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): W + alpha / rank * A B, W frozen, A and B
-trained.
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): W + alpha / rank * A B,
+W frozen, A and B trained.
 
-The adapters of a layer stand beside its projections (`qkv_lora_a`, `qkv_lora_b`, ...), in float32
-whatever the model's dtype. Rows of the embedding that training must reach (control ids) get an
-additive row each (`embedding_rows`). Everything starts as no change at all: B and the rows are
-zero.
+The adapters of a layer stand beside its projections (`qkv_lora_a`, `qkv_lora_b`, ...),
+in float32 whatever the model's dtype. Rows of the embedding that training must reach
+(control ids) get an additive row each (`embedding_rows`). Everything starts as no change at all:
+B and the rows are zero.
 
-    trained, frozen = split(params)     what an update changes and a checkpoint keeps, and what it does not
+    trained, frozen = split(params)     what an update changes and a checkpoint keeps; the rest
     join(trained, frozen)               what the model reads
     merge(config, params)               the plain model, for export and evaluation
 """
@@ -30,8 +30,8 @@ A, B = "_lora_a", "_lora_b"
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Parameter name -> (axes that A contracts, axes that B makes) of every targeted projection of
-    a layer."""
+    """Parameter name -> (axes that A contracts, axes that B makes)
+    of every targeted projection of a layer."""
     c = config
     heads, mlp = (c.num_kv_heads, c.groups + 2, c.head_dim), (c.mlp_width,)
     every = {

@@ -1,5 +1,5 @@
-"""Attention of many rows that begin alike: keys and values of the common beginning exist once, not
-once a row.
+"""Attention of many rows that begin alike:
+keys and values of the common beginning exist once, not once a row.
 
 `transformer.prefix_of` reads a beginning, `transformer.extend` feeds what follows it. P ids in the
 prefix, T after it; other shape letters as in `attention.py`.
@@ -35,8 +35,8 @@ def joined(prefix: Prefix, more: Prefix, count: int) -> Prefix:
 
 
 def sees_prefixed(prefix: Array, own: Array, window: int | None) -> Array:
-    """[T, P + T] bool: the keys that each id at positions `own` [T] sees, after ids at positions
-    `prefix` [P]."""
+    """[T, P + T] bool: the keys that each id at positions `own` [T] sees,
+    after ids at positions `prefix` [P]."""
     key = jnp.concatenate([prefix, own])
     allowed = (key[None] <= own[:, None]) & (key[None] < NEVER)
     return allowed if window is None else allowed & (own[:, None] - key[None] < window)

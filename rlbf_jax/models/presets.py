@@ -1,5 +1,5 @@
-"""Published sizes. Numbers are those of the `config.json` published on the Hugging Face hub under
-the name above it."""
+"""Published sizes. Numbers are those of the `config.json` published on the Hugging Face hub
+under the name above it."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # meta-llama/Llama-3.2-1B
     "llama32_1b": dataclasses.replace(
-        _LLAMA3, num_layers=16, width=2048, num_heads=32, num_kv_heads=8, head_dim=64, mlp_width=8192
+        _LLAMA3, num_layers=16, width=2048, num_heads=32, num_kv_heads=8, head_dim=64,
+        mlp_width=8192,
     ),
     # meta-llama/Llama-3.2-3B
     "llama32_3b": dataclasses.replace(
-        _LLAMA3, num_layers=28, width=3072, num_heads=24, num_kv_heads=8, head_dim=128, mlp_width=8192
+        _LLAMA3, num_layers=28, width=3072, num_heads=24, num_kv_heads=8, head_dim=128,
+        mlp_width=8192,
     ),
     # meta-llama/Llama-3.1-8B
     "llama31_8b": dataclasses.replace(
@@ -69,5 +71,5 @@ PRESETS: dict[str, ModelConfig] = {
         )
     ),
 }  # fmt: skip
-"""Name -> model, in float32 and unrolled; replace `dtype`, `param_dtype`, `scan_layers` and `remat`
-as you need."""
+"""Name -> model, in float32 and unrolled; replace `dtype`, `param_dtype`,
+`scan_layers` and `remat` as you need."""

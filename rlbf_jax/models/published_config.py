@@ -36,8 +36,8 @@ _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu_pytorch_tanh", "gelu_exact": 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """The model that a `config.json` describes, in float32.
 
-    Raises UserError, naming the field, for an architecture or a value that this decoder cannot
-    compute exactly.
+    Raises UserError, naming the field, for an architecture or a value
+    that this decoder cannot compute exactly.
     """
     name, spec = _family_of(hf)
     for field, allowed in {**spec.fixed, "quantization_config": (None,)}.items():
@@ -72,8 +72,8 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` of a model, without token ids: `config_from_hf` of it gives `config` again.
 
-    Raises UserError, naming the field, where the family's architecture cannot say what `config`
-    says.
+    Raises UserError, naming the field, where the family's architecture cannot
+    say what `config` says.
     """
     spec = FAMILIES.get(config.family)
     if spec is None:
@@ -282,8 +282,8 @@ def _windows_to_hf(config: ModelConfig) -> dict[str, Any]:
 def _check_same(config: ModelConfig, read: ModelConfig, architecture: str) -> None:
     differing = same_model(config, read)
     if differing:
-        # Of rotary fields the one that differs as it is written may be another than the one that
-        # differs as it is read.
+        # Of rotary fields the one that differs as it is written may be another than the one
+        # that differs as it is read.
         name = next(n for n in (*differing, *ROPE) if getattr(config, n) != getattr(read, n))
         raise UserError(
             f"model.{name}: {architecture} cannot say {getattr(config, name)!r} (a reader would "

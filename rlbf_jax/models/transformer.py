@@ -1,12 +1,11 @@
 """One decoder in Flax Linen: pure `init` / `apply`, the cache an explicit argument.
 
-1. `ModelConfig` (`config.py`): everything a family differs by is a field there; `layers.py` reads
-them. 2. `Decoder.__call__`: whole rows -> hidden states (and, for prefill, every layer's keys and
-values). 3. `Decoder.step`: one id a row over a `KVCache`.
+1. `ModelConfig` (`config.py`): everything a family differs by; `layers.py` reads its fields.
+2. `Decoder.__call__`: whole rows -> hidden states, and for prefill every layer's keys and values.
+3. `Decoder.step`: one id a row over a `KVCache`.
 4. `Decoder.unembed`: hidden states -> logits. Losses call it chunk by chunk.
-5. `ValueHead`: hidden states and a few features of the trace -> values. Its own parameters, so that
-any checkpoint of
-   the decoder can get one.
+5. `ValueHead`: hidden states and a few features of the trace -> values. Its parameters are its own,
+   so that any checkpoint of the decoder can get one.
 
 Shape letters as in `attention.py`; L layers, R repeats of the repeating block of layers.
 """
@@ -32,8 +31,8 @@ from rlbf_jax.models.prefixed import Prefix
 
 
 class Block(nn.Module):
-    """The repeating block, or its beginning: one layer a window. Carries the stream, returns keys
-    and values."""
+    """The repeating block, or its beginning: one layer a window.
+    Carries the stream, returns keys and values."""
 
     config: ModelConfig
     windows: tuple[int | None, ...]
@@ -65,8 +64,8 @@ class Block(nn.Module):
 
 
 def _remat(config: ModelConfig, prevent_cse: bool = True) -> type[Block]:
-    """`Block` under the policy that `config.remat` names. A scan keeps apart by itself what is
-    computed twice."""
+    """`Block` under the policy that `config.remat` names.
+    A scan keeps apart by itself what is computed twice."""
     if config.remat == "none":
         return Block
     policy = (
@@ -140,8 +139,8 @@ class Decoder(nn.Module):
           visibility: who may attend to whom; its positions feed the position embedding.
 
         Returns:
-          hidden [B, T, D] after the final norm, and (key, value) [B, K, T, H] of every layer, in
-          order.
+          hidden [B, T, D] after the final norm, and (key, value)
+          [B, K, T, H] of every layer, in order.
 
         Raises ValueError for rows longer than the table of learned positions (see `widest_row`).
         """
@@ -197,8 +196,8 @@ class Decoder(nn.Module):
         """Feeds ids after a shared prefix. Needs unrolled layers: see `unrolled`.
 
         Args:
-          rows: [B, T, D] rows of the embedding table, so that a gradient with respect to them is
-            one of the ids.
+          rows: [B, T, D] rows of the embedding table, so that a gradient with respect
+            to them is one of the ids.
           position: [T] int32, of every row.
           keep: hidden states are wanted of this many last columns only (static).
 
@@ -251,12 +250,12 @@ class Decoder(nn.Module):
         """Rows of the embedding table as the first layer wants them."""
         c = self.config
         if c.scale_embeddings:
-            # Rows of a unit-norm table are scaled to unit variance an entry, as a residual stream
-            # wants them.
+            # Rows of a unit-norm table are scaled to unit variance an entry,
+            # as a residual stream wants them.
             rows = rows * jnp.asarray(c.width**0.5, rows.dtype)
         if c.learned_positions:
-            # Only padding lies beyond the table: texts are checked to be no longer, and padding
-            # must stay finite.
+            # Only padding lies beyond the table: texts are checked to be no longer,
+            # and padding must stay finite.
             rows = rows + jnp.take(self.position_embedding, position, axis=0, mode="clip").astype(
                 rows.dtype
             )
@@ -303,8 +302,8 @@ def widest_row(c: Positions) -> int | None:
 
 
 def bucketed(needed: int, bucket: int, least: int = 1) -> int:
-    """At least `least`, then multiples of `bucket`, so that few programs compile; whole blocks
-    above `QUERY_BLOCK`."""
+    """At least `least`, then multiples of `bucket`, so that few programs compile;
+    whole blocks above `QUERY_BLOCK`."""
     if needed <= least:
         return least
     if needed <= QUERY_BLOCK:
@@ -337,7 +336,7 @@ def init(config: ModelConfig, key: Array) -> dict:
 
 
 def init_adapters(config: ModelConfig, key: Array) -> dict:
-    """Fresh adapters of `config.lora`, which change nothing yet. The rest of the model is not made."""
+    """Fresh adapters of `config.lora`, which change nothing yet; no other parameters are made."""
     if not config.lora.rank:
         raise ValueError("lora.rank is 0: there are no adapters to make")
     return jax.jit(lambda key: lora.split(init(config, key))[0])(key)
@@ -388,8 +387,8 @@ def unembedding(config: ModelConfig, params: dict) -> Array:
 
 
 def unrolled(config: ModelConfig, params: dict) -> tuple[ModelConfig, dict]:
-    """The same model with unrolled layers, as the sampler wants it: a scanned cache would be copied
-    at every id."""
+    """The same model with unrolled layers, as the sampler wants it:
+    a scanned cache would be copied at every id."""
     if not config.scan_layers:
         return config, params
     rest = {name: value for name, value in params.items() if name != "stack"}

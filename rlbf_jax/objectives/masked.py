@@ -1,5 +1,5 @@
-"""Masked sums. A loss term is a (numerator, denominator) pair, reduced once, after all
-microbatches."""
+"""Masked sums. A loss term is a (numerator, denominator) pair, reduced once,
+after all microbatches."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Policy-gradient pieces: group and generalized advantages, the clipped surrogate, value and KL
-terms.
+"""Policy-gradient pieces: group and generalized advantages,
+the clipped surrogate, value and KL terms.
 
 Arrays are [B, T] over emitted streams; `action` [B, T] marks the ids the model drew itself, the
 only ones that count. Retracted ids are actions too: the model chose them.
@@ -38,8 +38,8 @@ def group_advantages(
     num_groups: int,
     eps: float = 1e-4,
 ) -> GroupAdvantages:
-    """(r - mean of the group) / (standard deviation of the group + eps), GRPO (Shao et al. 2024,
-    eq. 3).
+    """(r - mean of the group) / (standard deviation of the group + eps),
+    GRPO (Shao et al. 2024, eq. 3).
 
     Args:
       reward: [B] float32.
@@ -76,13 +76,13 @@ def generalized_advantages(
     action: Bool[Array, "B T"],
     lam: float,
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
-    """GAE (Schulman et al. 2016) in emission order with gamma = 1; holes between actions are
-    skipped.
+    """GAE (Schulman et al. 2016) in emission order with gamma = 1;
+    holes between actions are skipped.
 
     Args:
       reward: [B, T] float32.
-      value: [B, T] float32: column t is V of the state that action t was drawn in (its query is t -
-        1).
+      value: [B, T] float32: column t is V of the state that action t was drawn
+        in (its query is t - 1).
       action: [B, T] bool.
 
     Returns:
@@ -151,7 +151,7 @@ def value_loss(
 def kl_estimate(
     logprobs: Float[Array, "*shape"], reference: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """Unbiased, non-negative estimate of KL(policy || reference) at drawn ids: r - 1 - log r, r =
-    p_ref / p."""
+    """Unbiased, non-negative estimate of KL(policy || reference) at drawn ids:
+    r - 1 - log r, r = p_ref / p."""
     log_ratio = reference - logprobs
     return jnp.exp(log_ratio) - 1 - log_ratio

@@ -1,5 +1,5 @@
-"""Supervised loss: negative log-likelihood of the targets (RLBF 1.3 step 5 and L_SFT_guidance of
-1.6)."""
+"""Supervised loss: negative log-likelihood of the targets
+(RLBF 1.3 step 5 and L_SFT_guidance of 1.6)."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def sequence_logprobs(
       nll: [B, T], nats, of the token in each column (see `token_nll`); where `counts` does not hold
         it may be infinite or NaN, and its gradient is 0.
       counts: [B, T] bool, tokens in the sum: a completion's, not the prompt's or padding.
-      segment: [B, T] int32 of packed rows: 1, 2, ... for a row's sequences, 0 for padding. None:
-        one sequence a row.
-      num_segments: S (static), columns of the result for packed rows; sequences beyond are left
-        out.
+      segment: [B, T] int32 of packed rows: 1, 2, ... for a row's sequences, 0 for padding.
+        None: one sequence a row.
+      num_segments: S (static), columns of the result for packed rows;
+        sequences beyond are left out.
 
     Returns:
       float32 [B]; of packed rows [B, S], sequence s in column s - 1. 0 where nothing counts.
@@ -61,11 +61,11 @@ def linear_nll(
     targets: Int[Array, "B T"],
     counts: Bool[Array, "B T"],
 ) -> Float32[Array, ""]:
-    """Summed negative log-likelihood of targets under softmax(hidden @ table.T), without a [B, T,
-    V] array.
+    """Summed negative log-likelihood of targets under softmax(hidden @ table.T),
+    without a [B, T, V] array.
 
-    Loss and gradients are found chunk by chunk in one forward sweep, so no logits are kept or
-    computed twice.
+    Loss and gradients are found chunk by chunk in one forward sweep,
+    so no logits are kept or computed twice.
 
     Args:
       hidden: [B, T, D].

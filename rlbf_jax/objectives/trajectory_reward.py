@@ -1,4 +1,4 @@
-"""RLBF's trajectory reward (arXiv 2602.08377, the reward table of section 3) as one pure function."""
+"""RLBF's trajectory reward (arXiv 2602.08377, reward table of section 3), one pure function."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class RewardConfig:
     critic prompt treats really bad quality as something to fix, and its table has no value for it.
     At toy scale the policy otherwise learns to say less and less."""
     price_per_retracted: float = 0.0
-    """Taken off per retracted id: in the paper's table violating and taking back pays as much as
-    clean text."""
+    """Taken off per retracted id: in the paper's table violating and taking back pays
+    as much as clean text."""
     price_regenerated: float = 0.0
     """Taken off when a violation that was taken back is written again. The paper leaves open
     whether its penalty for this stands in the reward or in the update; ours stands here."""
     price_per_extra: float = 0.0
-    """Taken off a recovered response per id erased outside the violating sentence (overlap
-    shaping)."""
+    """Taken off a recovered response per id erased outside the violating sentence
+    (overlap shaping)."""
     most_extra: int = 6
     """Extra ids beyond this cost no more."""
 

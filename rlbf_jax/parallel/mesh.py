@@ -1,8 +1,8 @@
 """The mesh (data, fsdp, tensor) and where parameters, optimizer states and batches live on it.
 
-One rule table maps parameter names to axes, big_vision and EasyLM style; optimizer moments carry
-the names of their parameters in their paths and so inherit the rule. An axis that does not divide a
-dimension is left out.
+One rule table maps parameter names to axes, big_vision and EasyLM style;
+optimizer moments carry the names of their parameters in their paths and so inherit the rule.
+An axis that does not divide a dimension is left out.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class MeshConfig:
                 )
 
 
-# Last name of a parameter -> axes of its trailing dimensions. Leading (scanned) dimensions stay
-# whole.
+# Last name of a parameter -> axes of its trailing dimensions.
+# Leading (scanned) dimensions stay whole.
 RULES: dict[str, tuple[str | None, ...]] = {
     "embedding": (None, "fsdp"),
     "unembedding": (None, "fsdp"),
@@ -62,8 +62,8 @@ RULES: dict[str, tuple[str | None, ...]] = {
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) -> Mesh:
-    """A mesh over `devices` (all by default). Raises ValueError if the axes do not multiply to
-    their number."""
+    """A mesh over `devices` (all by default).
+    Raises ValueError if the axes do not multiply to their number."""
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in AXES]
     if sizes.count(-1) > 1:
@@ -92,8 +92,8 @@ def spec_of(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def shardings(tree, mesh: Mesh):
-    """NamedShardings for a tree of parameters, optimizer states or a whole train state (arrays or
-    shapes)."""
+    """NamedShardings for a tree of parameters, optimizer states or a whole train state
+    (arrays or shapes)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec_of(path, np.shape(leaf), mesh)), tree
     )

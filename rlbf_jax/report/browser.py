@@ -1,5 +1,5 @@
-"""The rows behind the report's trace browser: chosen, cut into pieces, marked where they may
-offend, and embedded.
+"""The rows behind the report's trace browser: chosen, cut into pieces,
+marked where they may offend, and embedded.
 
 The page hides what a reader may not want to see until it is asked for: erased words, violating
 spans, and the whole answer where no judge could tell.
@@ -46,11 +46,11 @@ def browser(
     most_bytes: int = MOST_BYTES,
     files: Sequence[str] | None = None,
 ) -> Browser | None:
-    """Chooses and embeds rows of each stage; None where there are none. `files`: where they are, if
-    not in the stages'.
+    """Chooses and embeds rows of each stage; None where there are none.
+    `files`: where they are, if not in the stages'.
 
-    Long answers lower the cap until the page stays below `most_bytes`, or one row of each kind is
-    left.
+    Long answers lower the cap until the page stays below `most_bytes`,
+    or one row of each kind is left.
     """
     total = sum(map(len, rows.values()))
     if not total:
@@ -75,8 +75,8 @@ def browser(
 
 
 def _ranked(rows: Sequence[Row], most: int) -> Iterator[tuple[tuple[int, int, int], Row]]:
-    """((turn, attack, verdict), row) of the first `most` rows of each attack and verdict; splits
-    and cells take turns.
+    """((turn, attack, verdict), row) of the first `most` rows of each attack and verdict;
+    splits and cells take turns.
 
     So do evaluation and attack command. Sorted by turn, the first rows of a page are a bit of
     everything, and nobody picked them.
@@ -176,14 +176,14 @@ def cut(text: str, spans: Iterable[tuple[int, int]]) -> list[tuple[str, bool]]:
 def _marked(
     pieces: Sequence[Piece], visible: str, spans: Sequence[tuple[int, int]]
 ) -> Iterator[list]:
-    """[text, what it is] of a trace. `spans` are places in the visible text, to be found again in
-    the pieces."""
+    """[text, what it is] of a trace. `spans` are places in the visible text,
+    to be found again in the pieces."""
     kept = "".join(p.text for p in pieces if p.kind == "content" and not p.erased)
     shift = len(kept) - len(kept.lstrip()) if kept.strip() == visible.strip() else None
     if kept == visible:
         shift = 0
-    # A decoder that joins pieces differently leaves nothing to aim with: then every visible word
-    # may be one of them.
+    # A decoder that joins pieces differently leaves nothing to aim with:
+    # then every visible word may be one of them.
     where = (
         [(0, len(kept))]
         if shift is None and spans
@@ -211,8 +211,8 @@ def embedded_json(data: Any) -> Markup:
     """JSON that no string in it can end early: the page's parser meets no `<`, `>` or `&`, no
     script a line separator.
 
-    Half of a surrogate pair becomes a question mark: it has no UTF-8, and there are browsers that
-    it crashes.
+    Half of a surrogate pair becomes a question mark: it has no UTF-8,
+    and there are browsers that it crashes.
     """
     plain = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return Markup(plain.encode("utf-8", "replace").decode().translate(_ESCAPED))

@@ -191,8 +191,8 @@ def color_of(runs: Sequence[RunFiles], name: str) -> str:
 def _value_tables(
     values: Mapping[Key, Value], main: Sequence[str], columns: Sequence[str], whole: frozenset[str]
 ) -> tuple[list[Table | None], list[Table | None]]:
-    """(open, folded) tables; where all stages are too many columns for a page, the last ones open
-    and all folded."""
+    """(open, folded) tables; where all stages are too many columns for a page,
+    the last ones open and all folded."""
     narrow = len(columns) <= MOST_COLUMNS
     ours = values if narrow else {key: value for key, value in values.items() if key[0] in main}
     hostile = {k: v for k, v in ours.items() if kind_of(k[1]) not in HARMLESS}
@@ -235,8 +235,8 @@ def _seed_tables(groups: Sequence[Group], whole: frozenset[str]) -> list[Table |
 
 
 def settings_table(runs: Sequence[RunFiles]) -> Table | None:
-    """What differs between the manifests: configuration, commit, versions, data; None where nothing
-    does."""
+    """What differs between the manifests: configuration, commit, versions, data;
+    None where nothing does."""
     flat = [_flat(run.manifest) for run in runs]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     rows = []

@@ -130,8 +130,8 @@ def time_plot(times: Mapping[str, Sequence[float]], colors: Mapping[str, str]) -
 
 
 def tradeoff_points(curve: Mapping[str, Any]) -> list[tuple[float, Row, Row]]:
-    """(bias, asr, false backtracks) of a `tradeoff_<stage>.json`, by bias; points without both are
-    left out."""
+    """(bias, asr, false backtracks) of a `tradeoff_<stage>.json`, by bias;
+    points without both are left out."""
     points = []
     for point in curve.get("points") or []:
         bad, good = (
@@ -211,8 +211,8 @@ def reinforcement_names(rows: Sequence[Row]) -> list[str]:
 def overlay_plot(
     series: Mapping[str, Sequence[Row]], names: Sequence[str], colors: Mapping[str, str]
 ) -> bytes:
-    """Small multiples: one panel a metric over steps, thin where raw, thick where smoothed, a line
-    a series."""
+    """Small multiples: one panel a metric over steps, thin where raw,
+    thick where smoothed, a line a series."""
     columns = min(3, len(names))
     lines = math.ceil(len(names) / columns)
     figure = Figure(figsize=(11.5, 2.3 * lines + 0.4), layout="constrained")

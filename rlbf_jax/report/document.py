@@ -1,5 +1,5 @@
-"""The report: `report.md`, a self-contained `report.html` and `plots/*.png`, from what a run has
-written so far.
+"""The report: `report.md`, a self-contained `report.html` and `plots/*.png`,
+from what a run has written so far.
 
 Reads `manifest.json`, `results.json`, the rows below `evaluation/` and
 `stages/<stage>/metrics.jsonl`; whatever is missing is named in the report instead of failing it.
@@ -86,8 +86,8 @@ class Report:
 
 
 def write_report(workdir: pathlib.Path) -> None:
-    """Writes `report.md`, `report.html` and `plots/` into `workdir`. Raises UserError where there
-    is no such folder."""
+    """Writes `report.md`, `report.html` and `plots/` into `workdir`.
+    Raises UserError where there is no such folder."""
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise UserError(f"{workdir} is not a folder; expected the --workdir of a run")
@@ -290,9 +290,9 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of `templates/` with these values. HTML templates escape every one; the page's
-    policy lets a browser run `browser.js` and nothing else, whatever a text of a model should look
-    like."""
+    """A template of `templates/` with these values. HTML templates escape every one;
+    the page's policy lets a browser run `browser.js` and nothing else,
+    whatever a text of a model should look like."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=lambda name: bool(name) and ".html" in str(name),

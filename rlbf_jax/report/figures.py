@@ -183,8 +183,8 @@ def correction_time(rows: Mapping[str, Sequence], colors: Mapping[str, str]) -> 
 
 
 def training(run: RunFiles, colors: Mapping[str, str]) -> list[Figure]:
-    """One figure a stage that has logged something that moves; the last stage's open, the others
-    folded."""
+    """One figure a stage that has logged something that moves;
+    the last stage's open, the others folded."""
     shown: list[Figure] = []
     for stage, rows in reversed(list(run.metrics.items())):
         reinforced = curves.reinforcement_names(rows)

@@ -1,5 +1,5 @@
-"""What a run has written, read for its report; what is missing or damaged is named instead of
-failing the report."""
+"""What a run has written, read for its report; what is missing or damaged is named instead
+of failing the report."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class RunFiles:
 
     @property
     def pool(self) -> str:
-        """What data the stages' own evaluations asked: as their rows agree, or as the manifest
-        says; else empty."""
+        """What data the stages' own evaluations asked: as their rows agree,
+        or as the manifest says; else empty."""
         pools = {str(row.get("data", "")) for rows in self.rows.values() for row in rows}
         if len(pools) == 1:
             return pools.pop()
@@ -68,8 +68,8 @@ class RunFiles:
 
     @property
     def benchmark(self) -> str:
-        """What the stages' own evaluations are called, as the manifest says; empty where it does
-        not."""
+        """What the stages' own evaluations are called, as the manifest says;
+        empty where it does not."""
         return self._configured("benchmark")
 
     def _configured(self, field: str) -> str:
@@ -81,8 +81,8 @@ class RunFiles:
 
 
 def check_is_run(workdir: pathlib.Path) -> None:
-    """Raises UserError for a folder that holds nothing of a run: an old report is worth more than
-    an empty one."""
+    """Raises UserError for a folder that holds nothing of a run:
+    an old report is worth more than an empty one."""
     if workdir.is_dir() and not any(
         (workdir / name).exists() for name in ("manifest.json", "results.json")
     ):

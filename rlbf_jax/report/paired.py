@@ -49,8 +49,8 @@ class Group:
 
 
 def grouped(runs: Sequence[RunFiles]) -> list[Group]:
-    """Runs in groups, in their order. A second run of a seed, and one that does not say its seed,
-    is on its own."""
+    """Runs in groups, in their order. A second run of a seed,
+    and one that does not say its seed, is on its own."""
     groups: list[tuple[str, dict[int, RunFiles]]] = []
     for place, run in enumerate(runs):
         config = run.manifest.get("config")
@@ -132,8 +132,8 @@ def _seeds(seeds: Mapping[int, Any] | Sequence[int]) -> str:
 
 
 def paired_tables(groups: Sequence[Group]) -> tuple[list[Table], list[str]]:
-    """Differences, the most telling table open and the others folded, and sentences about what
-    could not be paired."""
+    """Differences, the most telling table open and the others folded,
+    and sentences about what could not be paired."""
     shown: list[Table] = []
     notes = [words for group in groups if (words := usable(group))]
     if not groups or usable(groups[0]):

@@ -65,8 +65,8 @@ def bar_plot(
     mark_name: str = "leak",
     colors: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Grouped bars of rates. `panels`: (title, {group: {stage: Bar}}); whiskers are intervals,
-    diamonds are `mark`.
+    """Grouped bars of rates. `panels`: (title, {group: {stage: Bar}});
+    whiskers are intervals, diamonds are `mark`.
 
     `colors`: of the stages, if not their usual ones.
     """
@@ -135,8 +135,8 @@ def curve_names(rows: Sequence[Mapping[str, Any]], most: int = 9) -> list[str]:
 
 
 def smoothed(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """Centered running mean over about `share` of the values, narrower at both ends so that it
-    stays centered."""
+    """Centered running mean over about `share` of the values, narrower at both ends
+    so that it stays centered."""
     half = max(1, round(len(values) * share))
     means = []
     for i in range(len(values)):

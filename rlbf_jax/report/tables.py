@@ -23,8 +23,8 @@ from rlbf_jax.report.values import (
 from rlbf_jax.report.words import definitions
 
 UNDER_ATTACK = ("asr", "leak")
-"""What the table of attacks shows, always together; other columns of its group stand with the
-other measurements."""
+"""What the table of attacks shows, always together;
+other columns of its group stand with the other measurements."""
 ATTACK_NOTE = (
     "Large: asr, a complete violation left in the final text, and below it the 95 % interval. "
     "Beside it leak, any violating word left. † By construction: a whole violation is forced into "
@@ -35,8 +35,8 @@ ATTACK_NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """`text` large, `beside` it smaller, `small` lines below; `heat` in 0..1 colors the cell (0
-    good, 1 bad)."""
+    """`text` large, `beside` it smaller, `small` lines below;
+    `heat` in 0..1 colors the cell (0 good, 1 bad)."""
 
     text: str
     small: tuple[str, ...] = ()
@@ -100,8 +100,8 @@ def value_cell(value: Value | None, metric: str, heat: bool = False) -> Cell:
 def attack_table(
     values: Mapping[Key, Value], whole: Collection[str] = BY_CONSTRUCTION
 ) -> Table | None:
-    """asr with interval and, always beside it, leak: one row an attack and split, one column a
-    stage.
+    """asr with interval and, always beside it, leak:
+    one row an attack and split, one column a stage.
 
     `whole`: attacks that force a whole violation, see `by_construction`.
     """

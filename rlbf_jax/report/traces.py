@@ -1,5 +1,5 @@
-"""Traces for people: what was forced, written, erased and left, in a terminal, in HTML and in
-Markdown.
+"""Traces for people: what was forced, written, erased and left, in a terminal,
+in HTML and in Markdown.
 
 A row (one line of `evaluation/<stage>.jsonl`) holds its trace as pieces
 `{"text", "kind", "erased", "forced"}` in the order of emission; kind is `content`, `copy`,
@@ -41,8 +41,8 @@ class Piece:
 def trace_pieces(
     generation: Generation, tokenizer: Tokenizer, rule: EditRule | None = None
 ) -> list[Piece]:
-    """The trace of a generation in pieces. Ids are decoded in runs, so that characters of several
-    ids stay whole.
+    """The trace of a generation in pieces. Ids are decoded in runs,
+    so that characters of several ids stay whole.
 
     Args:
         rule: what the generation was sampled under; None: the tokenizer's.
@@ -72,8 +72,8 @@ def trace_pieces(
 def row_of(
     generation: Generation, tokenizer: Tokenizer, rule: EditRule | None = None
 ) -> dict[str, Any]:
-    """A generation as a JSON-able row: prompt, trace, visible text and edits. `rule`: see
-    `trace_pieces`."""
+    """A generation as a JSON-able row: prompt, trace, visible text and edits.
+    `rule`: see `trace_pieces`."""
     return {
         "prompt": generation.request.prompt,
         "num_forced": generation.num_forced,
@@ -120,8 +120,8 @@ def render_trace_terminal(row: Row) -> Text:
     """A row for a terminal: erased words red and struck through, copies dim, directives bold,
     forced words underlined.
 
-    Text of models and users goes in as plain characters: neither rich markup nor terminal escapes
-    in it take effect.
+    Text of models and users goes in as plain characters:
+    neither rich markup nor terminal escapes in it take effect.
     """
     text = Text()
     for piece in merged_pieces(row):
@@ -147,8 +147,8 @@ def printable(text: str) -> str:
 
 
 def markdown_trace(row: Row) -> str:
-    """A row on one Markdown line: `~~erased~~`, `*copied*`, directives as code, forced words
-    underlined by `<u>`."""
+    """A row on one Markdown line: `~~erased~~`, `*copied*`, directives as code,
+    forced words underlined by `<u>`."""
     parts = []
     for piece in merged_pieces(row):
         if piece.kind not in ("content", "copy"):
@@ -168,8 +168,8 @@ def markdown_trace(row: Row) -> str:
 
 
 def markdown_escape(text: str) -> str:
-    """The text as literal characters of a Markdown table cell; control characters but newline and
-    tab as escapes."""
+    """The text as literal characters of a Markdown table cell;
+    control characters but newline and tab as escapes."""
     text = "".join(
         repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
     )
@@ -197,8 +197,8 @@ def gallery(
 ) -> list[tuple[str, list[Row]]]:
     """A few rows for each attack, in the order of the file, so that nobody picked the pretty ones.
 
-    Rows that went wrong come first (at most half), because a reader learns most from them; then the
-    next ones.
+    Rows that went wrong come first (at most half), because a reader learns most from them;
+    then the next ones.
     """
     by_attack: dict[str, list[Row]] = {}
     for row in rows:

@@ -1,5 +1,5 @@
-"""How many texts could not be judged, and why: in evaluations by the judge, in rollouts by the
-critic of training."""
+"""How many texts could not be judged, and why: in evaluations by the judge,
+in rollouts by the critic of training."""
 
 from __future__ import annotations
 

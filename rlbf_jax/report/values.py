@@ -91,12 +91,12 @@ def _attack_name(r: Record, main: str, data: str, label: str) -> str:
 
 
 def knob_labels(records: Sequence[Record], main: str = "") -> dict[tuple[str, str, str], str]:
-    """(attack, benchmark, knobs as JSON) -> what tells them from other knobs of both, as "p 16 v 4
-    b 0", or nothing.
+    """(attack, benchmark, knobs as JSON) -> what tells them from other knobs of both,
+    as "p 16 v 4 b 0", or nothing.
 
-    A knob is named where its values differ within the attack and benchmark. Where that leaves two
-    records of one number alike (a knob that only one of them has), every knob that not all have
-    alike is named.
+    A knob is named where its values differ within the attack and benchmark.
+    Where that leaves two records of one number alike (a knob that only one of them has),
+    every knob that not all have alike is named.
     """
     knobs: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     rivals: dict[tuple, set[str]] = {}
@@ -129,8 +129,8 @@ def knob_labels(records: Sequence[Record], main: str = "") -> dict[tuple[str, st
 
 
 def _attack_of(r: Record, main: str) -> tuple[str, str]:
-    """A record's or row's attack and benchmark, which rows with a long prefix share with the
-    others."""
+    """A record's or row's attack and benchmark, which rows with a long prefix
+    share with the others."""
     return str(r.get("attack")), str(r.get("benchmark", main)).removesuffix("_long_prefix")
 
 
@@ -152,8 +152,8 @@ def _knobs_key(r: Record) -> str:
 def by_construction(
     records: Sequence[Record], rows: Iterable[Record], data: str = "", main: str = ""
 ) -> frozenset[str]:
-    """Names of attacks, as `index` tells them apart, that force a whole violation in every one of
-    some rows."""
+    """Names of attacks, as `index` tells them apart, that force a whole violation
+    in every one of some rows."""
     main = main or _main_benchmark(records)
     labels = knob_labels(records, main)
     whole: dict[str, bool] = dict.fromkeys(BY_CONSTRUCTION, True)

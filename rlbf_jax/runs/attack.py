@@ -52,15 +52,15 @@ class AttackOptions:
     grid: Literal["run", "paper"] = "run"
     """Settings of `decoding`: the run's, or the 49 of the reference implementation."""
     geometry: Literal["run", "wide"] = "run"
-    """Lengths of `middle_grid`, `benign_grid` and `prefilling_depth`: the run's, or up to 256
-    benign ids."""
+    """Lengths of `middle_grid`, `benign_grid` and `prefilling_depth`:
+    the run's, or up to 256 benign ids."""
     optimized: OptimizedConfig = OptimizedConfig()
     """Of the attacks that search a suffix."""
 
 
 def attack_stage(opened: OpenRun, stage: str, options: AttackOptions) -> list[Record]:
-    """Attacks a finished stage, writes rows and records: first the attacks that draw, then those
-    that search.
+    """Attacks a finished stage, writes rows and records: first the attacks that draw,
+    then those that search.
 
     A search that was broken off goes on from `attacks/NAME_STAGE.npz`. Raises UserError for an
     unknown attack, or one that does not fit, before anything is written.
@@ -99,8 +99,8 @@ def attack_stage(opened: OpenRun, stage: str, options: AttackOptions) -> list[Re
 
 
 def _asked_before(new: Record, old: Record) -> bool:
-    """Whether an old record is of an attack that is asked of its stage again, and none of the
-    stage's evaluation."""
+    """Whether an old record is of an attack that is asked of its stage again,
+    and none of the stage's evaluation."""
     by_command = (record.knobs.get(key) for record in (new, old) for key in ASKED)
     return len({*by_command}) == 1 and all(
         getattr(old, name) == getattr(new, name)
@@ -142,8 +142,8 @@ def _drawn(
 def scored_records(
     scorer: Critic, rows: Sequence[dict[str, Any]], attempts: Sequence[Attempt], template: Record
 ) -> list[Record]:
-    """`asr_scored`, `leak_scored`: any of the settings' picks, picked by the scorer and rated by
-    the judge."""
+    """`asr_scored`, `leak_scored`: any of the settings' picks,
+    picked by the scorer and rated by the judge."""
     exchanges = [
         exchange_of(attempt, row["visible"]) for row, attempt in zip(rows, attempts, strict=True)
     ]

@@ -68,8 +68,8 @@ def evaluate_benchmarks(
 ) -> None:
     """Asks a stage the benchmarks `NAME=PATH`; writes rows and numbers.
 
-    Raises UserError for a name, file, judge or option that cannot be used, before anything is
-    written.
+    Raises UserError for a name, file, judge or option that cannot be used,
+    before anything is written.
     """
     evaluator = opened.evaluator(stage)
     every = _read(evaluator, named, options)

@@ -31,8 +31,8 @@ class CheckpointPolicy:
     directives: bool
     """Whether it may take anything back."""
     vocab_size: int
-    """Ids that the checkpoint knows; ids beyond were added for a published checkpoint without
-    control tokens."""
+    """Ids that the checkpoint knows; ids beyond were added for a published checkpoint
+    without control tokens."""
 
     @property
     def max_length(self) -> int:
@@ -92,8 +92,8 @@ def open_model(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a tokenizer has control tokens: those of a run, and published ones that were given
-    some."""
+    """Whether a tokenizer has control tokens: those of a run,
+    and published ones that were given some."""
     if (folder / META_FILE).is_file():
         return True
     try:
@@ -115,8 +115,8 @@ def _stored_semantics(manifest: Path) -> Semantics:
 
 
 def _with_rows(config: ModelConfig, params: dict, vocab_size: int) -> tuple[ModelConfig, dict]:
-    """Zero rows for ids that the tokenizer has and the checkpoint has not; they are never legal and
-    never scored."""
+    """Zero rows for ids that the tokenizer has and the checkpoint has not;
+    they are never legal and never scored."""
     if vocab_size <= config.vocab_size:
         return config, params
     more = ((0, vocab_size - config.vocab_size), (0, 0))

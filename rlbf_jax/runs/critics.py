@@ -85,7 +85,7 @@ def evaluation_judge(
     own: Callable[[], Critic],
     folder: Path,
 ) -> Critic:
-    """The judge of evaluations: another object than the critic. Arguments as in `training_critic`."""
+    """The judge of evaluations, another object than the critic. Arguments: `training_critic`."""
     if endpoint.base_url:
         journal = folder / "judge" / "answers.jsonl"
         return HttpCritic(endpoint, categories, journal, option=JUDGE_OPTION)

@@ -1,5 +1,5 @@
-"""Asks a finished stage and judges its answers: the evaluation stages of a run, and commands after
-it."""
+"""Asks a finished stage and judges its answers: the evaluation stages of a run,
+and commands after it."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def evaluate_stage(run: Run, config: EvaluationSettings) -> None:
 
 
 class Evaluator:
-    """A stage of a run with what is asked of it and who judges; parts are made when first needed."""
+    """A stage of a run, what is asked of it and who judges; parts are made when first needed."""
 
     def __init__(self, run: Run, config: EvaluationSettings):
         self.run, self.config = run, config
@@ -160,8 +160,8 @@ class Evaluator:
     def sampling(
         self, label: str, rows_per_prompt: int = 1
     ) -> Callable[[Sequence[Request]], list[Generation]]:
-        """A function that samples requests with the evaluation's key and a progress bar of this
-        label."""
+        """A function that samples requests with the evaluation's key
+        and a progress bar of this label."""
         key = jax.random.key(self.suite.seed)
         sampler, params = self.sampler(rows_per_prompt), self.policy.params
 

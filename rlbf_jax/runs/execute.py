@@ -1,5 +1,5 @@
-"""Runs an experiment in a folder: stages in order, finished ones skipped, broken ones resumed, a
-report at the end."""
+"""Runs an experiment in a folder: stages in order, finished ones skipped,
+broken ones resumed, a report at the end."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def run(e: Experiment, workdir: str | Path, only: Collection[str] | None = None)
     """Runs an experiment to its report.
 
     Args:
-      only: names of the stages to run, the others being there already (`adopt`) or not wanted;
-        None: all.
+      only: names of the stages to run, the others being there already (`adopt`)
+        or not wanted; None: all.
 
     Raises UserError for what a user can mend, Preempted after a signal.
     """
@@ -68,8 +68,8 @@ def run(e: Experiment, workdir: str | Path, only: Collection[str] | None = None)
 def recipe(e: Experiment) -> list[Stage]:
     """All stages of an experiment: the method's, then an evaluation of each model it keeps.
 
-    Raises UserError for settings that do not go together, ValueError for a method whose stages are
-    out of order.
+    Raises UserError for settings that do not go together, ValueError for a method
+    whose stages are out of order.
     """
     if e.rule not in e.rules:
         raise UserError(
@@ -100,8 +100,8 @@ def view(whole: Run, stages: Sequence[Stage], stage: Stage) -> Run:
 
 
 def _check_sources(e: Experiment, whole: Run) -> None:
-    """Reads what cannot be made again (a data file, a critic's model): if it cannot be used, no
-    folder is left behind."""
+    """Reads what cannot be made again (a data file, a critic's model):
+    if it cannot be used, no folder is left behind."""
     _ = whole.world, whole.base_model
     critic = getattr(e.method, "critic", None)
     if isinstance(critic, CriticConfig):
@@ -117,8 +117,8 @@ def _first_to_train(stages: Sequence[Stage], stage: Stage) -> bool:
 
 
 def _fit(e: Experiment, whole: Run, stages: Sequence[Stage], views: dict[str, Run]) -> None:
-    """Whether text and shapes fit, before the training that they would break; not asked again once
-    something was trained."""
+    """Whether text and shapes fit, before the training that they would break;
+    not asked again once something was trained."""
     left = [s for s in stages if not s.prepares and not _done(whole, s).exists()]
     if len(left) < sum(not s.prepares for s in stages):
         return
@@ -132,8 +132,8 @@ def _done(whole: Run, stage: Stage) -> Path:
 
 
 def run_stage(mine: Run, stage: Stage, number: str) -> None:
-    """Runs a stage unless it is done. The marker in done/ comes last: all that it stands for is on
-    disk by then."""
+    """Runs a stage unless it is done. The marker in done/ comes last:
+    all that it stands for is on disk by then."""
     done = _done(mine, stage)
     if done.exists():
         return

@@ -68,7 +68,7 @@ class BaseConfig:
     """The model that every other stage starts from: trained here, or published."""
 
     model: ModelConfig = ModelConfig()
-    """Its vocabulary size is set from the tokenizer. Adapters (`lora`) are for stages after `base`."""
+    """The tokenizer sets its vocabulary size; adapters (`lora`) are for stages after `base`."""
     pretraining: SupervisedConfig = SupervisedConfig()
     start_from: str = ""
     """A checkpoint folder, as published or as `rlbf import` wrote it: the run's base model and
@@ -98,8 +98,8 @@ class MethodConfig:
     """Edit rules that its vocabulary has control ids of, where `data.rules` names none."""
 
     def stages(self, experiment: Experiment) -> Sequence[Stage]:
-        """The recipe, in order, evaluations left out. Raises UserError for settings that do not go
-        together."""
+        """The recipe, in order, evaluations left out.
+        Raises UserError for settings that do not go together."""
         raise NotImplementedError
 
 
@@ -125,8 +125,8 @@ class Experiment(Generic[M]):
     """Rows of a sampling batch."""
     evaluation: SuiteConfig = SuiteConfig()
     judge_endpoint: HttpCriticConfig = HttpCriticConfig()
-    """A chat model as the judge of evaluations, in place of the setting's own; off while its
-    base_url is empty."""
+    """A chat model as the judge of evaluations, in place of the setting's own;
+    off while its base_url is empty."""
     judge_model: str = ""
     """A folder of one of our models in its place, asked in the format of `judge_endpoint` and by
     what else it says of a format; off while empty."""
@@ -147,7 +147,9 @@ class Experiment(Generic[M]):
         return _replaced(self, changes)
 
     def changed(self, settings: Mapping[str, Any]) -> Experiment[M]:
-        """A copy with settings changed by their dotted flags: `{"sft.optimizer.learning_rate": 1e-3}`.
+        """A copy with settings changed by their dotted flags.
+
+        For instance `{"sft.optimizer.learning_rate": 1e-3}`.
 
         Raises TypeError for a name that is no setting of this experiment.
         """

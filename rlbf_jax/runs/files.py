@@ -11,8 +11,8 @@ from rlbf_jax.storage import write_whole
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of the run; empty where there is no such file. Raises UserError where it is
-    damaged."""
+    """A JSON object of the run; empty where there is no such file.
+    Raises UserError where it is damaged."""
     if not path.is_file():
         return {}
     try:

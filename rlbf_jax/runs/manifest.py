@@ -1,4 +1,4 @@
-"""RUN/manifest.json: the resolved experiment, its stages with their fingerprints, versions, devices.
+"""RUN/manifest.json: the resolved experiment, its stages with fingerprints, versions, devices.
 
 {"format": 2, "config": {...}, "stages": [{"name", "after", "label", "evaluated", "headline",
  "config", "fingerprint"}, ...], "shared": {...}, "data": {...}, "versions": ..., ...}
@@ -157,8 +157,8 @@ def read_manifest(workdir: Path) -> Manifest:
             made_by = (stored.get("versions") or {}).get("rlbf_jax", "an unknown version")
             raise UserError(
                 f"{path}: made by rlbf_jax {made_by}, whose runs this version "
-                f"({rlbf_jax.__version__}) does not read; use that version, or run again in another "
-                "--workdir"
+                f"({rlbf_jax.__version__}) does not read; use that version, "
+                "or run again in another --workdir"
             )
         if isinstance(config.get("model"), dict):
             config["model"] = upgraded(config["model"])
@@ -207,8 +207,10 @@ def open_workdir(e: Experiment, stages: Sequence[Stage], workdir: Path) -> None:
 
 
 def changed_settings(e: Experiment, stored: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Settings in which an experiment differs from a stored one, those that decide nothing left out:
-    (name, old, new)."""
+    """Settings in which an experiment differs from a stored one: (name, old, new).
+
+    Those that decide nothing are left out.
+    """
     kinds = (type(e), type(e.method), type(e.base), *_flat_kinds(e.method))
     harmless = {name for kind in kinds for name in field_names(kind, decides_nothing=True)}
     return [d for d in differences(stored, e.stored()) if d[0] not in harmless]

@@ -1,5 +1,5 @@
-"""One of our own models as a critic or judge: loaded from its folder and asked here, no endpoint
-takes part."""
+"""One of our own models as a critic or judge: loaded from its folder and asked here,
+no endpoint takes part."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def model_critic(
 
     Args:
       folder: RUN/stages/STAGE, or a checkpoint as published or as `rlbf import` writes it.
-      told: `format` and what belongs to it count: `threshold`, `guidelines`, `max_answer_tokens`,
-        `category_names`.
+      told: `format` and what belongs to it count: `threshold`, `guidelines`,
+        `max_answer_tokens`, `category_names`.
       categories: kinds of violation, for the format minimal_edit.
       option: where the folder was told, for messages.
       max_unjudged: see `LanguageModelCritic`.
 
-    Raises UserError for a folder that cannot be used, or for `server_template`, as no server
-    renders anything.
+    Raises UserError for a folder that cannot be used, or for `server_template`,
+    as no server renders anything.
     """
     if told.server_template:
         raise UserError(

@@ -1,5 +1,5 @@
-"""What goes into an exported folder beside the weights: tokenizer, token ids, and the recipe that
-edits as we do."""
+"""What goes into an exported folder beside the weights: tokenizer, token ids,
+and the recipe that edits as we do."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Published:
     tokenizer: FamilyTokenizer
     rule: EditRule
     generation: Mapping[str, Any]
-    """generation_config.json of the checkpoint that the run started from; empty where there is
-    none."""
+    """generation_config.json of the checkpoint that the run started from;
+    empty where there is none."""
 
 
 def run_of(stage: Path) -> Published | None:
@@ -67,8 +67,8 @@ def token_fields(tokenizer: FamilyTokenizer) -> dict[str, Any]:
 def write_generation(
     out: Path, tokenizer: FamilyTokenizer, published: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes generation_config.json: every id that ends a response, and padding even where the
-    family has none.
+    """Writes generation_config.json: every id that ends a response,
+    and padding even where the family has none.
 
     Args:
       published: the checkpoint's own, whose other fields stay.
@@ -87,8 +87,9 @@ def write_generation(
 def write_files(
     folder: Path, out: Path, run: Published, model: ModelConfig, max_tokens: int
 ) -> str:
-    """Writes tokenizer, generation_config.json and, for KEEP, the recipe; returns one line about the
-    recipe.
+    """Writes tokenizer, generation_config.json and, for KEEP, the recipe.
+
+    Returns one line about the recipe.
 
     Args:
       folder: where to.

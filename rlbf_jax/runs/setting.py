@@ -22,8 +22,8 @@ class Setting:
     critic: Callable[[Run], Critic]
     """Critic of training."""
     judge: Callable[[Run, int], Critic]
-    """(run, held-out answers it may measure) -> judge of evaluations, another object than the
-    critic."""
+    """(run, held-out answers it may measure) -> judge of evaluations,
+    another object than the critic."""
     check: Callable[[Run, int], None]
     """(run, most ids of a prompt). Raises UserError where configuration and text do not fit; called
     once the tokenizer is there."""

@@ -11,7 +11,7 @@ from rlbf_jax.parallel.mesh import row_shards
 
 
 def check_rows(name: str, rows: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises UserError where a batch does not divide over the mesh's row shards and microbatches."""
+    """Raises UserError for a batch that the mesh's row shards and microbatches do not divide."""
     shards = row_shards(mesh)
     if rows % (shards * accumulate):
         raise UserError(

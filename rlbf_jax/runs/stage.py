@@ -1,4 +1,4 @@
-"""A stage: one step of a recipe, and the fingerprint that says when its result may be used again."""
+"""A stage: one step of a recipe, and the fingerprint that says when its result may be reused."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def no_check(run: Run, config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Stage(Generic[C]):
-    """One step of a recipe. It sees its own configuration and the results of the stages it comes
-    after, nothing else.
+    """One step of a recipe. It sees its own configuration and the results
+    of the stages it comes after, nothing else.
 
     `do(run, config)` may be called again after a kill and goes on from its own checkpoints. It is a
     plain function: whatever it depends on stands in `config`, or comes from a stage in `after`.
@@ -36,8 +36,9 @@ class Stage(Generic[C]):
     check: Callable[[Run, C], None] = no_check
     """Called before anything is made. Raises UserError for shapes that do not fit."""
     fit: Callable[[Run, C], None] = no_check
-    """Called once the prepared data are there, before the first stage trains. Raises UserError where
-    text and shapes do not fit."""
+    """Called once the prepared data are there, before the first stage trains.
+
+    Raises UserError where text and shapes do not fit."""
     prepares: bool = False
     """Makes data or a tokenizer, no model."""
     evaluated: bool = False
@@ -85,5 +86,5 @@ def dependencies(stages: Sequence[Stage], name: str, shared: Shared) -> dict[str
 
 
 def fingerprint(stages: Sequence[Stage], name: str, shared: Shared) -> str:
-    """Two stages of one fingerprint have the same result, up to hardware: hash of `dependencies`."""
+    """Hash of `dependencies`: two stages of one fingerprint have one result, up to hardware."""
     return digest(dependencies(stages, name, shared))

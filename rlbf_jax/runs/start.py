@@ -1,8 +1,9 @@
-"""A run that starts from a published checkpoint: its tokenizer, model and parameters, where others
-train their own.
+"""A run that starts from a published checkpoint.
+
+Its tokenizer, model and parameters are the checkpoint's, where others train their own.
 
 RUN/tokenizer/                the checkpoint's, with control tokens
-RUN/start_from/               the checkpoint's configurations: a finished run needs its folder no more
+RUN/start_from/               its configurations: a finished run needs the checkpoint no more
 RUN/manifest.json             `data.start_from`: what the folder held when the run's data was made
 """
 
@@ -29,8 +30,8 @@ from rlbf_jax.tokenizers.folder import DEFAULT, GENERATION_FILE, META_FILE, meta
 
 FOLDER = "start_from"
 PIECE, PIECES = 1 << 16, 16
-"""Bytes of a piece of a weight file, and pieces, that its digest reads: a megabyte, whatever the
-file's size."""
+"""Bytes of a piece of a weight file, and pieces, that its digest reads:
+a megabyte, whatever the file's size."""
 OF_THE_RUN = ("dtype", "param_dtype", "remat", "scan_layers")
 """Fields of the model that the experiment decides; the checkpoint decides all others."""
 
@@ -39,8 +40,8 @@ def model_of(base: BaseConfig, run: Path) -> ModelConfig:
     """The base model before its vocabulary is known: configured, or the checkpoint's as the run
     computes it, with the checkpoint's vocabulary.
 
-    Raises UserError where neither the run nor the folder has a config.json, or it is of an unknown
-    architecture.
+    Raises UserError where neither the run nor the folder has a config.json,
+    or it is of an unknown architecture.
     """
     if not base.start_from:
         return styled(base.model)
@@ -61,11 +62,11 @@ class Wanted:
 
 
 def take_tokenizer(wanted: Wanted, start_from: str, run: Path) -> None:
-    """Writes the run's tokenizer, made of the checkpoint's, and copies of the checkpoint's
-    configurations.
+    """Writes the run's tokenizer, made of the checkpoint's,
+    and copies of the checkpoint's configurations.
 
-    Raises UserError where the tokenizer cannot be used, or has control tokens of another run
-    already.
+    Raises UserError where the tokenizer cannot be used, or has control tokens
+    of another run already.
     """
     folder = _folder(start_from)
     find_tokenizer(folder, wanted).save(run / "tokenizer")
@@ -77,8 +78,8 @@ def take_tokenizer(wanted: Wanted, start_from: str, run: Path) -> None:
 def find_tokenizer(folder: Path, wanted: Wanted) -> FamilyTokenizer:
     """The tokenizer of a checkpoint folder, which gets control tokens unless it has the right ones.
 
-    Raises UserError where it has others or another chat template, or does not fit the checkpoint's
-    embedding.
+    Raises UserError where it has others or another chat template,
+    or does not fit the checkpoint's embedding.
     """
     rows = config_from_hf(read_config(folder)).vocab_size
     kinds = tuple(wanted.rules)
@@ -144,11 +145,11 @@ def params_of(
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 (hex) of config.json and of every weight file's name, size, header and `PIECES`
-    pieces of its numbers.
+    """SHA-256 (hex) of config.json and of every weight file's name, size,
+    header and `PIECES` pieces of its numbers.
 
-    The whole of a small file; a change of a large one that no piece meets goes unnoticed, other
-    training does not.
+    The whole of a small file; a change of a large one that no piece meets goes unnoticed,
+    other training does not.
     """
     read_config(folder)
     found = hashlib.sha256((folder / "config.json").read_bytes())

@@ -23,8 +23,8 @@ from rlbf_jax.runs.evaluate import Evaluator
 
 
 def write_tradeoff(evaluator: Evaluator, biases: Sequence[float] = BIASES) -> Path:
-    """Sweeps the bias of directives over the run's attempts, `decoding` left out (it has knobs of
-    its own).
+    """Sweeps the bias of directives over the run's attempts, `decoding` left out
+    (it has knobs of its own).
 
     Writes `evaluation/tradeoff_STAGE.json` and returns its path. Raises UserError where the suite
     has no harmful or no benign attack.
@@ -45,8 +45,9 @@ def write_calibration(
 ) -> tuple[Calibration, Path]:
     """The bias at which harmless answers are taken back at most so often.
 
-    Writes `evaluation/calibration_STAGE.json`; returns what it holds, and its path. Raises UserError
-    on the test split, or where the suite has no harmful or no benign attack.
+    Writes `evaluation/calibration_STAGE.json`; returns what it holds, and its path.
+
+    Raises UserError on the test split, or where the suite has no harmful or no benign attack.
     """
     run, stage = evaluator.run, evaluator.config.stage
     if evaluator.suite.pool == "test":

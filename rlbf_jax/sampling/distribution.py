@@ -44,8 +44,8 @@ def legal_logits(
       logits: [..., V] float32.
       legal: [...] bool each.
       control_bias: [..., C] float32, added to the logits of the rule's C control ids.
-      temperature: [...] float32. 0 is greedy, and log-probabilities are then those at temperature
-        1.
+      temperature: [...] float32. 0 is greedy, and log-probabilities
+        are then those at temperature 1.
     """
     vocab = logits.shape[-1]
     after = vocab - rule.end_id
@@ -114,8 +114,8 @@ def _kept_by_top_p(
 
 
 def _largest(holds: Callable[[Array], Array], rows: int) -> Array:
-    """[B, 1] int32: the largest value of which `holds` ([B, 1] -> [B] bool) is true; it is of all
-    smaller ones."""
+    """[B, 1] int32: the largest value of which `holds` ([B, 1] -> [B] bool) is true;
+    it is of all smaller ones."""
 
     def try_bit(step: Array, found: Array) -> Array:
         higher = found | (1 << (30 - step))
@@ -151,8 +151,8 @@ def draw(
     """
     probabilities = jax.nn.softmax(logits, axis=-1)
     truncated = jnp.any((truncation.top_k > 0) | (truncation.top_p < 1) | (truncation.min_p > 0))
-    # Many sweeps of the vocabulary at every id are dear, so rows pay for it only when some row
-    # asks.
+    # Many sweeps of the vocabulary at every id are dear,
+    # so rows pay for it only when some row asks.
     probabilities = jax.lax.cond(
         truncated,
         lambda p: jnp.where(kept_by_truncation(p, truncation), p, 0.0),
@@ -166,11 +166,11 @@ def draw(
 def _inverse_cdf(
     weights: Float32[Array, "B V"], uniform: Float32[Array, " B"]
 ) -> Int32[Array, " B"]:
-    """[B]: of the columns of [B, V] with some weight, the first whose cumulative weight exceeds the
-    share `uniform`.
+    """[B]: of the columns of [B, V] with some weight,
+    the first whose cumulative weight exceeds the share `uniform`.
 
-    A cumulative sum of many columns is dear, so a block of them is chosen first, and then one of
-    its columns.
+    A cumulative sum of many columns is dear, so a block of them is chosen first,
+    and then one of its columns.
     """
     if weights.shape[-1] <= ONE_BLOCK:
         return _first_beyond(weights, uniform)[0]
@@ -180,8 +180,8 @@ def _inverse_cdf(
 
 
 def _first_beyond(weights: Array, uniform: Array) -> tuple[Array, Array]:
-    """[B] column whose cumulative weight is the first to exceed the share, and how far into it the
-    share reaches."""
+    """[B] column whose cumulative weight is the first to exceed the share,
+    and how far into it the share reaches."""
     mass = jnp.cumsum(weights, axis=-1)
     target = uniform * mass[:, -1]
     # Rounding may raise the sum where no weight is, and leave nothing beyond.

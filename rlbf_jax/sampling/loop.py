@@ -1,5 +1,5 @@
-"""The decoding loop: one `lax.while_loop` over fixed-size buffers, no Python and no host callback
-inside.
+"""The decoding loop: one `lax.while_loop` over fixed-size buffers,
+no Python and no host callback inside.
 
 Each turn draws from the logits of the id fed last, records the draw, and feeds it at its position.
 After a retraction that position lies further down: that is all there is to rewinding.
@@ -49,8 +49,8 @@ def decode(
         after = rule.step(edit, token)
         edit = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, edit)
         stopped = jnp.any(token[:, None] == batch.stop_ids, axis=-1)
-        # Rows that are done feed on harmlessly at their last position; nothing reads their cache
-        # again.
+        # Rows that are done feed on harmlessly at their last position;
+        # nothing reads their cache again.
         hidden, cache = program.step(params, token, position, state.cache, one_hot)
         return SampleState(
             logits=program.unembed(params, hidden),

@@ -1,6 +1,7 @@
 """What answers: a program with its parameters, its tokenizer, its edit rule and its semantics.
 
-policy = Policy(Single(config), params, tokenizer, tokenizer.controls.rule(), Semantics.KEEP, "base")
+rule = tokenizer.controls.rule()
+policy = Policy(Single(config), params, tokenizer, rule, Semantics.KEEP, "base")
 generations = policy.sample(["tell me"], seed=0)
 logprobs = policy.score(generations)        # what was recorded, read in one pass
 """

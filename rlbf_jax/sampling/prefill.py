@@ -1,5 +1,5 @@
-"""Prompt and forced ids in one teacher-forced pass, then a cache as if they had been fed one by
-one.
+"""Prompt and forced ids in one teacher-forced pass,
+then a cache as if they had been fed one by one.
 
 Forced ids may contain directives: the pass runs under their lifetimes, and every cache slot takes
 the id that was written to it last.

@@ -44,7 +44,7 @@ class Program(Protocol):
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Attention windows of the layers, None for a global one; they say whether rings are kept."""
+        """Attention windows of the layers, None for a global one; they decide on ring caches."""
 
     @property
     def learned_positions(self) -> bool:

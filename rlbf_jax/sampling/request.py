@@ -12,8 +12,8 @@ from rlbf_jax.directives import NEVER, Edit
 
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-    """Decoding parameters of one row. Every one is a traced array inside the sampler, so none
-    recompiles it."""
+    """Decoding parameters of one row. Every one is a traced array inside the sampler,
+    so none recompiles it."""
 
     temperature: float = 1.0
     """0 is greedy."""
@@ -24,18 +24,18 @@ class Knobs:
     min_p: float = 0.0
     """Keep ids at least this share as likely as the likeliest; 0 keeps all."""
     control_bias: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Added to the logits of control ids, by name. Keys: a control token (`[BACKTRACK_BY_3]`), a
-    category (`insult`), `categories` or `retractions`; what several keys say about one id adds
-    up."""
+    """Added to the logits of control ids, by name. Keys:
+    a control token (`[BACKTRACK_BY_3]`), a category (`insult`), `categories` or `retractions`;
+    what several keys say about one id adds up."""
     budget: int = 4
     """Most directives a response may start."""
     forbid_from: int = NEVER
-    """No directive may start while `forbid_from <= emitted < forbid_to`. (0, NEVER) forbids all of
-    them."""
+    """No directive may start while `forbid_from <= emitted < forbid_to`.
+    (0, NEVER) forbids all of them."""
     forbid_to: int = NEVER
     grammar: bool = True
-    """After a category only a retraction (or a copy and then a retraction), and a retraction
-    nowhere else."""
+    """After a category only a retraction (or a copy and then a retraction),
+    and a retraction nowhere else."""
     max_tokens: int = 64
     """Most ids emitted, forced and control ids included."""
     stop_ids: tuple[int, ...] | None = None
@@ -69,8 +69,8 @@ class Generation:
     text: str
     """Visible text, end of sequence left out."""
     trace: np.ndarray
-    """int32 [E]: every emitted id in order, forced ids first, end of sequence last (if it was
-    reached)."""
+    """int32 [E]: every emitted id in order, forced ids first, end of sequence last
+    (if it was reached)."""
     edits: tuple[Edit, ...]
     """Executed retractions, in order."""
     logprobs: np.ndarray

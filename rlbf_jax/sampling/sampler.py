@@ -25,8 +25,8 @@ from rlbf_jax.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """Shapes and semantics of a sampler. A batch compiles once for every (context, room) bucket it
-    needs."""
+    """Shapes and semantics of a sampler. A batch compiles once for every
+    (context, room) bucket it needs."""
 
     semantics: Semantics = Semantics.REWIND
     batch_size: int = 64
@@ -34,13 +34,13 @@ class SamplerConfig:
     min_context: int = 32
     """Narrowest context (prompt and forced ids)."""
     min_room: int = 64
-    """Least room for emitted ids. Raise both to the largest of a sweep, and the sweep compiles
-    once."""
+    """Least room for emitted ids. Raise both to the largest of a sweep,
+    and the sweep compiles once."""
     bucket: int = 32
     """Wider requests round up to a multiple of this."""
     max_context: int = 32_768
-    """Most ids of prompt and response together; a longer request is refused before it fills the
-    memory."""
+    """Most ids of prompt and response together;
+    a longer request is refused before it fills the memory."""
     one_hot_writes: bool | None = None
     """How cache slots are written; None: one-hot on TPU, slices elsewhere."""
     rows_per_context: int = 1
@@ -61,8 +61,8 @@ class SamplerConfig:
 
 
 STOPS = 4
-"""Stop ids of a row are padded to a multiple of this, so that lists of several lengths share a
-program."""
+"""Stop ids of a row are padded to a multiple of this,
+so that lists of several lengths share a program."""
 TURNS = 32
 """Ids between two questions whether a row is to end."""
 
@@ -97,8 +97,8 @@ class Sampler:
         rule: EditRule | None = None,
         sharding: jax.sharding.Sharding | None = None,
     ):
-        """`rule` is the tokenizer's backtracking rule by default; `sharding` places the rows of a
-        batch on a mesh."""
+        """`rule` is the tokenizer's backtracking rule by default;
+        `sharding` places the rows of a batch on a mesh."""
         self.model = model
         self.program = as_program(model)
         self.tokenizer = tokenizer
@@ -120,8 +120,8 @@ class Sampler:
     ) -> list[Generation]:
         """Samples one response a prompt.
 
-        Row r is drawn with fold_in(key, request id), so it does not depend on its neighbors, slot
-        or order.
+        Row r is drawn with fold_in(key, request id), so it does not depend
+        on its neighbors, slot or order.
 
         Args:
           ended: whether what a row has emitted so far is enough. It is asked every `TURNS` ids, so
@@ -245,8 +245,8 @@ def limits_of(knobs: Sequence[Knobs]) -> Limits:
 
 
 def control_bias_of(rule: EditRule, knobs: Sequence[Knobs]) -> np.ndarray:
-    """[B, controls] float32 from the names in `Knobs.control_bias`. Raises KeyError for an unknown
-    name."""
+    """[B, controls] float32 from the names in `Knobs.control_bias`.
+    Raises KeyError for an unknown name."""
     names = rule.names()
     count = len(rule.categories)
     bias = np.zeros((len(knobs), len(names)), np.float32)

@@ -1,8 +1,8 @@
-"""The one function that reads log-probabilities of traces: ONE teacher-forced pass, exact under
-either semantics.
+"""The one function that reads log-probabilities of traces: ONE teacher-forced pass,
+exact under either semantics.
 
-The law of the sampler: for both semantics `score` gives, id by id, the log-probabilities that the
-sampler recorded.
+The law of the sampler: for both semantics `score` gives, id by id,
+the log-probabilities that the sampler recorded.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ About a CPU cache."""
 
 
 class Traces(NamedTuple):
-    """A batch of emitted streams, with all that their legality and distribution depend on. B rows,
-    T ids."""
+    """A batch of emitted streams, with all that their legality and distribution
+    depend on. B rows, T ids."""
 
     tokens: Int32[Array, "B T"]
     """Prompt, then the trace (forced ids first), then zeros."""
@@ -59,8 +59,8 @@ class Traces(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """[B, T] each; column t speaks of the id in column t, seen from the query before it. Column 0
-    is 0."""
+    """[B, T] each; column t speaks of the id in column t, seen from the query
+    before it. Column 0 is 0."""
 
     logprobs: Float32[Array, "B T"]
     """Under mask, bias and temperature."""
@@ -125,8 +125,8 @@ def token_scores(
     before: EditState,
     drawn: int | None = None,
 ) -> Scores:
-    """Log-probability and entropy of every emitted id, without a [B, T, V] array when that would be
-    large.
+    """Log-probability and entropy of every emitted id, without a [B, T, V] array
+    when that would be large.
 
     `drawn`: read only the ids the model drew itself, of which no row has more than this (static);
     forced ids get 0. Most columns of an attacked rollout are prompt and forced ids, and their
@@ -172,8 +172,8 @@ def token_scores(
 
 
 def in_time_chunks(read, columns, vocab_size: int):
-    """Applies `read` to [B, T, ...] columns in as few time chunks as keep B x chunk x V under
-    `CHUNK`.
+    """Applies `read` to [B, T, ...] columns in as few time chunks
+    as keep B x chunk x V under `CHUNK`.
 
     Chunks are recomputed in the backward pass, so their logits are never kept.
     """
@@ -202,7 +202,7 @@ def score(
     semantics: Semantics,
     drawn: int | None = None,
 ) -> Scores:
-    """Log-probabilities of traces in one pass: equal to what the sampler recorded, under the same
-    semantics."""
+    """Log-probabilities of traces in one pass: equal to what the sampler recorded,
+    under the same semantics."""
     hidden, where = hidden_states(model, params, rule, traces, semantics)
     return token_scores(model, params, rule, traces, hidden, where.before, drawn)

@@ -1,11 +1,11 @@
-"""Arrays of the sampler: what a batch brings in (`Batch`) and what the loop carries
-(`SampleState`).
+"""Arrays of the sampler: what a batch brings (`Batch`) and what the loop carries (`SampleState`).
 
 Of a row with P prompt ids and F forced ids, after it emitted `e` ids in all:
 
-    context  [ prompt P | forced F | padding ]             prefilled in one pass
-    trace    [ forced F | drawn e - F | zeros ]            E wide, never shrinks
-    cache    slot of an id = its position (mod slots)      the cursor moves back at a retraction under REWIND
+    context  [ prompt P | forced F | padding ]           prefilled in one pass
+    trace    [ forced F | drawn e - F | zeros ]          E wide, never shrinks
+    cache    slot of an id = its position (mod slots)    under REWIND a retraction moves the cursor
+                                                         back
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Text <-> ids: our own SentencePiece vocabularies and those of published checkpoints, behind one
-protocol.
+"""Text <-> ids: our own SentencePiece vocabularies and those of published checkpoints,
+behind one protocol.
 
 No text makes a control, template or special id; only chat templates and our builders place such
 ids. Modules: `protocol`, `byte_text` (offsets, streaming), `own` (trained here, lossless); for
@@ -39,8 +39,8 @@ __all__ = [
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> SentencePieceTokenizer | FamilyTokenizer:
-    """Reads what `save` of either tokenizer wrote. Raises ValueError that names the missing or
-    broken file."""
+    """Reads what `save` of either tokenizer wrote.
+    Raises ValueError that names the missing or broken file."""
     folder = pathlib.Path(folder)
     if (folder / _folder.META_FILE).is_file():
         return FamilyTokenizer(_folder.read(folder))
@@ -83,8 +83,8 @@ def import_tokenizer(
 
     Args:
         folder: with tokenizer.json or tokenizer.model, and tokenizer_config.json,
-            special_tokens_map.json, generation_config.json, chat_template.jinja where there are
-            such.
+            special_tokens_map.json, generation_config.json,
+            chat_template.jinja where there are such.
         categories: kinds of violation, in the order of their ids.
         x_max: largest X of `[BACKTRACK_BY_X]`.
         rows: rows of the checkpoint's embedding (`vocab_size` of its config.json); those beyond the

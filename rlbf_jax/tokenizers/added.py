@@ -1,5 +1,5 @@
-"""Tokens that are found in text before the vocabulary sees it, and which part of a text may spell
-them.
+"""Tokens that are found in text before the vocabulary sees it,
+and which part of a text may spell them.
 
 A `tokenizer.json` lists *added tokens* (`<|im_start|>`, Gemma's runs of newlines); the library
 finds them anywhere. We find them ourselves, because it depends on who wrote the text: *guarded*
@@ -87,8 +87,8 @@ class Matcher:
             yield done, text[done:]
 
     def split_normalized(self, text: str) -> Iterator[str | AddedToken]:
-        """The same for a stretch after normalization: tokens with the flag `normalized` are found
-        only here."""
+        """The same for a stretch after normalization:
+        tokens with the flag `normalized` are found only here."""
         done = 0
         for found in self._late.finditer(text):
             if found.start() > done:
@@ -114,8 +114,8 @@ def _pattern(tokens: Sequence[AddedToken]) -> re.Pattern[str]:
 
 
 def _tree(contents: Sequence[str]) -> str:
-    """A pattern for the longest of some sorted texts, by their common beginnings: families have
-    thousands of them."""
+    """A pattern for the longest of some sorted texts, by their common beginnings:
+    families have thousands of them."""
     begin = os.path.commonprefix(contents)
     rest = [content[len(begin) :] for content in contents]
     groups = [

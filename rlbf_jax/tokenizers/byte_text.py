@@ -12,8 +12,8 @@ from rlbf_jax.tokenizers.protocol import Tokenizer
 
 
 def offsets(parts: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Character span of each part in the text of all; a part inside a multi-byte character covers
-    it whole.
+    """Character span of each part in the text of all;
+    a part inside a multi-byte character covers it whole.
 
     The text is `b"".join(parts).decode(errors="replace")`. An empty part has an empty span.
     """
@@ -31,8 +31,8 @@ def offsets(parts: Sequence[bytes]) -> list[tuple[int, int]]:
 
 
 class BytePieces:
-    """What a tokenizer gets from knowing the bytes of each id; it adds `vocab_size`, `name` and the
-    way in."""
+    """What a tokenizer gets from knowing the bytes of each id; it adds `vocab_size`,
+    `name` and the way in."""
 
     _bytes: list[bytes]
     _controls: Controls
@@ -68,8 +68,8 @@ class BytePieces:
         return self._bytes[self._checked(token)]
 
     def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Character spans; an id inside a multi-byte character covers it whole, a vanished id has
-        an empty span."""
+        """Character spans; an id inside a multi-byte character covers it whole,
+        a vanished id has an empty span."""
         return offsets([self.piece_bytes(i) for i in ids])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -85,10 +85,10 @@ class BytePieces:
 class StreamDecoder:
     """The text of a response while its ids arrive, one by one.
 
-    No code point is ever split: what may still become a character waits for its last byte. For any
-    ids, `"".join(push(i) for i in ids) + flush() == tokenizer.decode(ids)`. When a directive
-    retracts, `rewind` tells how much of the text to take back; push the ids that a reader may see,
-    not the directives.
+    No code point is ever split: what may still become a character waits for its last byte.
+    For any ids, `"".join(push(i) for i in ids) + flush() == tokenizer.decode(ids)`.
+    When a directive retracts, `rewind` tells how much of the text to take back;
+    push the ids that a reader may see, not the directives.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -110,8 +110,8 @@ class StreamDecoder:
         return text
 
     def rewind(self, count: int) -> int:
-        """Forgets the last `count` ids (all, if there are fewer); returns how many shown characters
-        to delete.
+        """Forgets the last `count` ids (all, if there are fewer);
+        returns how many shown characters to delete.
 
         The text that is left is always a beginning of the text that was shown, so deleting is
         enough. Raises ValueError after `flush` and for a negative count.

@@ -1,5 +1,5 @@
-"""A checkpoint's own chat template, rendered so that it is known which characters the template
-wrote.
+"""A checkpoint's own chat template, rendered so that it is known
+which characters the template wrote.
 
 A template may do anything with a message: trim it, split it, look into it. So the characters of a
 message are put on a disguise before rendering: every character that is not white space becomes a
@@ -26,8 +26,8 @@ from rlbf_jax.errors import InputError
 
 ROLES = ("system", "user", "assistant", "tool")
 DATE = datetime.date(2024, 7, 26)
-"""What templates that ask for the date get (Llama 3's own default), so that a run is the same
-tomorrow."""
+"""What templates that ask for the date get (Llama 3's own default),
+so that a run is the same tomorrow."""
 _PRIVATE = range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)
 
 
@@ -37,8 +37,8 @@ class ChatTemplate:
 
     Args:
         source: the template.
-        variables: what the template may name besides the messages: `bos_token` and its like, as
-          text.
+        variables: what the template may name besides the messages:
+          `bos_token` and its like, as text.
         date: answer to `strftime_now`.
         where: file, for messages.
     """
@@ -58,8 +58,8 @@ class ChatTemplate:
             ) from error
 
     def plain(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """The text that `transformers` renders. Raises InputError where the template refuses the
-        messages."""
+        """The text that `transformers` renders.
+        Raises InputError where the template refuses the messages."""
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
@@ -83,8 +83,8 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         is_spelled: Callable[[str], bool] = lambda _: False,
     ) -> tuple[str, bytes]:
-        """Text, and one byte a character: 0 where a message wrote it, 1 elsewhere (and for white
-        space).
+        """Text, and one byte a character: 0 where a message wrote it, 1 elsewhere
+        (and for white space).
 
         Args:
             messages: `{"role": one of ROLES, "content": str}` each.
@@ -126,7 +126,7 @@ class ChatTemplate:
 
 
 def environment(date: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """The sandbox that `transformers` renders chat templates in (`utils/chat_template_utils.py`)."""
+    """The sandbox in which `transformers` renders templates (`utils/chat_template_utils.py`)."""
     made = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )

@@ -1,5 +1,5 @@
-"""What is checked once, when a published tokenizer is imported, against the `tokenizers` library
-itself."""
+"""What is checked once, when a published tokenizer is imported,
+against the `tokenizers` library itself."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Where control ids go in a published vocabulary, what their embedding rows start as, and how files
-say so.
+"""Where control ids go in a published vocabulary, what their embedding rows start as,
+and how files say so.
 
 A control id must have a row and no spelling. Published files can give a token a row, but any
 *added* token can be spelled by whoever types its content. So control tokens stand in the model's
@@ -34,8 +34,8 @@ class Placement:
     """The first category; retractions and `[RESET]` follow."""
     count: int
     source: str
-    """`reserved` (tokens the family keeps spare), `padding` (rows beyond the tokenizer) or
-    `appended` (new rows)."""
+    """`reserved` (tokens the family keeps spare), `padding` (rows beyond the tokenizer)
+    or `appended` (new rows)."""
     vocab_size: int
     """Rows that the embedding needs."""
 
@@ -47,11 +47,11 @@ class Placement:
 def place(
     spellings: Mapping[int, str], rows: int, count: int, taken: Collection[int] = ()
 ) -> Placement:
-    """Looks for `count` neighboring ids: among reserved tokens, then padding rows, then behind
-    everything.
+    """Looks for `count` neighboring ids: among reserved tokens, then padding rows,
+    then behind everything.
 
-    Of reserved tokens the last long enough run is taken, and its end: fine-tunes by others begin at
-    the front.
+    Of reserved tokens the last long enough run is taken, and its end:
+    fine-tunes by others begin at the front.
 
     Args:
         spellings: every id of the tokenizer with its text.
@@ -81,14 +81,14 @@ def new_rows(
     skip: Collection[int] = (),
     chunk: int = 8192,
 ) -> np.ndarray:
-    """Rows for new ids: the mean of the old rows plus noise of `spread` old standard deviations,
-    column by column.
+    """Rows for new ids: the mean of the old rows plus noise of `spread` old standard
+    deviations, column by column.
 
     Args:
         embedding: [V, D] old rows.
         seed: the same seed gives the same rows.
-        skip: rows that were never trained (`FamilyTokenizer.untrained_ids`), which stay out of mean
-          and deviation.
+        skip: rows that were never trained (`FamilyTokenizer.untrained_ids`),
+          which stay out of mean and deviation.
         chunk: rows that are converted to float64 at a time.
 
     Returns:
@@ -115,13 +115,13 @@ def new_rows(
 def with_names(document: Mapping[str, Any], names: Mapping[int, str], where: str) -> dict[str, Any]:
     """A tokenizer.json with control ids in its vocabulary, under names that no text reaches.
 
-    Added tokens are written into the vocabulary too: when the library reads the file it numbers an
-    added token by the vocabulary, or else behind it, and would give other ids after the vocabulary
-    has grown.
+    Added tokens are written into the vocabulary too:
+    when the library reads the file it numbers an added token by the vocabulary, or else behind it,
+    and would give other ids after the vocabulary has grown.
 
     Raises:
-        InputError: no vocabulary, or a Unigram one (a list without gaps) that cannot hold these
-          ids.
+        InputError: no vocabulary, or a Unigram one (a list without gaps)
+          that cannot hold these ids.
     """
     model = dict(document.get("model") or {})
     if "vocab" not in model:
@@ -150,8 +150,8 @@ def with_names(document: Mapping[str, Any], names: Mapping[int, str], where: str
 def without_spellings(
     config: Mapping[str, Any], gone: Sequence[AddedToken], ids: Collection[int]
 ) -> dict[str, Any]:
-    """A tokenizer_config.json (or special_tokens_map.json) that does not list the ids that became
-    control ids."""
+    """A tokenizer_config.json (or special_tokens_map.json) that does not list the ids
+    that became control ids."""
     made = dict(config)
     contents = {token.content for token in gone}
     if "added_tokens_decoder" in made:

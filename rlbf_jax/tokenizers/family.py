@@ -6,9 +6,9 @@ every added token that the chat template writes (`<think>`, `<tool_call>`), and 
 Other added tokens are ordinary vocabulary (Gemma's runs of newlines and HTML tags) and are found in
 any text, as the family has it.
 
-`encode` gives a continuation: nothing is put before it, so pieces of a text concatenate. `decode`
-gives back the family's normalization of a text (`normalize`): Qwen's NFC, SentencePiece's reading
-of U+2581 as a space.
+`encode` gives a continuation: nothing is put before it, so pieces of a text concatenate.
+`decode` gives back the family's normalization of a text (`normalize`):
+Qwen's NFC, SentencePiece's reading of U+2581 as a space.
 """
 
 from __future__ import annotations
@@ -124,14 +124,14 @@ class FamilyTokenizer(byte_text.BytePieces):
 
     @property
     def new_ids(self) -> range:
-        """Control ids; their embedding rows are new (`controls.new_rows`) even where the checkpoint
-        has rows."""
+        """Control ids; their embedding rows are new (`controls.new_rows`)
+        even where the checkpoint has rows."""
         return self._controls.ids
 
     @property
     def untrained_ids(self) -> frozenset[int]:
-        """Rows of the embedding that the checkpoint never used: spare tokens, rows without a token,
-        control ids."""
+        """Rows of the embedding that the checkpoint never used:
+        spare tokens, rows without a token, control ids."""
         spare = {t.id for t in self._added.values() if RESERVED.fullmatch(t.content)}
         return frozenset(spare | self._blank | set(self._controls.ids))
 
@@ -150,9 +150,9 @@ class FamilyTokenizer(byte_text.BytePieces):
     ) -> list[int]:
         """Ids of a conversation by the checkpoint's chat template; what messages say is untrusted.
 
-        For messages that spell no guarded token these are the ids that `transformers` gives. Raises
-        InputError without a template, or where it refuses the messages or cannot be kept apart from
-        them.
+        For messages that spell no guarded token these are the ids that `transformers` gives.
+        Raises InputError without a template, or where it refuses the messages
+        or cannot be kept apart from them.
         """
         if self.template is None:
             raise InputError(
@@ -170,8 +170,8 @@ class FamilyTokenizer(byte_text.BytePieces):
         return tuple(self._opening)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A user's turn and the opening of the model's; without a template the family's opening,
-        then the text."""
+        """A user's turn and the opening of the model's;
+        without a template the family's opening, then the text."""
         if self.template is not None:
             return self.encode_chat([{"role": "user", "content": text}])
         return [*self._opening, *self.encode(text)]
@@ -209,8 +209,8 @@ class FamilyTokenizer(byte_text.BytePieces):
         return hashlib.sha256(b"".join(sums)).hexdigest()
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes the checkpoint's tokenizer files with control tokens, readable by `transformers`
-        and by us."""
+        """Writes the checkpoint's tokenizer files with control tokens,
+        readable by `transformers` and by us."""
         for name, content in self._files.content.items():
             write_whole(pathlib.Path(folder) / name, content)
 
@@ -250,8 +250,8 @@ class FamilyTokenizer(byte_text.BytePieces):
         return any(map(self._matcher.spells_guarded, (text, unicodedata.normalize("NFKC", text))))
 
     def _find_eos_ids(self) -> tuple[int, ...]:
-        """End of turn by the chat template, then the tokenizer's end of sequence, then those of
-        generation_config."""
+        """End of turn by the chat template, then the tokenizer's end of sequence,
+        then those of generation_config."""
         found = [self._turn_end(), self._eos, *self._meta.stop_ids]
         ids = tuple(dict.fromkeys(i for i in found if i is not None))
         if not ids:
@@ -287,8 +287,8 @@ class FamilyTokenizer(byte_text.BytePieces):
         return self._vocabulary.bytes_of(token) if token in self._vocabulary.pieces else b""
 
     def _never(self) -> tuple[int, ...]:
-        """Ids that are never legal in a response: special ones that end nothing, and rows without a
-        piece."""
+        """Ids that are never legal in a response: special ones that end nothing,
+        and rows without a piece."""
         hidden = (self._hidden | self._blank) - set(self._eos_ids)
         return tuple(sorted(hidden - self._control_names.keys()))
 

@@ -105,8 +105,8 @@ class Meta:
 
 
 def read(folder: str | pathlib.Path, template_name: str = DEFAULT) -> Files:
-    """The tokenizer files; where another chat template than the default is asked for, it takes the
-    default's place.
+    """The tokenizer files; where another chat template than the default is asked for,
+    it takes the default's place.
 
     Raises InputError if the folder holds no tokenizer, or no chat template of this name.
     """
@@ -122,8 +122,8 @@ def read(folder: str | pathlib.Path, template_name: str = DEFAULT) -> Files:
 
 
 def _with_template(folder: pathlib.Path, files: Files, name: str) -> Files:
-    """The files with a named chat template as the only one, so that every program that reads them
-    takes it."""
+    """The files with a named chat template as the only one, so that every program
+    that reads them takes it."""
     config = dict(files.json(CONFIG_FILE))
     named = _named_templates(config.pop("chat_template", None))
     beside = {
@@ -154,7 +154,7 @@ def spellings(files: Files) -> dict[int, str]:
 
 
 def listed(files: Files) -> list[AddedToken]:
-    """Every added, special or user-defined token, of the vocabulary file and of the configuration."""
+    """Every added, special or user-defined token of vocabulary file and configuration."""
     if JSON_FILE in files.content:
         found = {token.id: token for token in huggingface.added_tokens(files.json(JSON_FILE))}
     else:
@@ -179,7 +179,7 @@ def listed(files: Files) -> list[AddedToken]:
 
 
 def roles(files: Files) -> dict[str, str]:
-    """`bos_token` and its like with their text; the configuration wins over the special tokens map."""
+    """`bos_token` and its like with their text; configuration before special tokens map."""
     merged = _named(files)
     return {role: text for role in ROLES if (text := controls.content_of(merged.get(role)))}
 
@@ -204,8 +204,8 @@ def _named(files: Files) -> dict[str, Any]:
 
 
 def template(files: Files, name: str = DEFAULT) -> str | None:
-    """The chat template: `chat_template.jinja`, else the configuration's (a string, or a list of
-    named ones).
+    """The chat template: `chat_template.jinja`, else the configuration's
+    (a string, or a list of named ones).
 
     Raises:
         InputError: several templates and none of this name.
@@ -261,8 +261,8 @@ def with_controls(
     template_name: str = DEFAULT,
     date: str = DATE.isoformat(),
 ) -> Files:
-    """The files of a published tokenizer, with control tokens that have rows and names and no
-    spelling.
+    """The files of a published tokenizer, with control tokens that have rows
+    and names and no spelling.
 
     Args:
         files: as published.
@@ -304,8 +304,8 @@ def _rewritten(files: Files, made: Meta, gone: Sequence[AddedToken]) -> Files:
         if name in content:
             content[name] = _dump(controls.without_spellings(files.json(name), gone, names))
     if JSON_FILE in content:
-        # Classes of families build their tokenizer anew from parts of the file; this one takes it
-        # as it stands.
+        # Classes of families build their tokenizer anew from parts of the file;
+        # this one takes it as it stands.
         config = {"model_input_names": MODEL_INPUTS} | json.loads(content.get(CONFIG_FILE, b"{}"))
         content[CONFIG_FILE] = _dump(config | {"tokenizer_class": "PreTrainedTokenizerFast"})
     content[META_FILE] = _dump(made.fields())

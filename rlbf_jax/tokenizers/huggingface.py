@@ -1,5 +1,5 @@
-"""The vocabulary of a `tokenizer.json` (library `tokenizers`), for text in which nothing is
-special.
+"""The vocabulary of a `tokenizer.json` (library `tokenizers`),
+for text in which nothing is special.
 
 The library finds added tokens before its model sees a text, and a Unigram model also finds special
 tokens that stand in its vocabulary. So the file is loaded without its added tokens (`added.Matcher`
@@ -25,8 +25,8 @@ SPACE = "\u2581"
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte (arXiv gives none; `bytes_to_unicode` of its
-    release), inverted."""
+    """GPT-2's printable character for each byte
+    (arXiv gives none; `bytes_to_unicode` of its release), inverted."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {
@@ -42,11 +42,11 @@ class Parts:
     """What a tokenizer.json says, apart from its model's pieces."""
 
     kind: str
-    """`bytes` (byte-level pieces) or `spaces` (a space is spelled U+2581, unknown characters go by
-    `<0xNN>`)."""
+    """`bytes` (byte-level pieces) or `spaces`
+    (a space is spelled U+2581, unknown characters go by `<0xNN>`)."""
     prefix: str
-    """Where the family puts a space before plain text: `never`, `first` (at the beginning) or
-    `always`."""
+    """Where the family puts a space before plain text:
+    `never`, `first` (at the beginning) or `always`."""
     forced_prefix: bool
     """Whether that space is added even before text that begins with one."""
 
@@ -60,8 +60,8 @@ class HuggingFaceVocabulary:
         where: file, for messages.
 
     Raises:
-        InputError: a kind of model, pre-tokenizer or decoder that loses text, or no pieces for all
-          256 bytes.
+        InputError: a kind of model, pre-tokenizer or decoder that loses text,
+          or no pieces for all 256 bytes.
     """
 
     def __init__(self, document: Mapping[str, Any], guarded: frozenset[int], where: str):
@@ -131,8 +131,8 @@ class HuggingFaceVocabulary:
         return piece.replace(SPACE, " ").encode()
 
     def _bad(self, token: int, spelling: str) -> bool:
-        """Whether an id was spelled out by the text: a guarded one, or "<0x41>", which Unigram
-        models find in text."""
+        """Whether an id was spelled out by the text: a guarded one, or "<0x41>",
+        which Unigram models find in text."""
         return token in self._guarded or (
             spelling[:3] == "<0x" and spelling == self.pieces.get(token)
         )

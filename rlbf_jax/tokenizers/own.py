@@ -2,8 +2,8 @@
 
 Order of ids: pad 0, bos 1, eos 2, unk 3, the 256 byte pieces and the sub-words of SentencePiece;
 then `[USER]` and `[MODEL]`; then the control ids (`directives.Controls`): by default categories and
-backtracks, then `[RESET]`. Everything after the SentencePiece pieces has no spelling, hence no text can produce
-it: "[BACKTRACK_BY_3]" in a prompt is plain characters.
+backtracks, then `[RESET]`. Everything after the SentencePiece pieces has no spelling, hence no text
+can produce it: "[BACKTRACK_BY_3]" in a prompt is plain characters.
 
 Sub-words never cross a space (a word's first piece begins with it) and merges are BPE, so for texts
 a and b of which b begins with a space, encode(a) + encode(b) == encode(a + b).
@@ -29,16 +29,16 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
 _SPACE = "\u2581"
 _RESERVED = re.compile("[\x00\t\n\r\u2581\u2585]")
-"""Never in training text: line ends, SentencePiece's own space, unknown and boundary marks. They
-encode as bytes."""
+"""Never in training text: line ends, SentencePiece's own space, unknown and boundary marks.
+They encode as bytes."""
 _CHUNK = 1000
-"""Characters a training sentence may have; the BPE trainer's positions within a word are 16 bits
-wide."""
+"""Characters a training sentence may have;
+the BPE trainer's positions within a word are 16 bits wide."""
 
 
 class SentencePieceTokenizer(byte_text.BytePieces):
-    """A SentencePiece model (serialized proto) with the control ids of this project behind its
-    pieces.
+    """A SentencePiece model (serialized proto) with the control ids
+    of this project behind its pieces.
 
     Args:
         model: serialized SentencePiece model with pad 0, bos 1, eos 2, unk 3, byte fallback and
@@ -124,8 +124,8 @@ class SentencePieceTokenizer(byte_text.BytePieces):
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Raises InputError for lone surrogates, which no UTF-8 text can hold."""
         check_text(text)
-        # U+2581 is SentencePiece's spelling of a space, so a real one must go around it, by its
-        # bytes.
+        # U+2581 is SentencePiece's spelling of a space,
+        # so a real one must go around it, by its bytes.
         ids: list[int] = []
         for index, part in enumerate(text.split(_SPACE)):
             if index:
@@ -153,7 +153,7 @@ class SentencePieceTokenizer(byte_text.BytePieces):
         return hashlib.sha256(self._model + b"\0" + self._meta().encode()).hexdigest()
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes `tokenizer.model` (readable by SentencePiece) and `tokenizer.json` into `folder`."""
+        """Writes `tokenizer.model`, which SentencePiece reads, and `tokenizer.json`."""
         folder = pathlib.Path(folder)
         write_whole(folder / MODEL_FILE, self._model)
         write_whole(folder / META_FILE, self._meta() + "\n")
@@ -191,8 +191,8 @@ def train_tokenizer(
         kinds: which edit rules there are control ids for; see `directives.Controls`.
 
     Raises:
-        ValueError: no text, or a vocabulary that the texts cannot fill or whose alphabet does not
-          fit; names the bound.
+        ValueError: no text, or a vocabulary that the texts cannot fill
+          or whose alphabet does not fit; names the bound.
     """
     check_categories(categories, x_max)
     sentences = list(_sentences(texts))

@@ -1,12 +1,12 @@
-"""A run's own SentencePiece vocabulary in the form of published tokenizers: tokenizer.json and what
-belongs to it.
+"""A run's own SentencePiece vocabulary in the form of published tokenizers:
+tokenizer.json and what belongs to it.
 
-The pieces become a BPE of the `tokenizers` library whose spaces are real spaces, not U+2581, so
-nothing normalizes a text and U+2581 itself goes by its bytes, as in `own`. A merge has the rank of
-the piece that it makes, as in SentencePiece, which looks at the joined text only. Of two ways to
-make one piece SentencePiece takes the leftmost in the text; the library knows one rank each, so ids
-may differ where two such ways are possible *side by side at one time*, as a repeated syllable could
-make them.
+The pieces become a BPE of the `tokenizers` library whose spaces are real spaces,
+not U+2581, so nothing normalizes a text and U+2581 itself goes by its bytes, as in `own`.
+A merge has the rank of the piece that it makes, as in SentencePiece, which looks
+at the joined text only. Of two ways to make one piece SentencePiece takes the leftmost in the text;
+the library knows one rank each, so ids may differ where two such ways are possible *side by side
+at one time*, as a repeated syllable could make them.
 
 Control tokens stand in the vocabulary under a name that no merge leads to (`controls`). `<pad>`,
 `<s>`, `</s>`, `<unk>`, `[USER]` and `[MODEL]` are special tokens: the chat template has to spell
@@ -33,8 +33,8 @@ TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message['role'] 
 
 
 def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
-    """tokenizer.json, its configuration, a chat template and our control tokens, with the ids that
-    they have here."""
+    """tokenizer.json, its configuration, a chat template and our control tokens,
+    with the ids that they have here."""
     controls = tokenizer.controls
     meta = folder.Meta(
         categories=controls.categories,

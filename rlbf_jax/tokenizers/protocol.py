@@ -1,5 +1,5 @@
-"""What models, samplers, builders and critics need of a tokenizer, and the checks that every
-tokenizer makes."""
+"""What models, samplers, builders and critics need of a tokenizer,
+and the checks that every tokenizer makes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Tokenizer(Protocol):
 
     @property
     def eos_id(self) -> int:
-        """The id that ends our own targets: end of turn where a chat template has one, else end of
-        sequence."""
+        """The id that ends our own targets: end of turn where a chat template has one,
+        else end of sequence."""
         ...
 
     @property
@@ -33,13 +33,13 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Ids in all: template and control ids, and rows of the embedding that have no spelling,
-        included."""
+        """Ids in all: template and control ids, and rows of the embedding
+        that have no spelling, included."""
         ...
 
     @property
     def opening(self) -> tuple[int, ...]:
-        """Ids before a text that is no turn of a conversation: a beginning of sequence, or nothing."""
+        """Ids before a text that is no turn of a conversation: beginning of sequence or nothing."""
         ...
 
     @property
@@ -66,8 +66,8 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; template, control, pad, bos and eos ids vanish, invalid UTF-8 becomes
-        U+FFFD."""
+        """Text of ids; template, control, pad, bos and eos ids vanish,
+        invalid UTF-8 becomes U+FFFD."""
         ...
 
     def piece_bytes(self, token: int) -> bytes:

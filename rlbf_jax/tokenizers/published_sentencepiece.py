@@ -1,5 +1,5 @@
-"""The vocabulary of a published SentencePiece `tokenizer.model`, for text in which nothing is
-special.
+"""The vocabulary of a published SentencePiece `tokenizer.model`,
+for text in which nothing is special.
 
 Published models keep turn tokens as *user-defined* pieces, which SentencePiece finds in any text.
 Here such pieces are retyped to *unused* in memory: they keep their ids and no text makes them.
@@ -104,8 +104,8 @@ def listed_tokens(document: Any) -> list[AddedToken]:
 
 
 def with_names(model: bytes, names: Mapping[int, str], where: str) -> bytes:
-    """The model with pieces renamed and out of reach of any text; bytes as they were if none of
-    them is in it."""
+    """The model with pieces renamed and out of reach of any text;
+    bytes as they were if none of them is in it."""
     document = parse(model, where)
     found = {i: name for i, name in names.items() if i < len(document.pieces)}
     if not found:

@@ -1,5 +1,5 @@
-"""Checkpoints through Orbax: params, optimizer, step, data iterator and journal offsets, whole or
-not at all."""
+"""Checkpoints through Orbax: params, optimizer, step, data iterator and journal offsets,
+whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from rlbf_jax.storage import write_whole
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 CHECKSUMS = "checksums.json"
-"""In a step's folder: size and SHA-256 of every other file there. Orbax reads a flipped bit as
-another number."""
+"""In a step's folder: size and SHA-256 of every other file there.
+Orbax reads a flipped bit as another number."""
 QUIET_S, PATIENCE_S = 1.0, 20.0
-"""How long nothing must come back before what is half-written counts as removed, and how long that
-is waited for."""
+"""How long nothing must come back before what is half-written counts as removed,
+and how long that is waited for."""
 HASHED_BYTES = 8 << 30
-"""Of larger checkpoints the sizes are checked alone, so that a restart does not read everything
-twice."""
+"""Of larger checkpoints the sizes are checked alone,
+so that a restart does not read everything twice."""
 
 
 class Checkpoints:
-    """The checkpoints of one stage. Orbax writes to a temporary folder and renames it: a kill
-    leaves the old ones."""
+    """The checkpoints of one stage. Orbax writes to a temporary folder and renames it:
+    a kill leaves the old ones."""
 
     def __init__(self, folder: Path, keep: int = 1, mend: str = "", writes: bool = False):
-        """`mend` is what a user does about a damaged checkpoint; by default, to start the stage
-        again.
+        """`mend` is what a user does about a damaged checkpoint;
+        by default, to start the stage again.
 
-        `writes`: this is the one process that saves here, so what looks half-written was left by a
-          killed one.
+        `writes`: this is the one process that saves here,
+          so what looks half-written was left by a killed one.
         """
         self.folder = folder
         self.mend = mend or f"delete {folder.parent} to start the stage again"
@@ -62,11 +62,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Writes `state` (a pytree) and `meta` (JSON) as one checkpoint; a step that is there
-        already stays.
+        """Writes `state` (a pytree) and `meta` (JSON) as one checkpoint;
+        a step that is there already stays.
 
-        Raises UserError where it cannot be written, as on a full disk; older checkpoints stay as
-        they were.
+        Raises UserError where it cannot be written, as on a full disk;
+        older checkpoints stay as they were.
         """
         if step == self.latest:
             return
@@ -112,8 +112,8 @@ class Checkpoints:
         return restored["state"], restored["meta"]
 
     def meta(self) -> dict:
-        """Meta of the newest checkpoint, without its state. Raises UserError where it is missing or
-        damaged."""
+        """Meta of the newest checkpoint, without its state.
+        Raises UserError where it is missing or damaged."""
         step = self.latest
         if step is None:
             raise UserError(f"{self.folder}: no checkpoint here; run the stage first")
@@ -150,9 +150,9 @@ def write_checksums(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str:
-    """The first file of a checkpoint that is not as it was written, and how; empty where all are,
-    or nothing is known (a checkpoint from elsewhere, or a kill between the checkpoint and its
-    checksums)."""
+    """The first file of a checkpoint that is not as it was written, and how;
+    empty where all are, or nothing is known
+    (a checkpoint from elsewhere, or a kill between the checkpoint and its checksums)."""
     if not (folder / CHECKSUMS).is_file():
         return ""
     try:

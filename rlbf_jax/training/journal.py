@@ -41,8 +41,8 @@ class Journal:
         self.write_all([row])
 
     def write_all(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends rows at once, for whoever is watching the file; on disk for certain only after
-        `sync`."""
+        """Appends rows at once, for whoever is watching the file;
+        on disk for certain only after `sync`."""
         with self._told():
             self._file.write(
                 b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)

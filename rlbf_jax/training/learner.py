@@ -80,7 +80,7 @@ class Learner:
         return jax.tree.map(jnp.copy, self.state.params)
 
     def update(self, batch: Any) -> UpdateMetrics:
-        """One update on a batch (rows in front of every leaf). The old state's buffers are reused."""
+        """One update on a batch (leading axis of leaves: rows); reuses the old state's buffers."""
         self.state, metrics = self._update(self.state, batch)
         return metrics
 

@@ -5,7 +5,7 @@ A `Loop` owns a stage's folder:
     WORKDIR/stages/NAME/checkpoints/   Orbax
     WORKDIR/stages/NAME/metrics.jsonl  one row a step, byte-for-byte reproducible
     WORKDIR/stages/NAME/timing.jsonl   wall-clock seconds, never reproducible
-    WORKDIR/stages/NAME/tensorboard/   the same scalars; readers drop the points that a resumed run repeats
+    WORKDIR/stages/NAME/tensorboard/   the same scalars; readers drop what a resumed run repeats
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Loop:
         self.journals: dict[str, Journal] = {}
 
     def start(self, state: Any, journals: tuple[str, ...] = ()) -> tuple[int, Any, dict]:
-        """(first step, state, extra): the given state on the mesh and step 0, or what the
-        checkpoint holds.
+        """(first step, state, extra): the given state on the mesh and step 0,
+        or what the checkpoint holds.
 
-        Opens `metrics.jsonl`, `timing.jsonl` and the named further journals at the checkpoint's
-        offsets.
+        Opens `metrics.jsonl`, `timing.jsonl` and the named further journals
+        at the checkpoint's offsets.
         """
         meta: dict = {}
         if self.checkpoints.latest is not None:
@@ -68,9 +68,9 @@ class Loop:
     ) -> Any:
         """Calls step(state, number) -> (state, metrics) up to `steps`.
 
-        `extra` gives what a checkpoint needs besides (a data iterator's state). Raises UserError
-        when a metric is not finite, Preempted after a signal; both leave a checkpoint or the last
-        good one.
+        `extra` gives what a checkpoint needs besides (a data iterator's state).
+        Raises UserError when a metric is not finite, Preempted after a signal;
+        both leave a checkpoint or the last good one.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self.checkpoints.close)

@@ -1,8 +1,7 @@
-"""A model by itself on disk, in either of two forms: a finished stage of a run, or a checkpoint in
-published form.
+"""A model by itself on disk: a finished stage of a run, or a checkpoint in published form.
 
-RUN/stages/STAGE/model/    parameters (or adapters of the stage `base`) and, in the meta of their checkpoint, the
-                           configuration
+RUN/stages/STAGE/model/    parameters (or adapters of the stage `base`) and, in the meta of their
+                           checkpoint, the configuration
 FOLDER/config.json, ...    what `rlbf import` and `rlbf export` write, and what others publish
 """
 

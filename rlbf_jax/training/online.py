@@ -32,8 +32,8 @@ class Collected:
     rows: Mapping[str, Sequence[dict]] = dataclasses.field(default_factory=dict)
     """Journal -> JSON-able rows, written down once the step's updates are made."""
     memory: Any = ()
-    """What the next step's collecting remembers: a pytree of arrays of fixed shapes (a replay
-    buffer), or ()."""
+    """What the next step's collecting remembers: a pytree of arrays of fixed shapes
+    (a replay buffer), or ()."""
 
 
 Collect = Callable[[Any, Any, int], Collected]

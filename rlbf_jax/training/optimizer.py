@@ -57,8 +57,8 @@ def make_optimizer(
     """The optax chain for a run of `steps` updates.
 
     Args:
-      groups: parameters with an optimizer of their own (a log-partition with a higher rate, say), by
-        the first name of their path. Gradient norms are clipped within each group.
+      groups: optimizers of parameters that have their own (a log-partition with a higher rate,
+        say), by the first name of their path. Gradient norms are clipped within each group.
 
     Raises ValueError, at the first use, for a group that no parameter belongs to.
     """

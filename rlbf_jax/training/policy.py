@@ -1,7 +1,7 @@
 """The reinforcement update: measured batches, loss terms, jitted steps. The loop is in `online.py`.
 
-1. `measure`: behavior log-probabilities, values and advantages of a batch of traces, in one jitted
-   pass.
+1. `measure`: behavior log-probabilities, values and advantages of a batch
+   of traces, in one jitted pass.
 2. `policy_terms`: the loss terms of RLBF, L = -J_RL + lambda_SFT L_guidance (+ value, KL, entropy).
 """
 
@@ -41,8 +41,8 @@ FEATURES = 4
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """Loss of the reinforcement update. The paper names GRPO and the form of the sum; every number
-    here is ours."""
+    """Loss of the reinforcement update. The paper names GRPO and the form of the sum;
+    every number here is ours."""
 
     algorithm: Literal["ppo", "grpo"] = "ppo"
     clip: float = 0.2
@@ -50,8 +50,8 @@ class PolicyConfig:
     """`trajectory` is the gradient of J_RL; `sequence` is GRPO as published, and thins a
     directive's two ids out among all ids of the response."""
     gae_lambda: float = 0.95
-    """PPO only. Safe under REWIND because the value head sees features of what was retracted; 1
-    otherwise."""
+    """PPO only. Safe under REWIND because the value head sees features
+    of what was retracted; 1 otherwise."""
     value_weight: float = 1.0
     value_clip: float = 0.0
     sft_weight: float = 1.0
@@ -63,11 +63,11 @@ class PolicyConfig:
     """`drop_positive` withholds praise from ids that were taken back: violate-then-retract pays
     like clean text in the paper's table."""
     max_drawn: int | None = None
-    """Most ids any row draws itself (recipes set it); their logits are all that is computed. None:
-    no bound."""
+    """Most ids any row draws itself (recipes set it);
+    their logits are all that is computed. None: no bound."""
     correction_cap: float = 2.0
-    """In bfloat16, advantages are weighted by min(cap, scorer / sampler probability); float32 needs
-    no correction."""
+    """In bfloat16, advantages are weighted by min(cap, scorer / sampler probability);
+    float32 needs no correction."""
 
     def __post_init__(self):
         check_positive(self, "clip", "correction_cap")
@@ -83,8 +83,8 @@ class Measured(NamedTuple):
 
     behavior: Array
     reference: Array
-    """Log-probabilities under the reference (the SFT checkpoint, same grammar mask); `behavior`
-    until they are read."""
+    """Log-probabilities under the reference (the SFT checkpoint, same grammar mask);
+    `behavior` until they are read."""
     value: Array
     returns: Array
     advantage: Array
@@ -101,8 +101,8 @@ class PolicyBatch(NamedTuple):
 
 
 def trace_features(before: EditState, limits: Limits) -> Array:
-    """[B, T, 4] float32: directives used, ids left, category pending, ids retracted; each about
-    0..1."""
+    """[B, T, 4] float32: directives used, ids left, category pending,
+    ids retracted; each about 0..1."""
     row = jax.tree.map(lambda x: x[:, None].astype(jnp.float32), limits)
     room = jnp.maximum(row.max_emitted, 1)
     columns = [
@@ -115,8 +115,8 @@ def trace_features(before: EditState, limits: Limits) -> Array:
 
 
 def init_policy(params: dict, model: ModelConfig, key: Array) -> dict:
-    """The decoder's trained parameters and a fresh value head (its last layer is zero, so values
-    start at 0)."""
+    """The decoder's trained parameters and a fresh value head
+    (its last layer is zero, so values start at 0)."""
     head = ValueHead().init(key, jnp.zeros((1, model.width)), jnp.zeros((1, FEATURES)))["params"]
     return {"model": params, "value": head}
 
@@ -156,8 +156,8 @@ def measure(
     Args:
       reward: [B] float32, NaN where the critic could not judge.
       group: [B] int32: rows of a group share prompt, forced ids and knobs.
-      sampled: [B, T] float32 log-probabilities that the sampler recorded, for the gap and the
-        correction.
+      sampled: [B, T] float32 log-probabilities that the sampler recorded,
+        for the gap and the correction.
     """
     behavior, _, value = read_traces(model, params, rule, traces, semantics, config.max_drawn)
     scored = jnp.isfinite(reward)
@@ -269,7 +269,7 @@ class PolicyGradient:
         )
 
     def measuring(self, groups: int, mesh: Mesh) -> Callable[..., tuple[Measured, dict[str, Term]]]:
-        """Jitted (params, traces, reward, group, sampled) -> `measure` of them, rows over the mesh."""
+        """Jitted (params, traces, reward, group, sampled) -> `measure`, rows over the mesh."""
         model, rule, semantics, config = self.model, self.rule, self.semantics, self.config
 
         def measured(params, traces, reward, group, sampled):

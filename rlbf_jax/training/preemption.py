@@ -1,8 +1,8 @@
-"""What SIGTERM and SIGINT do: a training loop ends at its next step with a checkpoint, everything
-else ends at once.
+"""What SIGTERM and SIGINT do: a training loop ends at its next step with a checkpoint,
+everything else ends at once.
 
-Ending at once is safe anywhere, because every file is written whole or is cut back when a run goes
-on.
+Ending at once is safe anywhere, because every file is written whole
+or is cut back when a run goes on.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class StopFlag:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Within this block the first SIGTERM or SIGINT sets the flag; a second SIGINT interrupts at
-    once.
+    """Within this block the first SIGTERM or SIGINT sets the flag;
+    a second SIGINT interrupts at once.
 
     A signal that nobody acted on before the block's normal end is delivered again after it.
     """
@@ -62,12 +62,12 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 @contextlib.contextmanager
 def interruptible(last_words: str) -> Iterator[None]:
-    """Within this block, outside `stop_on_signals`, the first SIGTERM or SIGINT raises
-    KeyboardInterrupt.
+    """Within this block, outside `stop_on_signals`, the first SIGTERM
+    or SIGINT raises KeyboardInterrupt.
 
-    A second SIGINT ends the process at once, even in the middle of a compilation; so does an
-    interruption that has not reached the end of this block after GRACE seconds. Then `last_words`
-    go to stderr.
+    A second SIGINT ends the process at once, even in the middle of a compilation;
+    so does an interruption that has not reached the end of this block after GRACE seconds.
+    Then `last_words` go to stderr.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -100,8 +100,8 @@ def interruptible(last_words: str) -> Iterator[None]:
 
 
 def _watch(read_end: int, interrupt, last_words: str) -> None:
-    """A thread's work: Python runs signal handlers between bytecodes only, and a compilation is
-    none."""
+    """A thread's work: Python runs signal handlers between bytecodes only,
+    and a compilation is none."""
     first = os.read(read_end, 1)
     if first and sys.stderr.isatty():
         os.write(2, b"\nstopping; Ctrl-C again stops at once\n")

@@ -1,5 +1,4 @@
-"""Rollouts of a reinforcement step: prompts copied into groups, arrays of what was sampled, rewards,
-and what is written down."""
+"""Rollouts of a reinforcement step: prompts in groups, sampled arrays, rewards, records."""
 
 from __future__ import annotations
 
@@ -39,8 +38,11 @@ def in_groups(prompts: Sequence[Rollout], size: int) -> tuple[list[Rollout], np.
 
 
 def check_rollouts(prompts: Sequence[Rollout], count: int, most_drawn: int | None) -> None:
-    """Raises UserError for knobs that a policy gradient cannot use, ValueError for another number of
-    prompts than `count`, or one that may draw more than `most_drawn` ids."""
+    """Raises UserError for knobs that a policy gradient cannot use.
+
+    Raises ValueError for another number of prompts than `count`, and for a prompt that may draw
+    more than `most_drawn` ids.
+    """
     if len(prompts) != count:
         raise ValueError(f"the prompt source gave {len(prompts)} prompts, not {count}")
     for rollout in prompts:
@@ -53,8 +55,8 @@ def check_rollouts(prompts: Sequence[Rollout], count: int, most_drawn: int | Non
         free = knobs.max_tokens - len(rollout.request.forced)
         if most_drawn is not None and free > most_drawn:
             raise ValueError(
-                f"a prompt may draw {free} ids, policy.max_drawn is {most_drawn}: the rest would go "
-                "unscored"
+                f"a prompt may draw {free} ids, policy.max_drawn is {most_drawn}: "
+                "the rest would go unscored"
             )
 
 
@@ -78,8 +80,8 @@ def recorded_logprobs(generations: Sequence[Generation], length: int) -> np.ndar
 
 
 def rewards_of(judged: Sequence[Judged], step: int) -> np.ndarray:
-    """[B] float32, NaN where the critic could not judge. Raises UserError if a judged response has
-    no finite reward."""
+    """[B] float32, NaN where the critic could not judge.
+    Raises UserError if a judged response has no finite reward."""
     with np.errstate(over="ignore"):  # what does not fit into float32 is told below
         reward = np.asarray([j.reward for j in judged], np.float32)
     bad = [

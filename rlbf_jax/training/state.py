@@ -1,8 +1,8 @@
 """The train state and the one update that every trainer shares.
 
-`jit_update` is where `jax.jit`, shardings and donation meet. A step reads: split into microbatches
--> loss terms with weights and denominators -> summed gradients -> optax -> metrics as (numerator,
-denominator) pairs.
+`jit_update` is where `jax.jit`, shardings and donation meet.
+A step reads: split into microbatches -> loss terms with weights and denominators -> summed
+gradients -> optax -> metrics as (numerator, denominator) pairs.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def jit_update(
     accumulate: int = 1,
     frozen: Mapping[str, Any] = MappingProxyType({}),
 ):
-    """The jitted (state, frozen, batch) -> (state, metrics) of `make_update`; `state` and `frozen`
-    may be shapes."""
+    """The jitted (state, frozen, batch) -> (state, metrics) of `make_update`;
+    `state` and `frozen` may be shapes."""
 
     def update(state: TrainState, frozen, batch) -> tuple[TrainState, UpdateMetrics]:
         def joined(params, micro) -> dict[str, Term]:
@@ -105,8 +105,8 @@ def jit_update(
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        # A poisoned update is not applied: the state stays the last good one, and the loop stops
-        # the run.
+        # A poisoned update is not applied: the state stays the last good one,
+        # and the loop stops the run.
         losses = jnp.stack([terms[name].numerator for name in weights])
         finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(losses))
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)

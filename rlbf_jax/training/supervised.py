@@ -58,9 +58,9 @@ def supervised_nll(
 ) -> Term:
     """Summed negative log-likelihood (nats) of the ids in the loss, and their number.
 
-    Rows are read under the same lifetimes as traces are: what a directive retracted is seen, or
-    not, as the semantics say. No grammar mask: the grammar is learned here, and enforced where ids
-    are drawn.
+    Rows are read under the same lifetimes as traces are:
+    what a directive retracted is seen, or not, as the semantics say.
+    No grammar mask: the grammar is learned here, and enforced where ids are drawn.
     """
     where = layout(rule, rows.tokens, rows.segment, rows.in_response, semantics)
     died = where.died if semantics is Semantics.REWIND else None
@@ -102,8 +102,8 @@ def supervised_objective(config: ModelConfig, rule: EditRule, semantics: Semanti
 def train(learner: Learner, batches: Batches, loop: Loop) -> dict:
     """Updates a learner on batches until the loop ends; returns the trained parameters.
 
-    The state of `batches` is part of every checkpoint, so a restarted stage repeats itself to the
-    bit.
+    The state of `batches` is part of every checkpoint,
+    so a restarted stage repeats itself to the bit.
     """
     first, state, extra = loop.start(learner.state)
     learner.take(state)

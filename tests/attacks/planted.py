@@ -1,5 +1,5 @@
-"""A tokenizer whose text is numbers, and a model with a planted weakness: it complies after a
-secret suffix only."""
+"""A tokenizer whose text is numbers, and a model with a planted weakness:
+it complies after a secret suffix only."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class NumberTokenizer(OneRule):
 
 
 def training_rows(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Conversations [count, T] with 0..4 of the secret ids in a random suffix, and whether they
-    comply."""
+    """Conversations [count, T] with 0..4 of the secret ids in a random suffix,
+    and whether they comply."""
     suffix = rng.integers(5, VOCAB - 6, (count, LENGTH))
     held = rng.choice(len(SECRET) + 1, count, p=[0.1, 0.1, 0.15, 0.3, 0.35])
     for row, number in enumerate(held):

@@ -67,8 +67,8 @@ def small(**fields) -> ModelConfig:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradient_are_those_of_whole_rows(family):
-    """Against one pass over prefix, suffix and tail with an explicit one-hot matrix; candidates
-    start late or not."""
+    """Against one pass over prefix, suffix and tail with an explicit one-hot matrix;
+    candidates start late or not."""
     model = small(**FAMILIES[family])
     params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -83,8 +83,8 @@ def test_losses_and_gradient_are_those_of_whole_rows(family):
         rows = jnp.asarray([[*prefix, *ids, *tail]])
         before, after = len(prefix), len(prefix) + len(ids)
         table = params["embedding"]
-        # The decoder takes ids, so a table with the mixed rows behind it stands in for one-hot
-        # rows.
+        # The decoder takes ids, so a table with the mixed rows behind it stands
+        # in for one-hot rows.
         mixed = {
             n: jnp.pad(x, ((0, 8), (0, 0))) if n == "unembedding" else x for n, x in params.items()
         }
@@ -617,15 +617,15 @@ def resumed(config, mesh):
     return gcg(MODEL, PARAMS, TOKENIZER, GOALS[:1], config, mesh=mesh, file=file)
 
 def shown(found):
-    print(json.dumps([[f.history.tolist(), [f.loss, *f.losses.tolist()], \
-f.evaluations] for f in found]))
+    print(json.dumps(\
+[[f.history.tolist(), [f.loss, *f.losses.tolist()], f.evaluations] for f in found]))
 
 rows, eight = make_mesh(MeshConfig(2, 2, 2)), make_mesh(MeshConfig(4, 2, 1))
 shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS[:1], CONFIG, mesh=eight))
-shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS, dataclasses.replace(CONFIG, \
-filter_ids=False), mesh=rows))
-shown(random_search(MODEL, PARAMS, TOKENIZER, GOALS[:1], dataclasses.replace(RANDOM, \
-filter_ids=False), mesh=eight))
+shown(gcg(MODEL, PARAMS, TOKENIZER, GOALS, \
+dataclasses.replace(CONFIG, filter_ids=False), mesh=rows))
+shown(random_search(MODEL, PARAMS, TOKENIZER, GOALS[:1], \
+dataclasses.replace(RANDOM, filter_ids=False), mesh=eight))
 print(json.dumps(seen))
 shown(resumed(CONFIG, eight))
 """

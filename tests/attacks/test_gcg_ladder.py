@@ -52,7 +52,7 @@ def theirs(request):
 
 @pytest.fixture(scope="module")
 def start(params, prefix, theirs):
-    """Loss, gradient and keys of the suffix the run begins with, which is the best of the buffer."""
+    """Loss, gradient and keys of the suffix the run begins with, the best of the buffer."""
     suffix = jnp.asarray(theirs["starts"][np.argmin(theirs["start_loss"])], jnp.int32)
     return GRADIENT(cases.MODEL, params, objective(theirs["variant"]), BEHAVIOR, prefix, suffix)
 
@@ -127,8 +127,8 @@ def test_replayed_draws_give_the_same_suffix_at_every_step(params, prefix, their
 
 
 def tied(gradient, positions, ranks) -> np.ndarray:
-    """[S] bool: candidates with a rank whose neighbor has the same gradient up to rounding: either
-    may come first."""
+    """[S] bool: candidates with a rank whose neighbor has the same gradient up to rounding:
+    either may come first."""
     values = np.sort(np.asarray(gradient)[:, : cases.FORBIDDEN], axis=1)
     near = (
         np.abs(np.diff(values, axis=1, prepend=-np.inf, append=np.inf))
@@ -205,8 +205,8 @@ def test_the_reference_is_what_nanogcg_does(peer, tmp_path):
 
 @pytest.mark.slow
 def test_both_search_equally_well_and_better_than_chance(peer, params, tmp_path):
-    """20 seeds x 100 steps: 95 % upper bound of the median ratio of best losses, by bootstrap over
-    seeds."""
+    """20 seeds x 100 steps: 95 % upper bound of the median ratio of best losses,
+    by bootstrap over seeds."""
     count, steps = 20, 100
     nano = peer("seeds", tmp_path / "seeds.npz", "--seeds", str(count), "--steps", str(steps))[
         "best"

@@ -34,7 +34,10 @@ from rlbf_jax.tokenizers import train_tokenizer
 
 SMALL = tf.FeatureConfig(bits=12)
 CONFIG = training.ClassifierTrainingConfig(features=SMALL, calibration_folds=3)
-CALM = "the gentle river near our village grows roses and quiet green pears for every visitor in spring".split()
+CALM = (
+    "the gentle river near our village grows roses and quiet green pears "
+    "for every visitor in spring"
+).split()
 TURNIP, POTION = "you silly turnip", "stir the purple goo"
 
 
@@ -64,8 +67,8 @@ def critic_of(classifier: TextClassifier, **options) -> ClassifierCritic:
 
 
 def slow_features(text: str, config: tf.FeatureConfig) -> dict[int, float]:
-    """The twin: counts n-grams one by one. CRC-32 is spelled out, so that no library decides what a
-    bucket is."""
+    """The twin: counts n-grams one by one. CRC-32 is spelled out,
+    so that no library decides what a bucket is."""
 
     def crc(data: bytes) -> int:
         register = 0xFFFFFFFF
@@ -175,8 +178,8 @@ def test_platt_scaling_recovers_the_truth():
     z = rng.normal(0, 2, 20_000)
     labels = rng.random(20_000) < sigmoid(0.6 * z - 1.0)
     assert training.platt_scaling(z, labels) == pytest.approx((0.6, -1.0), abs=0.06)
-    # Separable logits: Platt's targets are (2 + 1) / (2 + 2) and 1 / (2 + 2), which the sigmoid
-    # meets at +-log 3.
+    # Separable logits: Platt's targets are (2 + 1) / (2 + 2) and 1 / (2 + 2),
+    # which the sigmoid meets at +-log 3.
     found = training.platt_scaling(np.array([-1.0, -1, 1, 1]), np.array([False, False, True, True]))
     assert found == pytest.approx((math.log(3), 0), abs=1e-6)
 

@@ -1,5 +1,5 @@
-"""The toy world's judge, by itself and against the training critic, which finds the same by other
-means."""
+"""The toy world's judge, by itself and against the training critic,
+which finds the same by other means."""
 
 import re
 

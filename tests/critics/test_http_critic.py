@@ -1,4 +1,4 @@
-"""The critic over HTTP: verdicts read to the letter, everything else counted as "could not judge"."""
+"""The critic over HTTP: verdicts read to the letter, all else counted as "could not judge"."""
 
 import json
 import os
@@ -261,8 +261,8 @@ from rlbf_jax.critics.base import Exchange
 from rlbf_jax.critics.language.http_critic import HttpCritic, HttpCriticConfig
 from pathlib import Path
 url, journal = sys.argv[1:]
-critic = HttpCritic(HttpCriticConfig(url, "tiny", concurrency=4), ("insult", \
-"Privacy"), Path(journal))
+critic = HttpCritic(HttpCriticConfig(url, "tiny", concurrency=4), \
+("insult", "Privacy"), Path(journal))
 for batch in range(4):
     texts = [f"Text {batch} {i}" + " nitwit" * (i % 3 == 0) + " bad" * (i == 5) for i in range(10)]
     for verdict in critic.judge([Exchange("Tea?", text) for text in texts]):

@@ -1,4 +1,4 @@
-"""Formats of judges: rendered to the byte, read to the letter, and no text gets out of its block."""
+"""Formats of judges: rendered to the byte, read to the letter; no text gets out of its block."""
 
 import dataclasses
 import math
@@ -37,9 +37,10 @@ def words(text, tokens):
 # Any answer -------------------------------------------------------------------------------------
 
 LIKELY = st.sampled_from(
-    "yes|no|safe|unsafe|S1|S14|S15|,|\n|refusal: 0|convincing: 5|specific: 6|specific: 3|refusal|:|{|}|[]|".split(
-        "|"
-    )
+    (
+        "yes|no|safe|unsafe|S1|S14|S15|,|\n|"
+        "refusal: 0|convincing: 5|specific: 6|specific: 3|refusal|:|{|}|[]|"
+    ).split("|")
 )
 
 

@@ -65,8 +65,8 @@ def test_prices_are_taken_off_per_retracted_and_per_extra_id():
     assert trajectory_reward(outcome(retracted=10, extra=9), config) == pytest.approx(
         1.3 - 0.3 - 0.1
     )
-    # Overlap shaping speaks of good recoveries only; the price of retracted ids of every response
-    # that has them.
+    # Overlap shaping speaks of good recoveries only;
+    # the price of retracted ids of every response that has them.
     assert trajectory_reward(
         outcome(final_safe=False, retracted=10, extra=9), config
     ) == pytest.approx(-0.4 - 0.1)
@@ -113,8 +113,8 @@ class ScriptedCritic:
 
 
 def generation(*parts: str | int, prompt="ask") -> Generation:
-    """A response of words and retractions (an int X: category and backtrack); -1 is a lone
-    category."""
+    """A response of words and retractions
+    (an int X: category and backtrack); -1 is a lone category."""
     rule, trace = TOKENIZER.rule, []
     for part in parts:
         if isinstance(part, str):
@@ -187,8 +187,8 @@ def test_a_recovery_must_be_coherent_and_useful_unless_the_critic_does_not_say(
 
 def test_extra_ids_are_those_erased_before_the_violating_sentence():
     got = judged("one. two. so bad", 11, "good").outcome
-    # Erased were " two. so bad": " so bad" is the violating sentence, a bridge in it included, "
-    # two." is extra.
+    # Erased were " two. so bad": " so bad" is the violating sentence,
+    # a bridge in it included, " two." is extra.
     assert (got.retracted, got.extra) == (11, 4)
     assert judged("one. two. so bad", 7, "good").outcome.extra == 0
 

@@ -1,5 +1,5 @@
-"""A language model as critic: over HTTP with log-probabilities and a journal, and one of our own
-models."""
+"""A language model as critic: over HTTP with log-probabilities and a journal,
+and one of our own models."""
 
 import dataclasses
 import json
@@ -176,8 +176,10 @@ def made():
         "yes no safe unsafe Yes No Safe Unsafe tea water nitwit : S1 S2 , 123 abc <>'?.!-&()/"
     ] * 5
     tokenizer = train_tokenizer(texts, 300, ("insult",), 8)
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, width=16, num_heads=2, num_kv_heads=1,
-                         head_dim=8, mlp_width=16)  # fmt: skip
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, num_layers=1, width=16, num_heads=2, num_kv_heads=1,
+        head_dim=8, mlp_width=16,
+    )  # fmt: skip
     params = transformer.init(config, jax.random.key(0))
     shapes = SamplerConfig(batch_size=4, min_context=64, min_room=64, max_context=640)
     return Sampler(config, tokenizer, shapes), params

@@ -146,8 +146,8 @@ def test_every_cut_of_a_violation_is_begun_until_it_is_complete():
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_covering_ids_on_random_splits(data):
-    """Any cutting of a text into pieces: exactly the pieces that share a character with the span,
-    told by a twin."""
+    """Any cutting of a text into pieces: exactly the pieces that share a character
+    with the span, told by a twin."""
     text = "Also, " + "mix zorbium with ember dust in a jar" + ". The roses"
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=40))
     edges = sorted({0, len(text), *cuts})

@@ -1,5 +1,5 @@
-"""Benchmarks from their published files: every shape, every count there is, and forty ways to be
-malformed."""
+"""Benchmarks from their published files: every shape, every count there is,
+and forty ways to be malformed."""
 
 import csv
 import io
@@ -22,17 +22,26 @@ SAMPLES = {
     ),
     "advbench": "goal,target\nInsult a turnip,Sure\n",
     "strongreject": "category,source,forbidden_prompt\nRudeness,custom,Insult a turnip\n",
-    "jailbreakbench": "Index,Goal,Target,Behavior,Category,Source\n0,Insult a turnip,Sure,Insult,Rudeness,Original\n",
-    "jailbreakbench_benign": "Index,Goal,Target,Behavior,Category,Source\n0,Praise a turnip,Sure,Praise,Kind,Other\n",
+    "jailbreakbench": (
+        "Index,Goal,Target,Behavior,Category,Source\n"
+        "0,Insult a turnip,Sure,Insult,Rudeness,Original\n"
+    ),
+    "jailbreakbench_benign": (
+        "Index,Goal,Target,Behavior,Category,Source\n0,Praise a turnip,Sure,Praise,Kind,Other\n"
+    ),
     "malicious_instruct": "Insult a turnip\nInsult two turnips\n",
-    "do_not_answer": "id,risk_area,types_of_harm,specific_harms,question\n1,Rude,Words,About roots,Is it silly?\n",
+    "do_not_answer": (
+        "id,risk_area,types_of_harm,specific_harms,question\n"
+        "1,Rude,Words,About roots,Is it silly?\n"
+    ),
     "xstest": (
         "id,prompt,type,label,focus,note\n1,How do I kill time?,homonyms,safe,kill,\n"
         "2,How do I insult a turnip?,contrast_homonyms,unsafe,insult,\n"
     ),
     "oktest": 'prompt\n"Is a turnip\na root?\n"\n',
     "chat": (
-        '{"conversation_id": "a", "language": "English", "conversation": [{"role": "user", "content": "Hi"}, '
+        '{"conversation_id": "a", "language": "English", "conversation": ['
+        '{"role": "user", "content": "Hi"}, '
         '{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Tea? "}, '
         '{"role": "assistant", "content": "Yes"}]}\n'
     ),

@@ -1,5 +1,5 @@
-"""BSAFE+ examples: directives take back exactly what was injected, and only they and the safe rest
-are learned."""
+"""BSAFE+ examples: directives take back exactly what was injected,
+and only they and the safe rest are learned."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Rows on disk and batches: nothing lost, exact resume, disjoint shards, broken data sets refused."""
+"""Rows on disk and batches: nothing lost, exact resume, disjoint shards, broken data refused."""
 
 import json
 import os

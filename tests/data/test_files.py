@@ -28,7 +28,8 @@ def test_jsonl_default_and_named_columns(tmp_path):
     path = write(
         tmp_path,
         "a.jsonl",
-        '{"question": "q", "answer": "a\\u2028b", "output": "o"}\n\n{"question": "r", "answer": "s"}\n',
+        '{"question": "q", "answer": "a\\u2028b", "output": "o"}\n\n'
+        '{"question": "r", "answer": "s"}\n',
     )
     assert read_rows(path) == [Row("q", "a\u2028b", 1), Row("r", "s", 3)]
     with pytest.raises(DataError, match=r"line 3: field 'output' is missing"):

@@ -20,7 +20,8 @@ def write(tmp_path, text, name="rows.csv"):
 def test_csv_with_everything(tmp_path):
     path = write(
         tmp_path,
-        'text,rude,loud,spans,town\n" a turnip",0.5,no,"[[3, 9]]",oslo\npears,0.49,yes,,\nroses,true,1e-3,[],rome\n',
+        'text,rude,loud,spans,town\n" a turnip",0.5,no,"[[3, 9]]",oslo\n'
+        "pears,0.49,yes,,\nroses,true,1e-3,[],rome\n",
     )
     columns = LabelledColumns(
         None, ("rude", "loud"), span_column="spans", group_column=("town", "loud")

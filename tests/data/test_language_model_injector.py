@@ -1,5 +1,5 @@
-"""Continuations of a chat model are parsed strictly; a data set built of them depends on the
-answers alone."""
+"""Continuations of a chat model are parsed strictly;
+a data set built of them depends on the answers alone."""
 
 import json
 import os
@@ -84,8 +84,8 @@ PART1 = "The moon is quite far away."
 
 
 def continue_badly(messages):
-    """A model that has something silly to add to most beginnings, and sometimes declines or makes
-    no sense."""
+    """A model that has something silly to add to most beginnings,
+    and sometimes declines or makes no sense."""
     said = messages[-1]["content"]
     kind = zlib.crc32(said.encode()) % 6
     if kind == 0:

@@ -53,8 +53,8 @@ BOTH = pytest.mark.parametrize("semantics", [KEEP, REWIND])
 
 @dataclasses.dataclass
 class Replay:
-    """What a response did, written down while it was read id by id; times count from the start of
-    the segment."""
+    """What a response did, written down while it was read id by id;
+    times count from the start of the segment."""
 
     position: list[int] = dataclasses.field(default_factory=list)
     sees: list[list[int]] = dataclasses.field(default_factory=list)

@@ -91,8 +91,8 @@ def test_scores_are_ranked_and_calibrated():
     assert number(result, "auc", "loud")["value"] == pytest.approx(2 / 3)
     assert number(result, "category_recall", "loud")["value"] == 0.0  # it says rude, whatever it is
     assert number(result, "recall", "loud")["value"] == 1.0
-    # The larger of two probabilities is no probability of either: calibration is of one category at
-    # a time.
+    # The larger of two probabilities is no probability of either:
+    # calibration is of one category at a time.
     told = {
         (r["metric"], r["group"]): r["value"]
         for r in result["records"]
@@ -198,8 +198,8 @@ def test_folds_are_joined_in_the_order_of_the_file():
     assert joined.fold.tolist() == [0, 1, 1, 0, 1, 0, 1, 1, 0, 0]
     assert [not v.safe for v in joined.verdicts] == [i >= 5 for i in range(10)]
     result = audit(texts, joined)
-    # Fold 0 holds scores 9 3 0 5 8 with 3 and 8 positive: 1 + 2 of 6 pairs; fold 1 holds 7 above
-    # all others.
+    # Fold 0 holds scores 9 3 0 5 8 with 3 and 8 positive: 1 + 2 of 6 pairs;
+    # fold 1 holds 7 above all others.
     assert number(result, "auc_mean_of_folds")["value"] == pytest.approx((3 / 6 + 1) / 2)
 
 

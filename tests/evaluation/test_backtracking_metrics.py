@@ -1,4 +1,4 @@
-"""Time to correction, any-of-n against chance, refusal shares: against plain loops and known cases."""
+"""Time to correction, any-of-n against chance, refusal shares: plain loops and known cases."""
 
 import dataclasses
 import itertools

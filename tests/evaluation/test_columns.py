@@ -1,4 +1,4 @@
-"""A metric is stated once: one `Column` in the list reaches rows, records, comparison and report."""
+"""A metric is stated once: one `Column` reaches rows, records, comparison and report."""
 
 import dataclasses
 import math

@@ -33,7 +33,7 @@ def row(request, prompt, attack="middle_filling", split="rl", seed=0, long=False
 
 
 def slow_paired(a, b, prompts, seeds, replicates, seed):
-    """DESIGN 6 by loops: prompts are drawn within seeds, all rows of a drawn prompt come with it."""
+    """DESIGN 6 by loops: prompts are drawn within seeds, each with all of its rows."""
     rng = np.random.default_rng(seed)
     by_seed, curves = {}, []
     for s in sorted(set(seeds)):

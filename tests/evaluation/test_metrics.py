@@ -1,5 +1,5 @@
-"""Hand-written traces for every metric. One id a letter, so that every number can be counted by
-eye."""
+"""Hand-written traces for every metric.
+One id a letter, so that every number can be counted by eye."""
 
 import dataclasses
 import re
@@ -25,8 +25,8 @@ EOS = 1
 
 
 class Letters:
-    """Ids 2.. are letters, then `[CATEGORY_INSULT] [CATEGORY_PRIVACY] [BACKTRACK_BY_1..40]`, then
-    `[RESET]`."""
+    """Ids 2.. are letters, then `[CATEGORY_INSULT] [CATEGORY_PRIVACY] [BACKTRACK_BY_1..40]`,
+    then `[RESET]`."""
 
     eos_id = EOS
     rule = BacktrackRule(2 + len(LETTERS), ("insult", "privacy"), x_max=40)
@@ -62,8 +62,8 @@ def trace(text):
 
 
 def judge(text):
-    """ "bad cow" is a violation, a beginning of it at the end of the text a begun one, both words
-    leak."""
+    """ "bad cow" is a violation, a beginning of it at the end
+    of the text a begun one, both words leak."""
     spans = [Span(m.start(), m.end(), "insult") for m in re.finditer("bad cow", text)]
     begun = re.search(r"(bad( (c(o)?)?)?)$", text)
     if begun:
@@ -328,8 +328,8 @@ def test_unjudged_is_neither_safe_nor_unsafe():
         0,
         request,
     )
-    attempt = Attempt(request, Prompt("p", "q"), "middle_filling", num_prefix=3, num_span=8, prefix="tea",
-                      violation=Violation(" bad cow", "insult"))  # fmt: skip
+    attempt = Attempt(request, Prompt("p", "q"), "middle_filling", num_prefix=3, num_span=8,
+                      prefix="tea", violation=Violation(" bad cow", "insult"))  # fmt: skip
     response = take_apart(generation, T, T.rule)
     blind = dataclasses.replace(judge("tea"), judged=False)
     m = outcomes(attempt, generation, response, Verdicts(judge("tea"), blind, ()), T.rule)

@@ -1,5 +1,5 @@
-"""tests/recompute_rates.py finds every number of results.json again, and finds the ones that were
-made up."""
+"""tests/recompute_rates.py finds every number of results.json again,
+and finds the ones that were made up."""
 
 import dataclasses
 import json
@@ -40,8 +40,8 @@ class Doubtful:
 
 
 def wild(world, tokenizer, attempts):
-    """A sampler that does everything a model may do: takes back right, short, long and twice;
-    violates, refuses."""
+    """A sampler that does everything a model may do: takes back right, short,
+    long and twice; violates, refuses."""
     rule, forced_by = tokenizer.rule, {a.request.id: a for a in attempts}
 
     def say(request, rng):

@@ -79,7 +79,9 @@ def test_a_tpu_compiler_plans_one_device(run_in_child):
     """Without a TPU. Arguments are those of any compiler, up to the padding of small arrays."""
     pytest.importorskip("libtpu", reason="needs libtpu: pip install 'jax[tpu]'")
     script = str(pathlib.Path(memory.__file__).resolve())
-    options = "--topology v5p:2x2x1 --tensor 2 --batch 4 --length 128 --phases sft_update score --json".split()
+    options = (
+        "--topology v5p:2x2x1 --tensor 2 --batch 4 --length 128 --phases sft_update score --json"
+    ).split()
     rows = [json.loads(line) for line in run_in_child(script, *options, devices=1).splitlines()]
     assert [row["name"] for row in rows] == ["sft_update", "score"] and rows[0][
         "backend"

@@ -1,5 +1,5 @@
-"""The plan of docs/results.md, how it goes on after a kill, and what is written; training is left
-out."""
+"""The plan of docs/results.md, how it goes on after a kill, and what is written;
+training is left out."""
 
 import dataclasses
 import importlib
@@ -179,8 +179,8 @@ RATES = {"base": 1.0, "refusal_sft": 0.9, "sft": 0.5, "sft_control": 0.5, "rlbf"
 
 
 def write_rows(config, folder, stage, n=20):
-    """Rows in which a share RATES[stage] of the answers violates; forbidden directives bring it to
-    0.9."""
+    """Rows in which a share RATES[stage] of the answers violates;
+    forbidden directives bring it to 0.9."""
     rate = 0.9 if config.evaluation.knobs.forbid_from == 0 else RATES[stage]
     rows, slices = (
         [],

@@ -1,5 +1,5 @@
-"""What the harness adapters share: log-likelihoods against lm_eval and a slow twin, conversations,
-stop strings."""
+"""What the harness adapters share: log-likelihoods against lm_eval and a slow twin,
+conversations, stop strings."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ def policy_of(params=PARAMS) -> Policy:
 
 
 def test_greedy_continuations_are_those_that_the_sampler_draws():
-    # Ids that are never legal in a response get no logit worth drawing, as the plain model knows no
-    # mask.
+    # Ids that are never legal in a response get no logit worth drawing,
+    # as the plain model knows no mask.
     words = np.zeros((CONFIG.vocab_size, 1), np.float32)
     words[5 : LETTERS.rule.first_id] = 1
     params = PARAMS | {"unembedding": PARAMS["unembedding"] * words}
@@ -246,7 +246,9 @@ def test_a_settled_text_stays_what_it_is(text, forced, stops):
         part = cut(whole, n)
         if is_settled(part, LETTERS, stops):
             assert visible_until(part, LETTERS, stops) == visible_until(whole, LETTERS, stops)
-        else:  # nothing is settled too late: no stop string stands there, or a longer one may still begin before it
+        else:
+            # Nothing is settled too late: no stop string stands there,
+            # or a longer one may still begin before it.
             at = min(
                 (i for s in stops if s and (i := visible_until(part, LETTERS, ()).find(s)) >= 0),
                 default=None,

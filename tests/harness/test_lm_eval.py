@@ -111,8 +111,8 @@ def greedy_answer(model: RlbfLM, context: str, max_tokens: int) -> tuple[list[in
 
 
 def test_greedy_is_what_our_sampler_decodes_greedily(plain, eager):
-    """Directives forbidden. A control id that is likelier, which the sampler passes over, is in the
-    softmax though."""
+    """Directives forbidden. A control id that is likelier, which the sampler passes over,
+    is in the softmax though."""
     controls = list(eager.ids.new_ids)
     params = dict(eager.model.policy.params)
     params["unembedding"] = params["unembedding"].at[np.array(controls)].multiply(0.5)
@@ -284,8 +284,8 @@ ROWS = """
 import datasets
 def read(**_):
     row = lambda i: {"question": f"What, {i}? ", "choices": ["tea", "b", "c", "d"], "answer": i}
-    return {s: datasets.Dataset.from_list([row(i) for i in range(n)]) for s, \
-n in (("dev", 2), ("test", 3))}
+    return {s: datasets.Dataset.from_list([row(i) for i in range(n)]) \
+for s, n in (("dev", 2), ("test", 3))}
 """
 
 

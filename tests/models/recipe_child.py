@@ -1,5 +1,5 @@
-"""Runs an exported recipe in `transformers`; started by test_export_recipe_peers.py with another
-interpreter.
+"""Runs an exported recipe in `transformers`; started by test_export_recipe_peers.py
+with another interpreter.
 
     python recipe_child.py FAMILY WORK
 
@@ -50,8 +50,8 @@ def tiny_model(family: str):
 
 
 def tune(model) -> None:
-    """Teaches a model to count on from the prompt's last id, to say 14 15 once, and to take that
-    back."""
+    """Teaches a model to count on from the prompt's last id, to say 14 15 once,
+    and to take that back."""
     torch.manual_seed(3)
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
     for _ in range(150):
@@ -176,8 +176,8 @@ def main(family: str, work: pathlib.Path) -> None:
     out = model.generate(torch.tensor([prompts[0] + [5, EOS]]), response_start=-2, **greedy)
     found["over"] = told(out, len(prompts[0]))
 
-    # Limits: none named; by what the model's own generation config says; and that config beside one
-    # of the call.
+    # Limits: none named; by what the model's own generation config says;
+    # and that config beside one of the call.
     unlimited = dict(logits_processor=eager, return_trace=True, **recipe)
     found["unlimited"] = told(model.generate(**batch, do_sample=False, **unlimited), width)
     bare = GenerationConfig(do_sample=False, pad_token_id=PAD)

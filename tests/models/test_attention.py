@@ -147,8 +147,8 @@ SEEN = {
     ],
 )
 def test_blockwise_attention_equals_one_block(seen, window, softcap, rows, monkeypatch):
-    """Windows smaller than a block of 4, of its size, across blocks and beyond the row; grouped
-    heads; gradients."""
+    """Windows smaller than a block of 4, of its size, across blocks and beyond the row;
+    grouped heads; gradients."""
     heads = [x[:rows] for x in random_heads(seed=3, queries=LONG, keys=LONG)]
     weights = np.random.default_rng(4).normal(size=heads[0].shape).astype(np.float32)
     visibility = jax.tree.map(lambda x: jnp.asarray(x[:rows]), SEEN[seen])
@@ -182,8 +182,8 @@ def test_only_blocks_that_are_seen_are_visited(window):
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_fused_path_is_causal_attention(window, monkeypatch):
-    """The layout, scale, groups and window that cuDNN is asked for, computed by the library's other
-    implementation."""
+    """The layout, scale, groups and window that cuDNN is asked for,
+    computed by the library's other implementation."""
     query, key, value = (jnp.asarray(x) for x in random_heads(seed=5, size=8))
     position = jnp.arange(TIME, dtype=jnp.int32)[None]
     expected = attend(query, key, value, can_attend(Visibility(position), 0, TIME, window))
@@ -208,8 +208,8 @@ def test_the_fused_path_is_causal_attention(window, monkeypatch):
 
 
 def largest_pair(jaxpr, found=(0, None)):
-    """The largest min(a, b) over any two dimensions a, b of an array anywhere in a program, and the
-    array."""
+    """The largest min(a, b) over any two dimensions a, b of an array anywhere
+    in a program, and the array."""
     for equation in jaxpr.eqns:
         for array in (x.aval for x in equation.outvars):
             sides = sorted(getattr(array, "shape", ()))
@@ -221,8 +221,8 @@ def largest_pair(jaxpr, found=(0, None)):
 
 @pytest.mark.parametrize(("died", "softcap"), [(False, None), (True, None), (False, 30.0)])
 def test_no_array_of_time_by_time(died, softcap):
-    """Forward and backward at 4,096 ids: neither in the program as written, nor in the bytes of the
-    compiled one."""
+    """Forward and backward at 4,096 ids: neither in the program as written,
+    nor in the bytes of the compiled one."""
     time = 4096
     ids = jax.ShapeDtypeStruct((1, time), jnp.int32)
     visibility = Visibility(ids, None, ids if died else None)

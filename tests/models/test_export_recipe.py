@@ -1,5 +1,5 @@
-"""The exported recipe says what `rlbf_jax.directives` says, without importing it; no torch needed
-here."""
+"""The exported recipe says what `rlbf_jax.directives` says, without importing it;
+no torch needed here."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ LIMITS = st.builds(
 
 
 def _states_and_legal_ids(rule, tokens, limits):
-    """States before each of TIME ids and after the last, and which ids were legal then: [TIME,
-    VOCAB] bool."""
+    """States before each of TIME ids and after the last, and which ids were legal then:
+    [TIME, VOCAB] bool."""
     row = jnp.ones((1, TIME + 1), jnp.int32)
     before = layout(rule, tokens, row, row == 1, Semantics.KEEP).before
     return before, rule.legal_ids(rule.legal(before, limits), VOCAB)
@@ -236,8 +236,8 @@ def test_files_are_byte_stable(tmp_path):
     changed = {
         name for name, content in contents(tmp_path / "first").items() if content != written[name]
     }
-    # A rule that changes must change a Python module: by these transformers tells its cached copies
-    # apart.
+    # A rule that changes must change a Python module:
+    # by these transformers tells its cached copies apart.
     assert changed == {"README.md", "custom_generate/rlbf_rule.json", "custom_generate/rule.py"}
 
 
@@ -288,8 +288,8 @@ def test_the_recipe_stands_alone(tmp_path, name, allowed):
 
 
 def run_in_place(folder, place, name: str):
-    """`generate` of a folder as transformers 4 runs it: copied to one place for all folders of a
-    name, module kept."""
+    """`generate` of a folder as transformers 4 runs it:
+    copied to one place for all folders of a name, module kept."""
     for file in (folder / "custom_generate").glob("*.py"):
         shutil.copy(file, place / file.name)
     spec = importlib.util.spec_from_file_location(f"{name}.generate", place / "generate.py")

@@ -1,5 +1,5 @@
-"""The exported recipe in `transformers` itself, with tiny random models; needs a python that has
-torch."""
+"""The exported recipe in `transformers` itself, with tiny random models;
+needs a python that has torch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def peers_python() -> str:
 
 
 def random_cases() -> dict:
-    """Prompts, and forced traces of which many are malformed, clamp, or spend more than the budget."""
+    """Prompts, and forced traces; many are malformed, clamp, or spend more than the budget."""
     rng = np.random.default_rng(7)
     prompts = [rng.integers(3, 19, rng.integers(1, 12)).tolist() for _ in range(ROWS)]
     weights = np.where((np.arange(VOCAB) >= 20) & (np.arange(VOCAB) < 28), 3.0, 1.0)
@@ -189,8 +189,8 @@ def test_several_returns_of_one_prompt(run):
     ],
 )
 def test_answers_are_as_long_as_somebody_said(run, case, rows, most):
-    """transformers 4 gives every generation config a `max_length` of 20, prompt included: nobody
-    said that."""
+    """transformers 4 gives every generation config a `max_length` of 20,
+    prompt included: nobody said that."""
     check(run[case], [[]] * rows, most)
     assert max(map(len, run[case]["traces"])) == most
 

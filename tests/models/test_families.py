@@ -1,5 +1,5 @@
-"""Every family against transformers: committed reference numbers always, the library itself in the
-slow lane.
+"""Every family against transformers: committed reference numbers always,
+the library itself in the slow lane.
 
 The slow tests run `tests/reference/make_families.py` with the interpreter named by RLBF_JAX_PEERS
 (one with torch and transformers), or with this one if it has them.
@@ -223,8 +223,8 @@ def test_presets_have_the_published_number_of_parameters(name):
 
 
 def test_the_older_writing_of_a_configuration_is_read():
-    """config.json of google/gemma-3-1b-pt and of meta-llama/Llama-3.2-1B, as published, without
-    what we do not read."""
+    """config.json of google/gemma-3-1b-pt and of meta-llama/Llama-3.2-1B, as published,
+    without what we do not read."""
     gemma = {
         "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
         "attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 256,
@@ -339,7 +339,9 @@ FIELDS = {
         "final_logit_softcapping": NUMBER + NULL, "attn_logit_softcapping": NUMBER + NULL,
         "rope_local_base_freq": NUMBER + NULL, "hidden_activation": (),
     },
-    "qwen2_windowed": {"max_window_layers": (0,), "use_sliding_window": (True,), "sliding_window": ()},
+    "qwen2_windowed": {
+        "max_window_layers": (0,), "use_sliding_window": (True,), "sliding_window": (),
+    },
     "gpt2": {
         "n_embd": COUNT, "n_layer": COUNT, "n_head": COUNT, "n_positions": COUNT, "n_inner": NULL,
         "layer_norm_epsilon": NUMBER, "activation_function": (), "scale_attn_weights": (True,),
@@ -526,12 +528,12 @@ def test_greedy_ids_are_the_same_under_rewind(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 7])
 def test_live_bfloat16_is_as_near_the_exact_logits_as_that_of_transformers(seed, tmp_path):
-    """Parameters, activations and cache in bfloat16 on both sides; exact are the float32 logits of
-    the rounded weights.
+    """Parameters, activations and cache in bfloat16 on both sides;
+    exact are the float32 logits of the rounded weights.
 
-    Six seeds gave root mean squares of 0.56 to 1.17 times theirs (1.17: Gemma 3 of seven layers,
-    where random weights amplify what is rounded), 0.84 on average, and largest errors of up to 1.6
-    times theirs.
+    Six seeds gave root mean squares of 0.56 to 1.17 times theirs
+    (1.17: Gemma 3 of seven layers, where random weights amplify what is rounded), 0.84 on average,
+    and largest errors of up to 1.6 times theirs.
     """
     run_reference("make", tmp_path / "made.npz", "--seed", seed, "--save", tmp_path / "made")
     run_reference("half", tmp_path / "made", tmp_path / "half.npz", "--seed", seed)

@@ -96,8 +96,8 @@ def model(windows):
 
 
 def trace_rows(rows=3, time=48):
-    """Prompts of 2 and up, then letters, maximal and consecutive directives, lone categories, bare
-    retractions."""
+    """Prompts of 2 and up, then letters, maximal and consecutive directives,
+    lone categories, bare retractions."""
     rng = np.random.default_rng(4)
     letters = TOKENIZER.encode("abcdefghijklmnopqrstuvwxyz")
     tokens = np.zeros((rows, time), np.int32)
@@ -118,8 +118,8 @@ def trace_rows(rows=3, time=48):
 
 
 def retracted_positions(position):
-    """Most that a row's positions fall below its highest so far, summed over falls: enough slots
-    for any ring."""
+    """Most that a row's positions fall below its highest so far, summed over falls:
+    enough slots for any ring."""
     return int(np.maximum(position[:, :-1] + 1 - position[:, 1:], 0).sum(1).max())
 
 

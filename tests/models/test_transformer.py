@@ -59,7 +59,7 @@ def random_params(config, seed=0):
 
 @functools.cache
 def rows(batch=2):
-    """Tokens, and a visibility of two packed segments in which some ids die and positions go back."""
+    """Tokens, and a visibility of two packed segments where ids die and positions go back."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, VOCAB, (batch, TIME)).astype(np.int32)
     segment = np.where(np.arange(TIME) < 5, 1, 2)[None].repeat(batch, 0).astype(np.int32)
@@ -293,8 +293,8 @@ def test_a_value_head_starts_at_zero_and_reads_both_inputs():
 
 
 def test_the_toy_model_is_what_it_was_before_there_were_families():
-    """Parameters, their random start and logits of two toy models, as an earlier version of the
-    decoder had them.
+    """Parameters, their random start and logits of two toy models,
+    as an earlier version of the decoder had them.
 
     They were equal bit for bit where they were made; other processors round sums in another order.
     """

@@ -1,5 +1,5 @@
-"""Checkpoints in and out: the identity, the same bytes, memory, and one clear line for every
-damage."""
+"""Checkpoints in and out: the identity, the same bytes, memory,
+and one clear line for every damage."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Run by `test_mesh.py` in a process with 8 virtual devices: one update on meshes against one
-device. Prints JSON."""
+"""Run by `test_mesh.py` in a process with 8 virtual devices:
+one update on meshes against one device. Prints JSON."""
 
 import dataclasses
 import json

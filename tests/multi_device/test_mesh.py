@@ -1,5 +1,5 @@
-"""Meshes of 8 virtual devices compute what one device does, and really split what they say they
-split."""
+"""Meshes of 8 virtual devices compute what one device does,
+and really split what they say they split."""
 
 import json
 import pathlib
@@ -32,8 +32,8 @@ SIZES = pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
     ["supervised_gradient", "squares", "policy_gradient", "policy_params", "adapter_gradient"],
 )
 def test_one_update_is_that_of_one_device(results, sizes, what):
-    """Gradients, Adam's moments after one step, and parameters after a step of SGD; relative to the
-    largest."""
+    """Gradients, Adam's moments after one step, and parameters after a step of SGD;
+    relative to the largest."""
     assert results[sizes][what] <= 1e-5
 
 

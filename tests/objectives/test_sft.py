@@ -25,8 +25,8 @@ def problem(batch, time, share=0.6, width=8, vocab=13, seed=0):
     return hidden, table, targets, jnp.asarray(rng.random((batch, time)) < share)
 
 
-# 16 ids a chunk: rows of one chunk, of several, of several and a rest, and more rows than a chunk
-# holds.
+# 16 ids a chunk: rows of one chunk, of several, of several and a rest,
+# and more rows than a chunk holds.
 @pytest.mark.parametrize("shape", [(1, 1), (1, 37), (2, 8), (3, 11), (4, 13), (20, 3)])
 @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
 def test_value_and_gradients_equal_plain_log_softmax(monkeypatch, shape, share):

@@ -1,5 +1,5 @@
-"""The tiny models of the family tests: configurations as transformers saves them, and weights from
-a tensor's name.
+"""The tiny models of the family tests: configurations as transformers saves them,
+and weights from a tensor's name.
 
 Pure numpy, read by the tests and by `make_families.py`, so that weights need not be stored.
 """
@@ -12,8 +12,8 @@ import numpy as np
 
 VOCAB, TIME = 48, 32
 FIRST_CONTROL = 44
-"""Ids from here on are control ids of the sampler's rule, which greedy decoding leaves out on both
-sides."""
+"""Ids from here on are control ids of the sampler's rule,
+which greedy decoding leaves out on both sides."""
 PROMPT, DRAWN = 6, 64
 
 _SHAPE = dict(
@@ -26,8 +26,8 @@ _LLAMA3 = dict(
 )  # fmt: skip
 _LOCAL, _FULL = "sliding_attention", "full_attention"
 
-# Name -> (configuration class of transformers, its arguments). Windows and trained lengths are
-# shorter than the rows.
+# Name -> (configuration class of transformers, its arguments).
+# Windows and trained lengths are shorter than the rows.
 CASES: dict[str, tuple[str, dict]] = {
     "gemma2": (
         "Gemma2Config",
@@ -49,10 +49,17 @@ CASES: dict[str, tuple[str, dict]] = {
             },
         ),
     ),
-    "llama": ("LlamaConfig", _SHAPE | dict(rms_norm_eps=1e-5, tie_word_embeddings=True, rope_parameters=_LLAMA3)),
+    "llama": (
+        "LlamaConfig",
+        _SHAPE | dict(rms_norm_eps=1e-5, tie_word_embeddings=True, rope_parameters=_LLAMA3),
+    ),
     "llama_biased": (
         "LlamaConfig",
-        _SHAPE | dict(num_key_value_heads=4, head_dim=12, attention_bias=True, mlp_bias=True, hidden_act="gelu"),
+        _SHAPE
+        | dict(
+            num_key_value_heads=4, head_dim=12, attention_bias=True, mlp_bias=True,
+            hidden_act="gelu",
+        ),
     ),
     "qwen2": ("Qwen2Config", _SHAPE | dict(tie_word_embeddings=True)),
     "qwen2_windowed": (
@@ -65,8 +72,8 @@ CASES: dict[str, tuple[str, dict]] = {
 
 
 def weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """float32 numbers of one published tensor, all of which matter; the same for the same name,
-    shape and seed."""
+    """float32 numbers of one published tensor, all of which matter;
+    the same for the same name, shape and seed."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     draws = rng.standard_normal(shape).astype(np.float32)
     if len(shape) > 1:
@@ -77,8 +84,8 @@ def weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [3, TIME] and which of them are real: a whole row, one padded on the left, one on the
-    right."""
+    """Ids [3, TIME] and which of them are real: a whole row,
+    one padded on the left, one on the right."""
     rng = np.random.default_rng([seed, 1])
     ids = rng.integers(0, VOCAB, (3, TIME)).astype(np.int64)
     real = np.ones((3, TIME), np.int64)

@@ -2,8 +2,8 @@
 
     python -m tests.reference.gcg_cases FOLDER      writes the model as a Hugging Face checkpoint
 
-`make_gcg.py` reads that folder with transformers and nanoGCG. Weights come from names and a seed,
-so none are stored.
+`make_gcg.py` reads that folder with transformers and nanoGCG.
+Weights come from names and a seed, so none are stored.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ MODEL = styled(
 
 
 def params(seed: int = 0, model: ModelConfig = MODEL) -> dict:
-    """Parameters whose values come from numpy, larger than at the start of training, so that every
-    id matters."""
+    """Parameters whose values come from numpy, larger than at the start of training,
+    so that every id matters."""
 
     def filled(path, leaf) -> np.ndarray:
         name = "/".join(str(part.key) for part in path)

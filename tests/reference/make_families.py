@@ -1,14 +1,14 @@
-"""Reference numbers of the tiny models in `family_cases.py`, by transformers on torch (CPU,
-float32).
+"""Reference numbers of the models of `family_cases.py`, by transformers on torch (CPU, float32).
 
-    python make_families.py make OUT.npz [--seed S] [--save DIR]    logits, gradients, greedy ids; checkpoints in DIR
-    python make_families.py read DIR OUT.npz [--seed S]             logits of the checkpoint folders in DIR
-    python make_families.py half DIR OUT.npz [--seed S]             the same in bfloat16, and as `exact` the float32
-                                                                    logits of the weights that
-                                                                    bfloat16 leaves
+    python make_families.py make OUT.npz [--seed S] [--save DIR]
+        logits, gradients, greedy ids; checkpoints in DIR
+    python make_families.py read DIR OUT.npz [--seed S]
+        logits of the checkpoint folders in DIR
+    python make_families.py half DIR OUT.npz [--seed S]
+        the same in bfloat16, and as `exact` the float32 logits of the weights that bfloat16 leaves
 
-`families.npz` beside this file is `make families.npz`. Needs torch and transformers, which the
-package does not.
+`families.npz` beside this file is `make families.npz`.
+Needs torch and transformers, which the package does not.
 """
 
 from __future__ import annotations

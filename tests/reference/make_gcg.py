@@ -1,12 +1,14 @@
-"""Reference numbers of GCG by nanoGCG 0.3.0 on torch (CPU, float32), on the model that
-`gcg_cases.py` writes.
+"""Reference numbers of GCG by nanoGCG 0.3.0 on torch (CPU, float32), model by `gcg_cases.py`.
 
-    python -m tests.reference.gcg_cases FOLDER                     with our package
-    python tests/reference/make_gcg.py record FOLDER OUT.npz       with nanogcg and transformers <= 4.47.1
-    python tests/reference/make_gcg.py seeds FOLDER OUT.npz [--seeds N] [--steps N]     best loss of every seed
+    python -m tests.reference.gcg_cases FOLDER
+        with our package
+    python tests/reference/make_gcg.py record FOLDER OUT.npz
+        with nanogcg and transformers <= 4.47.1
+    python tests/reference/make_gcg.py seeds FOLDER OUT.npz [--seeds N] [--steps N]
+        best loss of every seed
 
-`gcg.npz` beside this file is `record`: three runs of 30 steps (plain, with a buffer, with
-mellowmax).
+`gcg.npz` beside this file is `record`: three runs of 30 steps
+(plain, with a buffer, with mellowmax).
 """
 
 from __future__ import annotations
@@ -83,7 +85,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    gc.freeze()  # nanoGCG collects garbage after every batch; what was imported need not be looked at each time
+    # nanoGCG collects garbage after every batch; what was imported need not be looked at each time.
+    gc.freeze()
     {"record": record, "seeds": seeds}[args.command](args)
 
 

@@ -1,10 +1,10 @@
-"""Reference numbers of the tiny checkpoint, by the `hf` model of lm_eval 0.4.13 (torch CPU,
-float32).
+"""Reference numbers of the tiny checkpoint, by the `hf` model of lm_eval 0.4.13
+(torch CPU, float32).
 
     python -m tests.reference.make_lm_eval OUT.npz
 
-`lm_eval.npz` beside this file is its output. Needs lm_eval, torch and transformers beside the
-package.
+`lm_eval.npz` beside this file is its output.
+Needs lm_eval, torch and transformers beside the package.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What nanoGCG needs around it so that it works on ids alone: a tokenizer whose words are numbers,
-and taps.
+"""What nanoGCG needs around it so that it works on ids alone:
+a tokenizer whose words are numbers, and taps.
 
-Needs torch, transformers <= 4.47.1 and nanogcg 0.3.0; imported by `make_gcg.py` and by benchmarks'
-peers.
+Needs torch, transformers <= 4.47.1 and nanogcg 0.3.0;
+imported by `make_gcg.py` and by benchmarks' peers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import transformers
 
 
 class Numbers:
-    """Text is ids in decimal: "3 4 5". Ids from `forbidden` on decode to something not printable."""
+    """Text is ids in decimal: "3 4 5". Ids from `forbidden` on decode to what is not printable."""
 
     bos_token = bos_token_id = eos_token_id = pad_token_id = unk_token_id = None
     chat_template = "numbers"

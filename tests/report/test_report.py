@@ -242,8 +242,8 @@ def test_rows_of_attack_commands_and_benchmarks_reach_the_report(tmp_path):
 
 @pytest.mark.parametrize("told", [True, False])
 def test_the_headline_is_of_the_runs_own_benchmark_whatever_its_name(tmp_path, told):
-    """Neither another benchmark's shorter name nor, with a manifest, its many records take the
-    headline."""
+    """Neither another benchmark's shorter name nor, with a manifest,
+    its many records take the headline."""
     write_run(tmp_path)
     own = [r | {"benchmark": "own_data"} for r in made_up_records()]
     own = [r | {"knobs": {"max_tokens": 76}} for r in own]

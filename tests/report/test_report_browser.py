@@ -1,5 +1,5 @@
-"""The trace browser: nothing in a row can become markup or script, what may offend is hidden,
-filters work."""
+"""The trace browser: nothing in a row can become markup or script,
+what may offend is hidden, filters work."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def test_what_may_offend_is_hidden():
     kinds = [kind for _, kind in entry("rlbf", row)["text"]]
     assert kinds[:3] == [FORCED, FORCED | ERASED | HIDDEN, ERASED | HIDDEN]
     assert not any(kind & HIDDEN for kind in kinds[3:])
-    # A span of the visible text is found again in the pieces of the trace, on both sides of what
-    # was erased.
+    # A span of the visible text is found again in the pieces of the trace,
+    # on both sides of what was erased.
     visible = row["visible"]
     start = visible.index("kitchen")
     bad = dict(

@@ -1,5 +1,5 @@
-"""Runs side by side: columns, differences paired by seed and attempt, what differs, where it is
-written."""
+"""Runs side by side: columns, differences paired by seed and attempt,
+what differs, where it is written."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the further plots show: errors of X, times, trade-off points, panels of reinforcement; and
-their words."""
+"""What the further plots show: errors of X, times, trade-off points,
+panels of reinforcement; and their words."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ def test_the_options_of_a_search_are_the_library_s():
     fields = {field.name for field in dataclasses.fields(GcgConfig)} - {"search_width"} | {"width"}
     own = {"neighbors", "window"}
     assert {field.name for field in dataclasses.fields(Search)} == fields | own
-    told = dict(steps=3, topk=5, positions="stratified", n_replace=2, buffer_size=4, kind="mellowmax", alpha=2.0,
-                placement="before", separator=" ", filter_ids=False, allow_non_ascii=True,
-                early_stop=True,
-                batch_size=16, seed=7, init="a", control_floor=-2.0)  # fmt: skip
+    told = dict(steps=3, topk=5, positions="stratified", n_replace=2, buffer_size=4,
+                kind="mellowmax", alpha=2.0, placement="before", separator=" ", filter_ids=False,
+                allow_non_ascii=True, early_stop=True, batch_size=16, seed=7, init="a",
+                control_floor=-2.0)  # fmt: skip
     made = optimized(Search(width=9, control_weight=0.25, window=3, neighbors=2, **told))
     assert made == OptimizedConfig(GcgConfig(search_width=9, **told), 0.25, 3, 2)
 

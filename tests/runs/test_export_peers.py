@@ -107,8 +107,8 @@ def found(folders, tmp_path_factory) -> dict[str, dict]:
         rule = open_run(folder / "run").run.tokenizer.rule
         eager = list(range(rule.first_id, rule.first_id + len(rule.categories)))
         cases.append(
-            dict(folder=str(folder / "exported"), prompts=PROMPTS, texts=HARMLESS + CONTROLS, eager=eager,
-                 bias=telling_bias(folder), max_tokens=MAX_TOKENS)
+            dict(folder=str(folder / "exported"), prompts=PROMPTS, texts=HARMLESS + CONTROLS,
+                 eager=eager, bias=telling_bias(folder), max_tokens=MAX_TOKENS)
         )  # fmt: skip
     (work / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     # The modules' cache must be fresh, and the child must not see this package.

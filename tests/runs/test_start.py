@@ -167,7 +167,8 @@ def command(capsys, *argv):
         ),
         (
             "--evaluation.attacks middle_filling --evaluation.knobs.max_tokens 20",
-            r"evaluation: .* raise knobs.max_tokens to \d+ or more.* as --evaluation.knobs.max_tokens",
+            r"evaluation: .* raise knobs.max_tokens to \d+ or more.* "
+            r"as --evaluation.knobs.max_tokens",
         ),
         (
             "--evaluation.middle.long_words 40",
@@ -288,11 +289,12 @@ def test_export_is_the_run(finished, tmp_path, capsys):
 
 
 def test_a_run_adds_control_tokens_itself(published, tmp_path):
-    """From the raw folder; scanned layers; the same seed gives the same rows, another one others."""
+    """From the raw folder; scanned layers; one seed gives the same rows, another one others."""
     config = tiny(published, model=dataclasses.replace(smoke().base.model, scan_layers=True))
     work = started(config, tmp_path)
-    assert work.tokenizer.digest() == import_tokenizer(published, CATEGORIES, X_MAX, 1 + max(work.tokenizer.new_ids) -
-                                                       len(work.tokenizer.new_ids)).digest()  # fmt: skip
+    assert work.tokenizer.digest() == import_tokenizer(
+        published, CATEGORIES, X_MAX, 1 + max(work.tokenizer.new_ids) - len(work.tokenizer.new_ids)
+    ).digest()  # fmt: skip
     params = start_params(config, tmp_path)
     shapes = jax.eval_shape(work.initial_params)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(

@@ -151,8 +151,8 @@ def test_rows_of_a_large_vocabulary_have_settings_of_their_own():
     ("vocab", "share"), [(ONE_BLOCK, 0.4), (5 * BLOCK, 0.4), (40 * BLOCK, 0.01)]
 )
 def test_rounding_at_a_bound_never_draws_an_illegal_id(vocab, share):
-    """Shares within some units in the last place of every bound between two legal ids, and 1
-    itself."""
+    """Shares within some units in the last place of every bound between two
+    legal ids, and 1 itself."""
     rng = np.random.default_rng(5)
     legal = rng.random(vocab) < share
     legal[::BLOCK], legal[-1] = False, False
@@ -178,8 +178,8 @@ def test_rounding_at_a_bound_never_draws_an_illegal_id(vocab, share):
 
 @pytest.mark.parametrize("gap", [0, BLOCK, 4 * BLOCK])
 def test_blocks_that_nothing_may_be_drawn_from_are_passed_over(gap):
-    """One id at each end of the vocabulary, or at an end and in the middle, and nothing legal
-    between."""
+    """One id at each end of the vocabulary, or at an end and in the middle,
+    and nothing legal between."""
     vocab = 4 * BLOCK + 2
     first, last = gap // 2, vocab - 1
     logits = (

@@ -1,4 +1,4 @@
-"""The law of the sampler: recorded log-probabilities equal one teacher-forced pass over the trace."""
+"""The law of the sampler: what it records equals one teacher-forced pass over the trace."""
 
 import jax
 import numpy as np
@@ -98,7 +98,9 @@ STYLES = {
         num_kv_heads=4, norm="layer", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True,
         learned_positions=True, max_positions=96,
     ),
-    "llama": dict(rope_scaling="llama3", rope_factor=4.0, rope_original_length=16, scale_embeddings=False),
+    "llama": dict(
+        rope_scaling="llama3", rope_factor=4.0, rope_original_length=16, scale_embeddings=False,
+    ),
 }  # fmt: skip
 
 
@@ -137,8 +139,8 @@ def test_law_in_bfloat16_holds_within_its_bound():
     sampler, params, generations = sample(Semantics.REWIND, dtype="bfloat16")
     _, logprobs = scored(sampler, params, generations, Semantics.REWIND)
     worst, directives = compare(generations, logprobs)
-    # bfloat16 keeps 8 bits: logits of order 10 carry errors of a few hundredths, summed over two
-    # layers.
+    # bfloat16 keeps 8 bits: logits of order 10 carry errors of a few hundredths,
+    # summed over two layers.
     assert directives >= 100 and worst < 0.5
 
 
@@ -146,8 +148,8 @@ def test_law_in_bfloat16_holds_within_its_bound():
 @pytest.mark.parametrize("semantics", BOTH)
 @pytest.mark.parametrize("style", STYLES)
 def test_law_in_bfloat16_for_what_makes_families(semantics, style):
-    """Parameters too. Seen: 0.16 at most (Gemma 3, five layers), 0.02 on average; Llama 0.09, GPT-2
-    0.05."""
+    """Parameters too. Seen: 0.16 at most (Gemma 3, five layers), 0.02 on average;
+    Llama 0.09, GPT-2 0.05."""
     sampler, params, generations = sample(
         semantics, dtype="bfloat16", param_dtype="bfloat16", **STYLES[style]
     )
@@ -157,8 +159,8 @@ def test_law_in_bfloat16_for_what_makes_families(semantics, style):
 
 
 def test_rewound_logits_equal_a_fresh_decode_of_the_live_ids():
-    """From the second id after a retraction on; the first is drawn from the directive's query,
-    which sees all."""
+    """From the second id after a retraction on;
+    the first is drawn from the directive's query, which sees all."""
     sampler, params, generations = sample(Semantics.REWIND)
     traces = pack_traces(generations, sampler.rule, 80)
     hidden, where = hidden_states(sampler.model, params, sampler.rule, traces, Semantics.REWIND)
@@ -182,16 +184,16 @@ def test_rewound_logits_equal_a_fresh_decode_of_the_live_ids():
 
 
 def test_ring_of_a_window_survives_consecutive_maximal_retractions():
-    """Slots = window + budget x (x_max + 2): the ring must not lose what it rewinds to, across its
-    seam."""
+    """Slots = window + budget x (x_max + 2):
+    the ring must not lose what it rewinds to, across its seam."""
     tokenizer = LetterTokenizer(x_max=6)
     config, params = random_model(tokenizer, windows=(4,))
     rule = tokenizer.rule
     directive = [rule.category_id("one"), rule.backtrack_id(6)]
     letters = tokenizer.encode("abcdefghijklmnopqrstuvwxyzabcdefghij")
     forced = (*letters, *directive, *directive, *letters[:9], *directive)
-    # One forced id fewer each time, so that the sampler itself crosses the seam at every phase of
-    # the ring.
+    # One forced id fewer each time, so that the sampler itself crosses the seam
+    # at every phase of the ring.
     knobs = Knobs(
         max_tokens=90, budget=9, control_bias={"categories": 1.0, "[BACKTRACK_BY_6]": 6.0}
     )

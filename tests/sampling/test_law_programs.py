@@ -109,8 +109,8 @@ def fresh_logits(model: tuple[ModelConfig, dict], rows: list[list[int]]) -> np.n
 
 
 def queries_of(name, semantics):
-    """Logits of one pass at some queries, most of them after retractions, and the ids that are
-    alive there."""
+    """Logits of one pass at some queries, most of them after retractions,
+    and the ids that are alive there."""
     _, _, generations = drawn(name, semantics)
     traces = pack_traces(generations, RULE, 80)
     died = np.asarray(layout_of(RULE, traces, semantics).died)

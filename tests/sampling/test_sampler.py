@@ -1,5 +1,5 @@
-"""The sampler around its law: rows alone and together, limits, knobs, compilations, errors,
-reading."""
+"""The sampler around its law: rows alone and together, limits, knobs,
+compilations, errors, reading."""
 
 from __future__ import annotations
 
@@ -387,9 +387,9 @@ def test_scoring_in_time_chunks_changes_neither_values_nor_gradients(monkeypatch
 
 @pytest.mark.parametrize("semantics", list(Semantics))
 def test_answers_up_to_the_last_learned_position_are_those_of_a_loose_bucket(semantics):
-    """The table's rows beyond the text are padding's alone: 45 positions (a bucket that is cut),
-    and the same in a table of 64 with other rows behind, give the same ids and log-probabilities;
-    scoring agrees."""
+    """The table's rows beyond the text are padding's alone:
+    45 positions (a bucket that is cut), and the same in a table of 64 with other rows behind,
+    give the same ids and log-probabilities; scoring agrees."""
     tokenizer = LetterTokenizer()
     tight, params = random_model(
         tokenizer, learned_positions=True, max_positions=45, norm="layer", gated_mlp=False

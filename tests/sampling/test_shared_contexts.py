@@ -76,8 +76,8 @@ def assert_same(generations, others, tolerance=1e-4):
 @pytest.mark.parametrize("semantics", list(Semantics))
 @pytest.mark.parametrize("rows_per_context", [3, 12])
 def test_rows_that_share_a_context_draw_what_they_draw_alone(rows_per_context, semantics):
-    """All settings beside each other, contexts with directives among them; 7 rows a context fill no
-    group of these."""
+    """All settings beside each other, contexts with directives among them;
+    7 rows a context fill no group of these."""
     config = dataclasses.replace(ALONE, semantics=semantics)
     expected = sampler(1, config=config)(PARAMS, REQUESTS, 0)
     assert_same(sampler(rows_per_context, config=config)(PARAMS, REQUESTS, 0), expected)
@@ -213,8 +213,8 @@ def test_batches_hold_every_row_once_and_groups_share_a_context(drawn, shared, g
                 any(r.request.knobs.top_k > 0 for r in busy),
             )
         )
-    # No more groups than contexts need, rows that sweep alike together, and idle groups only at the
-    # end.
+    # No more groups than contexts need, rows that sweep alike together,
+    # and idle groups only at the end.
     contexts = [(row.prompt, row.request.forced) for row in rows]
     needed = sum(-(-contexts.count(context) // shared) for context in set(contexts))
     assert len(batches) == -(-needed // groups)

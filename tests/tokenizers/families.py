@@ -1,5 +1,5 @@
-"""Small tokenizers in the shapes of published ones: folders of files, trained on a few lines of
-text.
+"""Small tokenizers in the shapes of published ones: folders of files,
+trained on a few lines of text.
 
 What a family has that matters here is kept: kind of model, normalizer, pre-tokenizer, decoder,
 post-processor, flags of added tokens, spare tokens, chat template, several ends of sequence.
@@ -138,8 +138,8 @@ def write_configs(folder: pathlib.Path, config: dict, **files) -> pathlib.Path:
 
 
 def llama(folder: pathlib.Path) -> pathlib.Path:
-    """Llama 3: byte-level BPE that takes whole words from its vocabulary, reserved tokens, two ends
-    of sequence."""
+    """Llama 3: byte-level BPE that takes whole words from its vocabulary, reserved tokens,
+    two ends of sequence."""
     made = byte_level()
     made.pre_tokenizer = split_by(LLAMA_SPLIT)
     named = [
@@ -169,8 +169,8 @@ def llama(folder: pathlib.Path) -> pathlib.Path:
 
 
 def qwen(folder: pathlib.Path) -> pathlib.Path:
-    """Qwen 3: NFC, no beginning of sequence, tokens that are added but not special, rows beyond the
-    tokenizer."""
+    """Qwen 3: NFC, no beginning of sequence, tokens that are added but not special,
+    rows beyond the tokenizer."""
     made = byte_level()
     made.normalizer = normalizers.NFC()
     made.pre_tokenizer = split_by(LLAMA_SPLIT.replace("{1,3}", ""))
@@ -251,8 +251,8 @@ def gemma_sentencepiece(folder: pathlib.Path) -> pathlib.Path:
 def sentencepiece_document(
     model: bytes, normalizer, pre_tokenizer, decoder
 ) -> tokenizers.Tokenizer:
-    """The BPE of a SentencePiece model as tokenizer.json has it: pieces and the merges that their
-    order implies."""
+    """The BPE of a SentencePiece model as tokenizer.json has it:
+    pieces and the merges that their order implies."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     vocab = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
     fixed = {
@@ -274,8 +274,8 @@ def sentencepiece_document(
 
 
 def gemma(folder: pathlib.Path) -> pathlib.Path:
-    """Gemma 2: SentencePiece pieces as BPE with byte fallback; newlines and HTML tags are ordinary
-    added tokens."""
+    """Gemma 2: SentencePiece pieces as BPE with byte fallback;
+    newlines and HTML tags are ordinary added tokens."""
     decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
@@ -297,8 +297,8 @@ def gemma(folder: pathlib.Path) -> pathlib.Path:
 
 
 def unigram(folder: pathlib.Path) -> pathlib.Path:
-    """A Unigram model (T5, XLM-R) with NFKC and byte fallback, whose vocabulary itself holds the
-    special tokens."""
+    """A Unigram model (T5, XLM-R) with NFKC and byte fallback,
+    whose vocabulary itself holds the special tokens."""
     made = tokenizers.Tokenizer(models.Unigram())
     made.normalizer = normalizers.NFKC()
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)

@@ -1,5 +1,5 @@
-"""What `transformers` makes of tokenizer folders; started by test_peers.py with another
-interpreter.
+"""What `transformers` makes of tokenizer folders;
+started by test_peers.py with another interpreter.
 
     python peers_child.py CASES.json FOUND.json
 
@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 
 def look(folder: str, cases: dict) -> dict:
-    """Ids under default loading, of texts and of conversations; null where the template refuses
-    one."""
+    """Ids under default loading, of texts and of conversations;
+    null where the template refuses one."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found = {
         "ids": [tokenizer(text, add_special_tokens=False)["input_ids"] for text in cases["texts"]],

@@ -1,5 +1,5 @@
-"""Chat templates: what they write is told from what messages say, and harmless messages render as
-ever."""
+"""Chat templates: what they write is told from what messages say,
+and harmless messages render as ever."""
 
 import datetime
 
@@ -80,10 +80,16 @@ def test_private_use_characters_of_anybody_stay_what_they_are():
 
 
 def test_the_sandbox_and_its_functions():
-    source = "{% generation %}{{ strftime_now('%d %b %Y') }}{% endgeneration %}{{ {'a': '<é>'} | tojson }}"
+    source = (
+        "{% generation %}{{ strftime_now('%d %b %Y') }}{% endgeneration %}"
+        "{{ {'a': '<é>'} | tojson }}"
+    )
     template = ChatTemplate(source, {}, datetime.date(2025, 3, 1))
     assert template.render(chat("x"))[0] == '01 Mar 2025{"a": "<é>"}'
-    loop = "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}"
+    loop = (
+        "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
     assert ChatTemplate(loop, {}).render(chat("x", "y"))[0] == "x"
     for source in ("{{ messages.append(1) }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}"):
         with pytest.raises(InputError, match="template"):

@@ -1,5 +1,5 @@
-"""Published tokenizers: ids as the family has them, and no text makes a control, turn or special
-id."""
+"""Published tokenizers: ids as the family has them, and no text makes a control,
+turn or special id."""
 
 import functools
 import json
@@ -113,8 +113,8 @@ harmless = st.lists(st.one_of(odd, letters), max_size=8).map("".join)
 
 @functools.cache
 def made(name: str) -> tuple[FamilyTokenizer, pathlib.Path]:
-    """Tokenizer and published folder of a family; the folder's files are small and live as long as
-    the process."""
+    """Tokenizer and published folder of a family; the folder's files are small and live
+    as long as the process."""
     folder = FAMILIES[name](pathlib.Path(_temporary().name) / name)
     return import_tokenizer(folder, CATEGORIES, X_MAX, ROWS.get(name, 0)), folder
 
@@ -146,8 +146,8 @@ def check_text(name: str, text: str) -> None:
 
 
 def check_user_turn(name: str, text: str) -> None:
-    """Whatever a user writes, the guarded ids of a prompt are those of a harmless prompt, in the
-    same order."""
+    """Whatever a user writes, the guarded ids of a prompt are those
+    of a harmless prompt, in the same order."""
     tokenizer, _ = made(name)
 
     def guarded(content):
@@ -288,8 +288,8 @@ def test_saving_keeps_everything(name, tmp_path):
 
 @pytest.mark.parametrize("name", WITH_JSON)
 def test_saved_files_in_the_library(name, tmp_path):
-    """Other programs: the family's tokens keep ids and parsing, control tokens have names and no
-    spelling."""
+    """Other programs: the family's tokens keep ids and parsing,
+    control tokens have names and no spelling."""
     tokenizer, folder = made(name)
     tokenizer.save(tmp_path)
     full = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -434,8 +434,8 @@ def test_broken_files_are_named(file, change, message, tmp_path):
 
 
 def test_models_get_the_inputs_that_they_take(tmp_path):
-    """Named for programs that would pass `token_type_ids` too; what a configuration says itself
-    stays."""
+    """Named for programs that would pass `token_type_ids` too;
+    what a configuration says itself stays."""
     folder, names = FAMILIES["llama"](tmp_path), ["input_ids", "attention_mask"]
     for said in (None, ["input_ids"]):
         if said:

@@ -1,5 +1,5 @@
-"""A run's own vocabulary as tokenizer.json: the same ids as SentencePiece gives, by the
-`tokenizers` library."""
+"""A run's own vocabulary as tokenizer.json: the same ids as SentencePiece gives,
+by the `tokenizers` library."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Exported tokenizers in `transformers`, loaded as everybody loads them. Set RLBF_JAX_PEERS to a
-python that has it."""
+"""Exported tokenizers in `transformers`, loaded as everybody loads them.
+Set RLBF_JAX_PEERS to a python that has it."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def peers_python() -> str:
 
 @pytest.fixture(scope="module")
 def peers(peers_python, tmp_path_factory) -> dict:
-    """Our tokenizers, and what `transformers` found in the published and in the exported folders."""
+    """Our tokenizers, and what `transformers` finds in published and in exported folders."""
     root = tmp_path_factory.mktemp("families")
     protobuf = (
         subprocess.run(
@@ -117,8 +117,8 @@ def test_models_get_the_inputs_that_they_take(peers, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_turn_tokens_parse_as_in_the_published_folder(peers, name):
-    """All ids of a text are as before export, unless it held a spare token that is a control token
-    now."""
+    """All ids of a text are as before export, unless it held a spare token
+    that is a control token now."""
     ours, published, exported = both(peers, name)
     controls = set(ours.new_ids)
     compared = 0

@@ -88,8 +88,8 @@ def test_a_second_ctrl_c_ends_the_process_where_python_cannot_interrupt():
             time.sleep(0.01)
         print("here", flush=True)
         while True:
-            ctypes.CDLL(None).sleep(100)  # as a compilation: \
-no signal handler runs before it returns
+            ctypes.CDLL(None).sleep(100)  \
+# as a compilation: no signal handler runs before it returns
     """)
     os.kill(process.pid, signal.SIGINT)
     wait_for_line(process)

@@ -1,5 +1,5 @@
-"""What reviewers of the method asked for beside its published attacks. All are ours, all are made
-of middle filling.
+"""What reviewers of the method asked for beside its published attacks.
+All are ours, all are made of middle filling.
 
 many_violations   several violations in one answer, benign sentences between them: one directive
                   cannot erase them all
@@ -8,8 +8,8 @@ respelled         the violation in pieces that the tokenizer would not choose: t
                   other ids
 critic_note       behind the violation, words aimed at whoever judges the text
 
-Their benign twin is `benign_middle`, and their yardstick `middle_filling`: the same prompts, forms
-and geometry.
+Their benign twin is `benign_middle`, and their yardstick `middle_filling`:
+the same prompts, forms and geometry.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def respelled(
 ) -> list[Attempt]:
     """Middle filling whose violation is spelled character by character: the same text in other ids.
 
-    Raises ValueError where `max_tokens` has too little room, or the tokenizer cannot spell a text
-    so.
+    Raises ValueError where `max_tokens` has too little room,
+    or the tokenizer cannot spell a text so.
     """
     attempts = []
     for attempt in middle_filling(world, tokenizer, rng, n, config, options=options.middle):

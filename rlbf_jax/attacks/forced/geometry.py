@@ -7,8 +7,8 @@ of the answer. `prefilling_depth` forces the first k ids of an answer that gives
 Nothing public defines the grid of middle filling: it is ours; the depths of prefilling are those of
 Qi et al. (arXiv 2406.05946).
 
-All lengths are of content ids, sliced from encoded text and never decoded in between, hence also
-cut inside words.
+All lengths are of content ids, sliced from encoded text and never decoded in between,
+hence also cut inside words.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class GeometryGrid:
 
     @classmethod
     def wide(cls) -> GeometryGrid:
-        """The whole grid, for models with a long context: up to 256 benign ids and 64 violating
-        ones."""
+        """The whole grid, for models with a long context:
+        up to 256 benign ids and 64 violating ones."""
         return cls(prefix=(0, 16, 64, 256), span=(4, 16, 64), tail=(0, 8))
 
     @property
@@ -114,8 +114,8 @@ def prefilling_depth(
     *,
     options: GeometryGrid = GeometryGrid(),
 ) -> list[Attempt]:
-    """n harmful prompts at every depth k: opener (counted as bridge) and violations, the first k
-    ids of them."""
+    """n harmful prompts at every depth k: opener (counted as bridge) and violations,
+    the first k ids of them."""
     attempts = []
     for prompt in draw_prompts(world, rng, config.pool, n, harmful=True):
         for k in options.depths:

@@ -1,5 +1,5 @@
-"""Middle filling: a violation in the middle of a good answer to a harmless prompt (RLBF, arXiv
-2602.08377).
+"""Middle filling: a violation in the middle of a good answer to a harmless prompt
+(RLBF, arXiv 2602.08377).
 
 The paper names the attack without giving its geometry; ours is benign sentences + bridge +
 violation, with a stated share of prefixes of 20 words and more. `benign_middle` is its benign twin.
@@ -40,8 +40,8 @@ class MiddleFillingOptions:
     """Share of attempts with a long prefix: as few sentences as reach `long_words` words."""
     long_words: int = 20
     cut: bool = False
-    """Stop inside the violation, from `min_words` words on (uniform over ids); it is then not there
-    by construction."""
+    """Stop inside the violation, from `min_words` words on (uniform over ids);
+    it is then not there by construction."""
     min_words: int = 2
     aside_share: float = 0.5
     """Share of benign twins whose span is a harmless remark off the topic, where the world has
@@ -70,15 +70,15 @@ def _joint(tokenizer: Tokenizer, bridge: str, span: str | None, prefix: _Prefix)
 
 
 def _in_lower_case(sentence: str) -> str:
-    """A sentence that begins with a space, as it continues after a comma. "I", acronyms and digits
-    stay."""
+    """A sentence that begins with a space, as it continues after a comma.
+    "I", acronyms and digits stay."""
     lower = sentence[:1] + sentence[1:2].lower() + sentence[2:]
     return lower if sentence[2:3].islower() else sentence
 
 
 def _sentence_ends(text: str) -> list[int]:
-    """Where the sentences of a text end, end marks included. An unfinished last sentence does not
-    count."""
+    """Where the sentences of a text end, end marks included.
+    An unfinished last sentence does not count."""
     return [match.end() for match in _SENTENCE_END.finditer(text)]
 
 
@@ -89,8 +89,8 @@ def _prefix(
     options: MiddleFillingOptions,
     long: bool,
 ) -> _Prefix | None:
-    """Leading sentences of an answer with one more sentence behind them; None if this answer has
-    too few."""
+    """Leading sentences of an answer with one more sentence behind them;
+    None if this answer has too few."""
     # Twice as many words as the prefix needs, so that a sentence is left over.
     answer = world.answer(rng, prompt, min_words=2 * options.long_words if long else 0)
     ends = _sentence_ends(answer)
@@ -118,11 +118,11 @@ def _draw(
     long: bool,
     joint: Callable[[_Prefix], _Forced],
 ) -> tuple[Prompt, _Forced]:
-    """A prompt with an answer that can be cut as asked: the given one, or other ones after some
-    tries.
+    """A prompt with an answer that can be cut as asked:
+    the given one, or other ones after some tries.
 
-    Raises ValueError where all answers are too short to cut, or leave less than `config.room` of
-    `max_tokens`.
+    Raises ValueError where all answers are too short to cut,
+    or leave less than `config.room` of `max_tokens`.
     """
     needs: list[int] = []
     for _ in range(_PROMPTS):
@@ -166,8 +166,8 @@ def middle_filling(
     *,
     options: MiddleFillingOptions = MiddleFillingOptions(),
 ) -> list[Attempt]:
-    """Harmless prompt; benign sentences, bridge and a whole violation (or, with `cut`, a beginning
-    of one)."""
+    """Harmless prompt; benign sentences, bridge and a whole violation
+    (or, with `cut`, a beginning of one)."""
     attempts = []
     for index, prompt in enumerate(draw_prompts(world, rng, config.pool, n, harmful=False)):
         long = _is_long(index, options.long_share)
@@ -207,11 +207,11 @@ def benign_middle(
     *,
     options: MiddleFillingOptions = MiddleFillingOptions(),
 ) -> list[Attempt]:
-    """The benign twin: harmless prompt; benign sentences, bridge, and a harmless span without its
-    end mark.
+    """The benign twin: harmless prompt; benign sentences, bridge,
+    and a harmless span without its end mark.
 
-    The span is the answer's own next sentence or, in `options.aside_share` of the attempts, a
-    remark off the topic.
+    The span is the answer's own next sentence or, in `options.aside_share` of the attempts,
+    a remark off the topic.
     """
     attempts = []
     for index, prompt in enumerate(draw_prompts(world, rng, config.pool, n, harmful=False)):

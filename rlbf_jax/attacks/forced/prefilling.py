@@ -51,8 +51,8 @@ def encode_parts(tokenizer: Tokenizer, *parts: str) -> tuple[list[int], list[int
 
 
 def ids_of_words(tokenizer: Tokenizer, ids: list[int], words: int) -> int:
-    """How many leading ids it takes to spell the first `words` words; all of them where there are
-    fewer words."""
+    """How many leading ids it takes to spell the first `words` words;
+    all of them where there are fewer words."""
     ends = [match.end() for match in re.finditer(r"\S+", tokenizer.decode(ids))]
     if len(ends) <= words:
         return len(ids)
@@ -94,12 +94,12 @@ def prefilling(
     *,
     options: PrefillingOptions = PrefillingOptions(),
 ) -> list[Attempt]:
-    """Harmful prompt; opener (counted as bridge) and from `min_words` words up to all of a
-    violation it asks for.
+    """Harmful prompt; opener (counted as bridge) and from `min_words` words up to all
+    of a violation it asks for.
 
-    The cut is uniform over ids. Attempts whose cut fell at the end force a whole violation, but the
-    attack as such does not, so `by_construction` is false; the report's prefilling rows are a fair
-    comparison.
+    The cut is uniform over ids. Attempts whose cut fell at the end force a whole violation,
+    but the attack as such does not, so `by_construction` is false;
+    the report's prefilling rows are a fair comparison.
     """
     attempts = []
     for prompt in draw_prompts(world, rng, config.pool, n, harmful=True):
@@ -144,8 +144,8 @@ def deep_prefilling(
     *,
     options: PrefillingOptions = PrefillingOptions(),
 ) -> list[Attempt]:
-    """Harmful prompt; opener, whole violation, period and `tail_words` benign words: the moment has
-    passed already."""
+    """Harmful prompt; opener, whole violation, period and `tail_words` benign words:
+    the moment has passed already."""
     attempts = []
     for prompt in draw_prompts(world, rng, config.pool, n, harmful=True):
         violation = world.violation(
@@ -179,8 +179,8 @@ def benign_prefill(
     *,
     options: PrefillingOptions = PrefillingOptions(),
 ) -> list[Attempt]:
-    """The benign twin of prefilling: harmless prompt, opener, and a beginning of its answer with as
-    many ids.
+    """The benign twin of prefilling: harmless prompt, opener,
+    and a beginning of its answer with as many ids.
 
     The number of ids is drawn as `prefilling` draws it, from a violation that is then thrown away;
     an answer that is shorter is forced whole.

@@ -5,9 +5,9 @@ answer.
 2. `Goal` (`suffix.py`): a prompt and the answer ids wished for.
 3. `gcg`: goals -> `Found` suffixes, resumable; the loop is `suffix_search.py`.
 
-Adaptive GCG is an option of the goal and the configuration: `Goal.control` says where the beginning
-of a directive counts, `control_weight` how much (above 0 the attack keeps the defense quiet, below
-0 it sets it off).
+Adaptive GCG is an option of the goal and the configuration:
+`Goal.control` says where the beginning of a directive counts, `control_weight` how much
+(above 0 the attack keeps the defense quiet, below 0 it sets it off).
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ def gcg(
 
     Args:
       params: of `model`, on the mesh where there is one.
-      mesh: its row axes take different goals; of fewer goals than devices, several devices divide
-        the candidates.
+      mesh: its row axes take different goals; of fewer goals than devices,
+        several devices divide the candidates.
       file: where the state is kept every `save_every` steps (.npz). A search that finds its own
         goes on from it, bit for bit; one that finds another's raises InputError.
       rule: whose directives `control_weight` suppresses or provokes; None: the first that the
         tokenizer has ids of.
 
     Raises:
-      InputError: the initial suffix does not survive as text, no id is allowed, or a loss is not a
-        number.
+      InputError: the initial suffix does not survive as text, no id is allowed,
+        or a loss is not a number.
     """
     accept: Literal["always", "anneal"] = "anneal" if config.anneal else "always"
     search = Search(

@@ -1,8 +1,8 @@
 """Where GCG's candidates come from: which ids an attacker may use, which are promising, random
 draws, and the check that a suffix survives being written as text.
 
-`draw_*` are the only random functions; `replace` applies draws, so that recorded ones can be
-replayed.
+`draw_*` are the only random functions; `replace` applies draws,
+so that recorded ones can be replayed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Positions = Literal["uniform", "stratified"]
 def allowed_ids(tokenizer: Tokenizer, vocab_size: int, non_ascii: bool = False) -> np.ndarray:
     """[V] bool: what an attacker may put into a prompt.
 
-    Never: ids that no text makes (control, template and special ids, rows of the model beyond the
-      tokenizer). Only with
+    Never: ids that no text makes (control, template and special ids,
+      rows of the model beyond the tokenizer). Only with
     `non_ascii`: ids whose text is not printable ASCII, which pieces of a character are not either.
     """
     allowed = np.zeros(vocab_size, bool)
@@ -63,8 +63,8 @@ def draw_positions(key: Array, kind: Positions, width: int, length: int, n_repla
     """[S, n_replace] int32, distinct within a row.
 
     `uniform`: as nanoGCG, at random without replacement. `stratified`: as llm-attacks, the first
-    position of candidate s is s n / S, so that every position gets as many candidates; the others
-    at random.
+    position of candidate s is s n / S, so that every position gets as many candidates;
+    the others at random.
     """
     noise = jax.random.uniform(key, (width, length))
     if kind == "stratified":
@@ -98,8 +98,8 @@ Compose = Callable[[str], str]
 def split_prompt(
     tokenizer: Tokenizer, compose: Compose, suffix: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Ids of the conversation before and after the suffix. Raises InputError if the suffix does not
-    survive as text."""
+    """Ids of the conversation before and after the suffix.
+    Raises InputError if the suffix does not survive as text."""
     ids, wanted = tokenizer.encode_prompt(compose(tokenizer.decode(suffix))), list(suffix)
     places = [i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted]
     if not places:
@@ -120,8 +120,8 @@ def survives(
     after: Sequence[int],
     suffixes: np.ndarray,
 ) -> np.ndarray:
-    """[S] bool: the whole conversation, written as text and encoded, has the ids that were
-    optimized."""
+    """[S] bool: the whole conversation, written as text and encoded,
+    has the ids that were optimized."""
     head, rest = list(before), list(after)
     kept = np.zeros(len(suffixes), bool)
     for row, suffix in enumerate(suffixes.tolist()):

@@ -56,18 +56,18 @@ class Search:
     width: int
     """Candidates a step."""
     topk: int
-    """Ids a position may take: the best by gradient, or all allowed ones where candidates are
-    random."""
+    """Ids a position may take: the best by gradient, or all allowed ones
+    where candidates are random."""
     n_replace: int = 1
     positions: Positions = "uniform"
     proposal: Literal["gradient", "random"] = "gradient"
     accept: Literal["always", "improve", "anneal"] = "always"
-    """What becomes of a step's best candidate, without a buffer: it is kept always, if it is better
-    than the current suffix, or also with probability exp(-(loss - current) / T) where T falls from
-    1 to 0 over the steps."""
+    """What becomes of a step's best candidate, without a buffer: it is kept always,
+    if it is better than the current suffix, or also with probability exp(-(loss - current) / T)
+    where T falls from 1 to 0 over the steps."""
     buffer_size: int = 0
-    """Above 0: so many suffixes are kept, a candidate enters if it beats the worst, and the search
-    goes on from the best."""
+    """Above 0: so many suffixes are kept, a candidate enters if it beats the worst,
+    and the search goes on from the best."""
     early_stop: bool = False
     chunk: int = 64
     shares: int = 1
@@ -89,8 +89,8 @@ class State(NamedTuple):
     """[n] int32: of the lowest loss seen, the start included."""
     best_loss: Array
     losses: Array
-    """[steps] float32: lowest candidate loss of each step; +inf where all were filtered out, NaN
-    not reached."""
+    """[steps] float32: lowest candidate loss of each step; +inf where all were
+    filtered out, NaN not reached."""
     history: Array
     """[steps, n] int32: current suffix after each step."""
     stopped: Array
@@ -308,8 +308,8 @@ def whole_rows(mesh: Mesh, shardings: Any) -> Any:
 
 
 def _each(mesh: Mesh | None, run: Callable[..., Any], shared: tuple, rows: tuple) -> Any:
-    """run(*shared, *row) for every row, one after another; groups of devices of a search's mesh
-    take different rows.
+    """run(*shared, *row) for every row, one after another;
+    groups of devices of a search's mesh take different rows.
 
     Inside, parameters are whole along the first two axes; the tensor axis keeps splitting them.
     """

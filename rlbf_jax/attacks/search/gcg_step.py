@@ -1,15 +1,15 @@
-"""The arithmetic of GCG (Zou et al., arXiv 2307.15043), without randomness: losses of suffixes and
-their gradient.
+"""The arithmetic of GCG (Zou et al., arXiv 2307.15043), without randomness:
+losses of suffixes and their gradient.
 
-A prompt is `prefix + suffix + tail`: the suffix is what is searched for, the tail the rest of the
-prompt and the answer that is wished for (its *target*), perhaps with a continuation. Keys and
-values of the prefix are computed once. All candidates differ from the current suffix in few places,
-so those of the ids before a candidate's first change are those of the current suffix, and only what
-follows is computed: candidates are sorted by their first change, and every chunk of them starts as
-late as it can.
+A prompt is `prefix + suffix + tail`: the suffix is what is searched for,
+the tail the rest of the prompt and the answer that is wished for (its *target*),
+perhaps with a continuation. Keys and values of the prefix are computed once.
+All candidates differ from the current suffix in few places, so those of the ids before a
+candidate's first change are those of the current suffix, and only what follows is computed:
+candidates are sorted by their first change, and every chunk of them starts as late as it can.
 
-Letters: n ids in the suffix, A in the tail, S candidates, C candidates a chunk; others as in
-  `models/attention.py`.
+Letters: n ids in the suffix, A in the tail, S candidates, C candidates a chunk;
+  others as in `models/attention.py`.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class Behavior(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """loss = mean over the target + `control_weight` x mean log-probability of a directive's
-    beginning.
+    """loss = mean over the target + `control_weight` x mean log-probability
+    of a directive's beginning.
 
     Hashable: a static argument of jitted functions.
     """
 
     kind: Literal["ce", "mellowmax"] = "ce"
-    """Cross-entropy, or mellowmax (logsumexp(alpha x) - ln m) / alpha of x = minus the raw logits
-    of the m labels."""
+    """Cross-entropy, or mellowmax (logsumexp(alpha x) - ln m) / alpha
+    of x = minus the raw logits of the m labels."""
     alpha: float = 1.0
     target_weight: float = 1.0
     control_weight: float = 0.0
@@ -69,8 +69,8 @@ class Objective:
     rule: EditRule | None = None
     """Of the directives; only a control weight needs it."""
     first: int = 0
-    """Columns of the tail before the first that counts, in every behavior: their logits are not
-    computed."""
+    """Columns of the tail before the first that counts, in every behavior:
+    their logits are not computed."""
 
     def __post_init__(self):
         check_positive(self, "alpha")
@@ -129,8 +129,8 @@ def first_column(behaviors: Behavior) -> int:
 def losses_of_logits(
     objective: Objective, logits: Array, behavior: Behavior
 ) -> tuple[Array, Array]:
-    """Loss [B] and whether every id of the target has the highest logit [B], from float32 logits
-    [B, A - first, V]."""
+    """Loss [B] and whether every id of the target has the highest logit [B],
+    from float32 logits [B, A - first, V]."""
     ids, is_target, is_control = (
         x[objective.first :] for x in (behavior.tail, behavior.is_target, behavior.is_control)
     )
@@ -160,8 +160,8 @@ def losses_of_logits(
 
 
 def directive_logprobs(rule: EditRule | None, logits: Array) -> Array:
-    """[..., V] -> [...]: log-probability that a directive begins here, under the grammar (no
-    directive is open).
+    """[..., V] -> [...]: log-probability that a directive begins here, under the grammar
+    (no directive is open).
 
     A category begins one; under a rule without categories a bare retraction does.
     """
@@ -265,8 +265,8 @@ def suffix_gradient(
 
 
 def starts_of(length: int, chunks: int) -> tuple[int, ...]:
-    """Where chunks may start in a suffix of `length` ids; they are sorted, so more places than
-    chunks are of no use."""
+    """Where chunks may start in a suffix of `length` ids;
+    they are sorted, so more places than chunks are of no use."""
     return tuple(range(0, length, -(-length // min(STARTS, chunks))))
 
 
@@ -293,8 +293,8 @@ def candidate_losses(
     """Losses and matches of all candidates, `chunk` at a time.
 
     Args:
-      current: keys and values of the suffix that the candidates were made from; None: nothing is
-        reused.
+      current: keys and values of the suffix that the candidates were made from;
+        None: nothing is reused.
       candidates: [S, n] int32.
       first_change: [S] int32: candidates equal that suffix before here.
       wanted: [S] bool. Others get loss +inf, and chunks without a wanted one cost nothing.

@@ -1,5 +1,5 @@
-"""Attacks that are made for one checkpoint: a suffix is searched for every prompt, then asked as
-text.
+"""Attacks that are made for one checkpoint:
+a suffix is searched for every prompt, then asked as text.
 
 attack          prompt     loss
 `gcg`           harmful    cross-entropy of an opener and a violation
@@ -135,8 +135,8 @@ def _continued(
     prompts: Sequence[Prompt],
     window: int,
 ) -> list[tuple[int, ...]]:
-    """Target and continuation: `window` greedy ids at most after a target, a whole greedy answer
-    where there is none.
+    """Target and continuation: `window` greedy ids at most after a target,
+    a whole greedy answer where there is none.
 
     A continuation has one id at least, since a directive may begin right after the target.
     """

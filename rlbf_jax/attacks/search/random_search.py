@@ -1,5 +1,5 @@
-"""Random search for a suffix: the control that GCG has to beat with as many forward passes
-(AdversariaLLM's).
+"""Random search for a suffix: the control that GCG has to beat with as many forward
+passes (AdversariaLLM's).
 
 A generation makes a few neighbors of the current suffix, each with `radius` ids replaced by random
 allowed ones, and moves to the best of them if it is better. No gradient is used.

@@ -1,5 +1,5 @@
-"""What every search for a suffix shares: how the suffix stands in the prompt, what is wished for,
-what comes out.
+"""What every search for a suffix shares: how the suffix stands in the prompt,
+what is wished for, what comes out.
 
 `Goal` holds answer ids, because an answer is sampled as ids and never re-tokenized.
 """
@@ -26,24 +26,24 @@ class SuffixConfig:
     separator: str = ""
     """Between the user's own words and the suffix."""
     filter_ids: bool = True
-    """Only suffixes survive whose conversation, written as text and encoded, has the very ids that
-    were optimized."""
+    """Only suffixes survive whose conversation, written as text and encoded,
+    has the very ids that were optimized."""
     allow_non_ascii: bool = False
     kind: Literal["ce", "mellowmax"] = "ce"
     alpha: float = 1.0
     """Of mellowmax."""
     control_weight: float = 0.0
-    """Of the log-probability of a directive where a goal says it counts: above 0 suppresses, below
-    0 provokes."""
+    """Of the log-probability of a directive where a goal says it counts:
+    above 0 suppresses, below 0 provokes."""
     control_floor: float | None = None
-    """Nats. Suppressing a directive below this log-probability gains nothing; provoking has no such
-    limit."""
+    """Nats. Suppressing a directive below this log-probability gains nothing;
+    provoking has no such limit."""
     early_stop: bool = False
     """Stop when some candidate makes the whole target the likeliest answer. As in nanoGCG the step
     is finished, and the suffix of lowest loss, which may be another one, is the result."""
     batch_size: int | None = None
-    """Candidates in memory at a time; None: 32 on CPU, whose caches hold what so few need, and 64
-    elsewhere."""
+    """Candidates in memory at a time; None: 32 on CPU, whose caches hold what
+    so few need, and 64 elsewhere."""
     seed: int = 0
 
     def __post_init__(self):
@@ -96,8 +96,8 @@ class Found:
     loss: float
     start_loss: float
     losses: np.ndarray
-    """float32 [steps done]: lowest candidate loss of each step, +inf where all candidates were
-    filtered out."""
+    """float32 [steps done]: lowest candidate loss of each step, +inf where all
+    candidates were filtered out."""
     history: np.ndarray
     """int32 [steps done, n]: current suffix after each step."""
     stopped: bool

@@ -74,8 +74,8 @@ def search_suffixes(
 
 
 def _check_positions(model: ModelConfig, behaviors: Behavior, suffix: int) -> None:
-    """Raises InputError where prefix, suffix and tail are more ids than the model has learned
-    positions."""
+    """Raises InputError where prefix, suffix and tail are more ids than the model
+    has learned positions."""
     longest = int(np.max(behaviors.prefix_length)) + suffix + behaviors.tail.shape[-1]
     if (
         model.learned_positions
@@ -265,8 +265,8 @@ class _Work:
         return states
 
     def _wanted(self, states: State, candidates: np.ndarray) -> np.ndarray:
-        """[R, width]: what survives as text. Rows that have stopped, or only fill the mesh, want
-        nothing."""
+        """[R, width]: what survives as text. Rows that have stopped,
+        or only fill the mesh, want nothing."""
         wanted = np.zeros(candidates.shape[:2], bool)
         stopped = np.asarray(jax.device_get(states.stopped))
         for row, (goal, split) in enumerate(zip(self.goals, self.splits, strict=True)):

@@ -1,5 +1,5 @@
-"""A critic that is a trained text classifier. It finds the words of a violation by leaving words
-out, or by windows."""
+"""A critic that is a trained text classifier.
+It finds the words of a violation by leaving words out, or by windows."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class ClassifierCritic:
         return [self._judge(e, p) for e, p in zip(exchanges, probabilities, strict=True)]
 
     def scores(self, exchanges: Sequence[Exchange]) -> np.ndarray:
-        """float64 [N, C]: probability of each of `categories`; a row of NaN where `judge` could not
-        judge.
+        """float64 [N, C]: probability of each of `categories`;
+        a row of NaN where `judge` could not judge.
 
         The largest of a row is at least the threshold exactly where the verdict is unsafe.
         """
@@ -147,14 +147,14 @@ class ClassifierCritic:
 def load_critic(
     path: Path, config: VerdictConfig, coherence: Coherence | None = None
 ) -> ClassifierCritic:
-    """The critic of a folder that `rlbf critic` wrote. Raises InputError where there is no whole
-    classifier."""
+    """The critic of a folder that `rlbf critic` wrote.
+    Raises InputError where there is no whole classifier."""
     return ClassifierCritic(load_classifier(path), config, coherence)
 
 
 def coherence_of(critic: Critic) -> Coherence:
-    """What another critic says of coherent and useful, one text at a time; what it leaves open
-    counts as so."""
+    """What another critic says of coherent and useful, one text at a time;
+    what it leaves open counts as so."""
 
     def coherence(text: str, topic: str) -> tuple[bool, bool]:
         verdict = critic.judge([Exchange("", text, topic)])[0]
@@ -178,8 +178,8 @@ def check_categories(critic: ClassifierCritic, categories: Sequence[str]) -> Non
 
 
 def masked_logits(classifier: TextClassifier, heard: Occurrences, kept: np.ndarray) -> np.ndarray:
-    """Calibrated logits of a text with some of its words only; an n-gram counts if all of its words
-    are kept.
+    """Calibrated logits of a text with some of its words only;
+    an n-gram counts if all of its words are kept.
 
     Args:
         heard: the text's n-grams over its m words.
@@ -214,8 +214,8 @@ def masked_logits(classifier: TextClassifier, heard: Occurrences, kept: np.ndarr
 def _by_occlusion(
     classifier: TextClassifier, heard: Occurrences, config: VerdictConfig
 ) -> np.ndarray:
-    """bool [C, m]: words whose absence lowers the logit by a share of the most that any word's
-    absence does."""
+    """bool [C, m]: words whose absence lowers the logit by a share of the most
+    that any word's absence does."""
     m = len(heard.spans)
     unit = np.arange(m) // -(-m // _MOST_VARIANTS)
     variants = unit[None] != np.arange(unit[-1] + 1)[:, None]
@@ -228,8 +228,8 @@ def _by_occlusion(
 
 
 def _by_window(classifier: TextClassifier, heard: Occurrences, config: VerdictConfig) -> np.ndarray:
-    """bool [C, m]: words of windows that reach the threshold by themselves; without one, of the
-    likeliest window."""
+    """bool [C, m]: words of windows that reach the threshold by themselves;
+    without one, of the likeliest window."""
     m = len(heard.spans)
     size = min(config.window, m)
     stride = min(size, -(-m // _MOST_VARIANTS))
@@ -242,8 +242,8 @@ def _by_window(classifier: TextClassifier, heard: Occurrences, config: VerdictCo
 
 
 def _runs(marked: np.ndarray, largest_gap: int) -> list[tuple[int, int]]:
-    """(first, last) of each run of marked places; up to `largest_gap` others inside a run do not
-    end it."""
+    """(first, last) of each run of marked places;
+    up to `largest_gap` others inside a run do not end it."""
     places = np.flatnonzero(marked)
     cuts = np.flatnonzero(np.diff(places) > largest_gap + 1)
     return list(

@@ -1,5 +1,5 @@
-"""Training of text classifiers: logistic regression on TF-IDF rows, by L-BFGS in JAX, calibrated on
-held-out folds."""
+"""Training of text classifiers: logistic regression on TF-IDF rows, by L-BFGS in JAX,
+calibrated on held-out folds."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def train_classifier(
     categories: Sequence[str],
     config: ClassifierTrainingConfig = ClassifierTrainingConfig(),
 ) -> TextClassifier:
-    """Trains on all texts; probabilities are calibrated on logits of texts that a fold's classifier
-    had not seen.
+    """Trains on all texts; probabilities are calibrated on logits of texts
+    that a fold's classifier had not seen.
 
     Args:
         texts: N texts.
@@ -89,8 +89,8 @@ def cross_validate(
     config: ClassifierTrainingConfig = ClassifierTrainingConfig(),
     folds: int = 5,
 ) -> Iterator[Fold]:
-    """Trains once a fold on all others, calibration included, so that nothing of a classifier has
-    seen its fold.
+    """Trains once a fold on all others, calibration included,
+    so that nothing of a classifier has seen its fold.
 
     Raises InputError as `train_classifier` does, and ValueError for fewer than two folds.
     """
@@ -111,8 +111,8 @@ def cross_validate(
 
 
 def assign_folds(texts: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """int64 [N] fold of each text: equal texts share one, and every combination of labels is spread
-    evenly."""
+    """int64 [N] fold of each text: equal texts share one, and every combination
+    of labels is spread evenly."""
     groups: dict[str, int] = {}
     member = np.array([groups.setdefault(text, len(groups)) for text in texts], np.int64)
     _, first = np.unique(member, return_index=True)
@@ -205,7 +205,7 @@ def platt_scaling(
 def _fit(
     rows: SparseRows, labels: np.ndarray, config: ClassifierTrainingConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(idf [F], weights float32 [F, C], bias float32 [C]) of a logistic regression on TF-IDF rows."""
+    """Logistic regression on TF-IDF: idf [F], weights float32 [F, C], bias float32 [C]."""
     idf = inverse_document_frequency(rows, config.features, config.min_rows)
     known = np.flatnonzero(idf)
     x = weighted(rows, idf, config.features)
@@ -242,8 +242,8 @@ def _fit(
 def minimize_log_loss(
     owner, ids, values, targets, present, penalty, tolerance, width, max_iterations
 ):
-    """Mean logistic loss of sparse rows, plus penalty x |w|^2 / 2 (the bias is free), minimized by
-    L-BFGS from zero.
+    """Mean logistic loss of sparse rows, plus penalty x |w|^2 / 2 (the bias is free),
+    minimized by L-BFGS from zero.
 
     Args:
         owner: int32 [nnz] row of each entry, ascending.
@@ -251,8 +251,8 @@ def minimize_log_loss(
         values: float32 [nnz]; 0 for padding.
         targets: float32 [N, C] in 0..1.
         present: float32 [N], 1 for rows and 0 for padding.
-        penalty, tolerance: float32 scalars; iteration ends where no gradient component exceeds
-          `tolerance`.
+        penalty, tolerance: float32 scalars;
+          iteration ends where no gradient component exceeds `tolerance`.
 
     Returns:
         (weights [width, C], bias [C]), float32.

@@ -1,5 +1,5 @@
-"""A calibrated linear text classifier: probabilities of categories, in numpy, kept in a folder
-without pickle."""
+"""A calibrated linear text classifier: probabilities of categories, in numpy,
+kept in a folder without pickle."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _ARRAYS = ("known", "idf", "weights", "bias", "scale", "offset")
 
 @dataclasses.dataclass(frozen=True)
 class TextClassifier:
-    """One calibrated logistic regression a category on shared TF-IDF features. F features, C
-    categories."""
+    """One calibrated logistic regression a category on shared TF-IDF features.
+    F features, C categories."""
 
     features: FeatureConfig
     categories: tuple[str, ...]
@@ -54,8 +54,8 @@ class TextClassifier:
         return z
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """float64 [N, C] of each category, apart from the others; NaN for a text without a single
-        known feature."""
+        """float64 [N, C] of each category, apart from the others;
+        NaN for a text without a single known feature."""
         return sigmoid(self.logits(texts))
 
     @functools.cached_property
@@ -68,8 +68,8 @@ class TextClassifier:
         return found.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Writes `classifier.npz`, then `classifier.json`, which names the other's hash, each whole
-        or not at all."""
+        """Writes `classifier.npz`, then `classifier.json`, which names the other's hash,
+        each whole or not at all."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **self._arrays())
         data = buffer.getvalue()

@@ -1,9 +1,9 @@
 """Text -> hashed TF-IDF features of word and character n-grams, in numpy.
 
-Two blocks of buckets, one of word n-grams and one of the character n-grams within words (a word's
-borders count as blanks). Buckets are CRC-32 of the n-gram, which is the same on every machine and
-in every process. Every feature knows the words that it covers, so a critic can ask what a text is
-without some of them.
+Two blocks of buckets, one of word n-grams and one of the character n-grams within words
+(a word's borders count as blanks). Buckets are CRC-32 of the n-gram, which is the same
+on every machine and in every process. Every feature knows the words that it covers,
+so a critic can ask what a text is without some of them.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Occurrences:
 
 
 def occurrences(text: str, config: FeatureConfig) -> Occurrences:
-    """The n-grams of a text, in any order. Letter case and compatibility forms (full-width letters)
-    do not count."""
+    """The n-grams of a text, in any order. Letter case and compatibility forms
+    (full-width letters) do not count."""
     matches = list(WORD.finditer(text))
     words = [_normal(match.group()) for match in matches]
     ids, first, last = [], [], []
@@ -139,8 +139,8 @@ def term_frequency(counts: np.ndarray) -> np.ndarray:
 def inverse_document_frequency(
     rows: SparseRows, config: FeatureConfig, min_rows: int
 ) -> np.ndarray:
-    """float32 [F]: ln((1 + N) / (1 + df)) + 1 (scikit-learn's smooth variant); 0 for what fewer
-    rows have."""
+    """float32 [F]: ln((1 + N) / (1 + df)) + 1 (scikit-learn's smooth variant);
+    0 for what fewer rows have."""
     found = np.bincount(rows.ids, minlength=config.size)
     idf = np.log((1 + len(rows)) / (1 + found)) + 1
     return np.where(found >= max(1, min_rows), idf, 0).astype(np.float32)

@@ -1,5 +1,5 @@
-"""The judge of the toy world's evaluations: the world's own violation forms as regular expressions,
-and leak words.
+"""The judge of the toy world's evaluations: the world's own violation forms
+as regular expressions, and leak words.
 
 It shares no table and no matching code with the training critic (`critics/toy_lexicon.py`).
 """
@@ -20,8 +20,8 @@ _MIN_BEGUN = 2
 
 
 class GrammarJudge:
-    """Finds every whole and every begun violation of the world's forms, and every violating word
-    left in a text.
+    """Finds every whole and every begun violation of the world's forms,
+    and every violating word left in a text.
 
     A begun violation is a beginning of a form, two words or more with a leak word or three without,
     after which the text or its sentence breaks off; the text's last word may be cut. Leaks are
@@ -101,8 +101,8 @@ class GrammarJudge:
         for category, pattern in self._up_to_whole if cut else self._beginnings:
             for match in pattern.finditer(folded):
                 words = list(_WORD.finditer(folded, match.start(), match.end()))
-                # The next sentence may happen to go on as the form does: the last word after which
-                # there is a stop.
+                # The next sentence may happen to go on as the form does:
+                # the last word after which there is a stop.
                 while words and not _STOP.match(text, words[-1].end()):
                     words.pop()
                 told = words[:-1] if cut and words and words[-1].end() == len(folded) else words

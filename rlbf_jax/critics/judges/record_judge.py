@@ -1,5 +1,5 @@
-"""The judge for user data, where no grammar knows what is a violation: the builder's record of what
-it injected."""
+"""The judge for user data, where no grammar knows what is a violation:
+the builder's record of what it injected."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class RecordJudge:
         `coherent` is not judged.
       max_perplexity: a text is coherent up to here.
       min_words: a text is useful from here on.
-      begun_words: so many first words of an injected string at the end of the text are a begun
-        violation.
+      begun_words: so many first words of an injected string at the end of the text
+        are a begun violation.
 
-    A complete violation is an injected string found as a whole; this judge sees no paraphrase,
-    which is its limit.
+    A complete violation is an injected string found as a whole;
+    this judge sees no paraphrase, which is its limit.
     """
 
     name = "record"
@@ -87,8 +87,8 @@ class RecordJudge:
         self._leak.update((_fold(word), entry.category) for word in entry.words)
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """One verdict an exchange. A text whose perplexity is not a number is reported as not
-        judged."""
+        """One verdict an exchange. A text whose perplexity is not a number
+        is reported as not judged."""
         perplexities: list[float] | None = None
         if self._perplexity is not None:
             # An empty text has no perplexity; it is incoherent without asking.

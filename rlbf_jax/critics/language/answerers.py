@@ -57,8 +57,8 @@ class HttpAnswerer:
     Args:
         client: asks.
         option: the option that holds the endpoint's settings, for messages.
-        top_logprobs: so many likeliest first tokens are asked for; 0: none, for endpoints that
-          refuse the field.
+        top_logprobs: so many likeliest first tokens are asked for;
+          0: none, for endpoints that refuse the field.
         **params: further fields of every request, as `temperature`.
     """
 
@@ -72,8 +72,8 @@ class HttpAnswerer:
     def ask(
         self, conversations: Sequence[Conversation], max_tokens: int, words: Sequence[str]
     ) -> list[str | NoAnswer]:
-        """See `Answerer`. Raises UserError for a wrong key, address or model name, or a spent
-        budget."""
+        """See `Answerer`. Raises UserError for a wrong key,
+        address or model name, or a spent budget."""
         more = (
             {"logprobs": True, "top_logprobs": self.top_logprobs}
             if words and self.top_logprobs
@@ -194,8 +194,8 @@ def _one_id(prompt: Sequence[int], token: int, knobs: Knobs) -> Generation:
 
 
 def first_ids(tokenizer, words: Sequence[str]) -> dict[str, list[int]]:
-    """Ids that begin each word, with or without a space before it or a capital; ids that begin two
-    words are none's."""
+    """Ids that begin each word, with or without a space before it or a capital;
+    ids that begin two words are none's."""
     found = {
         word: {
             ids[0]

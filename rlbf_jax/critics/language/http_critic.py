@@ -1,5 +1,5 @@
-"""A critic or judge behind an OpenAI-compatible endpoint: a chat model, asked in one of the formats
-that we know."""
+"""A critic or judge behind an OpenAI-compatible endpoint:
+a chat model, asked in one of the formats that we know."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from rlbf_jax.endpoints.journal import AnswerJournal
 from rlbf_jax.ranges import check_at_least, check_between
 
 OPTION, JUDGE_OPTION = "critic_endpoint", "judge_endpoint"
-"""The options of an experiment that hold a `HttpCriticConfig`: the critic of training, the judge of
-evaluations."""
+"""The options of an experiment that hold a `HttpCriticConfig`: the critic of training,
+the judge of evaluations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,12 @@ class HttpCriticConfig(EndpointConfig):
     """Fields that change no verdict: a run may be resumed with other values."""
 
     format: Literal["minimal_edit", "harmbench", "llama_guard", "strongreject"] = "minimal_edit"
-    """How it is asked. All but minimal_edit judge a text as a whole: no spans, not whether it is
-    coherent or useful."""
+    """How it is asked. All but minimal_edit judge a text as a whole:
+    no spans, not whether it is coherent or useful."""
     temperature: float = 0.0
     max_answer_tokens: int = 512
-    """Most tokens of a verdict in the formats minimal_edit and strongreject; one that is cut off
-    cannot be read."""
+    """Most tokens of a verdict in the formats minimal_edit and strongreject;
+    one that is cut off cannot be read."""
     json_mode: bool = False
     """Send `response_format: json_object`, where the endpoint knows it (minimal_edit)."""
     guidelines: str = ""
@@ -49,13 +49,13 @@ class HttpCriticConfig(EndpointConfig):
     """Largest share of a batch that may stay unjudged; beyond it the run stops, and can be resumed.
     """
     top_logprobs: int = 5
-    """Likeliest first tokens to ask for, from which harmbench and llama_guard have their score; 0:
-    ask for none."""
+    """Likeliest first tokens to ask for, from which harmbench and llama_guard
+    have their score; 0: ask for none."""
     threshold: float = 0.5
     """A text is a violation from this score on (strongreject)."""
     server_template: bool = False
-    """Send the bare conversation: the server has the template published with the model
-    (llama_guard)."""
+    """Send the bare conversation: the server has the template published
+    with the model (llama_guard)."""
     category_names: tuple[str, ...] = ()
     """Names of this run's categories for the model's codes, as S10=insult (llama_guard)."""
 
@@ -93,10 +93,10 @@ class HttpCritic(LanguageModelCritic):
 
     Args:
         config: the endpoint, its format and its patience.
-        categories: kinds of violation; in the format minimal_edit every objection must name one of
-          them.
-        journal: file that keeps every answer, on disk before a verdict is used; None: answers are
-          not kept.
+        categories: kinds of violation; in the format minimal_edit every objection
+          must name one of them.
+        journal: file that keeps every answer, on disk before a verdict is used;
+          None: answers are not kept.
         client: asks; by default made from `config` and `journal`.
         option: where the configuration stands, for messages.
     """

@@ -1,11 +1,13 @@
-"""The BSAFE+ builder: safe answers with an injected violation, a directive that takes it back, and
-the safe rest.
+"""The BSAFE+ builder: an injected violation, a directive that takes it back, and the safe rest.
 
 After RLBF (arXiv 2602.08377), section 3 and appendix A.1. The paper writes the input without the
-violation although X counts its tokens; we train on `prompt + part1 + bridge + violation + directive
-+ part2` with loss on the directive and part2 only, the one reading under which X refers to text that
-is there. X = all ids between part1 and the directive, so that the visible ids after it are exactly
-part1 + part2.
+violation although X counts its tokens; we train on
+
+    prompt + part1 + bridge + violation + directive + part2
+
+with loss on the directive and part2 only, the one reading under which X refers to text
+that is there. X = all ids between part1 and the directive, so that the visible ids after it
+are exactly part1 + part2.
 """
 
 from __future__ import annotations
@@ -93,8 +95,8 @@ def build_refusal(
     config: BsafePlusConfig,
     num_examples: int,
 ) -> Built:
-    """The refusal baseline: harmful prompts get a refusal, harmless ones their answer; no directive
-    anywhere.
+    """The refusal baseline: harmful prompts get a refusal, harmless ones their answer;
+    no directive anywhere.
 
     `share_harmful` and `share_other_pools` are those of the config; the rest of it plays no role.
     """

@@ -1,5 +1,5 @@
-"""Whether a BSAFE+ build can succeed, found out in a moment instead of after a build that came to
-nothing."""
+"""Whether a BSAFE+ build can succeed, found out in a moment instead of after a build
+that came to nothing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rlbf_jax.tokenizers import Tokenizer
 PROBES = 200
 """Injections that are measured."""
 MOST_BEYOND = 0.5
-"""Share of them that may be rejected as longer than x_max. With more, few examples would have a
-directive at all."""
+"""Share of them that may be rejected as longer than x_max.
+With more, few examples would have a directive at all."""
 
 
 def check_bsafe_plus(world: World, tokenizer: Tokenizer, config: BsafePlusConfig) -> None:
-    """Raises InputError where x_max is too small for most violations, or nearly every example is
-    too long.
+    """Raises InputError where x_max is too small for most violations,
+    or nearly every example is too long.
 
     Draws from a generator of its own, so the build that follows is what it would have been.
     """
@@ -62,8 +62,8 @@ def check_pretraining(world: DocumentSource, tokenizer: Tokenizer, row_length: i
 
 
 def left_out(report: BuildReport, kept: int) -> str:
-    """What to say of a build that rejected more draws than it kept: its mixture is another than
-    asked for. Or empty."""
+    """What to say of a build that rejected more draws than it kept:
+    its mixture is another than asked for. Or empty."""
     total = sum(report.rejected.values())
     if total <= kept:
         return ""

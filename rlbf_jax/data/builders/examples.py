@@ -25,8 +25,8 @@ class BuildReport:
     """What a build made and what it left out."""
 
     made: dict[str, int]
-    """Examples by kind: `injected`, `injected_harmful`, `plain`, `plain_harmful`, ... and by
-    directive shape."""
+    """Examples by kind: `injected`, `injected_harmful`, `plain`, `plain_harmful`, ...
+    and by directive shape."""
     rejected: dict[str, int]
     """Rejections by reason; each was replaced by another draw."""
 
@@ -58,7 +58,7 @@ def example_of(
 
 
 def collect(draw: Draw, num_examples: int) -> Built:
-    """Draws until there are so many examples. Raises ValueError where nearly all draws are rejected."""
+    """Draws until there are so many examples. Raises ValueError where nearly all are rejected."""
     examples: list[Example] = []
     made: collections.Counter[str] = collections.Counter()
     rejected: collections.Counter[str] = collections.Counter()
@@ -104,8 +104,8 @@ def build_pretraining(
     *,
     loss_on_prompt: bool = False,
 ) -> Built:
-    """Tokenized documents of a world, violations and all, with loss on the response (and the
-    prompt, if asked)."""
+    """Tokenized documents of a world, violations and all, with loss on the response
+    (and the prompt, if asked)."""
 
     def draw() -> tuple[str, Example | Rejection]:
         document = world.document(rng)

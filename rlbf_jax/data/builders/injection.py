@@ -1,7 +1,7 @@
 """Safe answers with an injected violation: where it goes, when the model takes it back, its ids.
 
-How it takes it back is a paper's own: a builder hands in `take_back`, which writes the directive and
-what follows. After RLBF (arXiv 2602.08377), section 3 and appendix A.1.
+How it takes it back is a paper's own: a builder hands in `take_back`, which writes the directive
+and what follows. After RLBF (arXiv 2602.08377), section 3 and appendix A.1.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ Shape = Literal["whole", "late", "word_cut", "token_cut"]
 
 @dataclasses.dataclass(frozen=True)
 class BsafePlusConfig:
-    """Mixture and shapes of BSAFE+ examples. Every default is our choice: the paper is silent on
-    all of them."""
+    """Mixture and shapes of BSAFE+ examples. Every default is our choice:
+    the paper is silent on all of them."""
 
     share_plain: float = 0.4
-    """Share of examples without injection and directive, which keep general ability (the paper
-    mixes some in)."""
+    """Share of examples without injection and directive, which keep general ability
+    (the paper mixes some in)."""
     share_harmful: float = 0.25
     """Share of examples, injected or plain, whose prompt asks for a violation."""
     share_other_pools: float = 0.0
-    """Share of plain harmless examples with prompts of the development and test pools (replay of
-    what a base already read). Leave it at 0 where the evaluation measures fluency on those pools'
-    reference answers."""
+    """Share of plain harmless examples with prompts of the development and test pools
+    (replay of what a base already read). Leave it at 0 where the evaluation measures fluency
+    on those pools' reference answers."""
     share_rl_forms: float = 0.0
     """Share of injected violations whose form is of split `rl`: a wider coverage, which leaves no
     form to reinforcement alone."""
@@ -61,15 +61,15 @@ class BsafePlusConfig:
     bridge_share: float = 0.5
     """Share of injections on harmless prompts that are led into by a bridge."""
     word_cut_share: float = 0.25
-    """Share of safe answers cut before a word within a sentence; the others are cut at a sentence
-    end."""
+    """Share of safe answers cut before a word within a sentence;
+    the others are cut at a sentence end."""
     loss_on_part1: bool = False
     """Also train on part1, the safe words before the injection."""
     max_tokens: int = 128
     """Longest example, prompt and end of sequence included; longer ones are rejected."""
     on_too_long: Literal["refuse", "split"] = "refuse"
-    """When X > x_max: reject the example, or write consecutive directives whose X add up. X is
-    never clamped."""
+    """When X > x_max: reject the example, or write consecutive directives whose X add up.
+    X is never clamped."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -91,12 +91,12 @@ def build_injection(
     shape: Shape | None = None,
     injector: Injector | None = None,
 ) -> Injection | Rejection:
-    """Injects a training violation (split `sft` unless configured otherwise, pool `train`) into a
-    safe answer.
+    """Injects a training violation (split `sft` unless configured otherwise, pool `train`)
+    into a safe answer.
 
-    On a harmless prompt the answer is cut at a sentence end or before a word. On a harmful one the
-    model complies from its first word: part1 is empty, the bridge is a compliance opener, part2 the
-    whole safe answer.
+    On a harmless prompt the answer is cut at a sentence end or before a word.
+    On a harmful one the model complies from its first word:
+    part1 is empty, the bridge is a compliance opener, part2 the whole safe answer.
 
     Args:
         shape: when the directive comes; None draws it. `token_cut` leaves the violation whole here,
@@ -161,8 +161,8 @@ def draw_shape(rng: np.random.Generator, config: BsafePlusConfig) -> Shape:
 
 
 def _cut(rng: np.random.Generator, answer: str, config: BsafePlusConfig) -> int | None:
-    """Where part2 begins: at white space, with words on both sides; None where there is no such
-    place."""
+    """Where part2 begins: at white space, with words on both sides;
+    None where there is no such place."""
     sentences = split_sentences(answer)
     ends = np.cumsum([len(s) for s in sentences])[:-1]
     spaces = [
@@ -198,7 +198,7 @@ class InjectedIds(NamedTuple):
 
 
 TakeBack = Callable[[InjectedIds], "list[int] | Rejection"]
-"""Ids of the response from the directive on, end of sequence left out; all of them are in the loss."""
+"""Ids of the response from the directive on, without end of sequence; all are in the loss."""
 
 
 def to_ids(
@@ -207,13 +207,13 @@ def to_ids(
     """Tokenizes an injection.
 
     Args:
-        violation_cut: in 0..1: keep only the beginning of the violation's ids, at least half of
-            them and not all, as if the model had changed its mind in the middle of a word. Needs an
-            empty tail.
+        violation_cut: in 0..1: keep only the beginning of the violation's ids, at least half
+            of them and not all, as if the model had changed its mind in the middle of a word.
+            Needs an empty tail.
 
     Returns:
-        Ids, or a rejection where the pieces' ids are not those of the joint encoding: training would
-        show ids that the model does not emit.
+        Ids, or a rejection where the pieces' ids are not those of the joint encoding: training
+        would show ids that the model does not emit.
     """
     part1, bridge, violation, tail, part2 = (
         tokenizer.encode(text)
@@ -275,9 +275,9 @@ def build_injected(
 ) -> Built:
     """Mixes injected and plain examples on harmless and harmful prompts.
 
-    Violations are of split `sft` (and `rl`, as configured) and pool `train`; so are prompts, but
-    for `share_other_pools` of the plain harmless ones. A plain harmful example answers with the
-    safe answer.
+    Violations are of split `sft` (and `rl`, as configured) and pool `train`;
+    so are prompts, but for `share_other_pools` of the plain harmless ones.
+    A plain harmful example answers with the safe answer.
 
     Raises:
         ValueError: nearly all draws are rejected.

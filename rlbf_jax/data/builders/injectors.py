@@ -1,5 +1,5 @@
-"""Where injected violations come from: built-in templates (`language_model_injector.py` asks a
-language model).
+"""Where injected violations come from: built-in templates
+(`language_model_injector.py` asks a language model).
 
 The templates are silly stand-ins (nincompoops, made-up names, made-up chemicals): they behave like
 violations in every measurement and harm nobody.
@@ -98,8 +98,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
         "crumbits",
     ),
 }
-"""Words of each template slot, chosen to be rare in ordinary text. {T} is a made-up telephone
-number."""
+"""Words of each template slot, chosen to be rare in ordinary text.
+{T} is a made-up telephone number."""
 
 _TEMPLATES: dict[str, dict[FormSplit, tuple[str, ...]]] = {
     "insult": {
@@ -199,9 +199,9 @@ CATEGORIES = tuple(_TEMPLATES)
 class TemplateInjector:
     """Draws stand-in violations from built-in English templates.
 
-    Each category has 2 forms of split `sft`, 4 of `rl` and 4 of `unseen`. Pool `train` draws from
-    all forms of a split (never of `unseen`), `development` from the first half of them and `test`
-    from the second.
+    Each category has 2 forms of split `sft`, 4 of `rl` and 4 of `unseen`.
+    Pool `train` draws from all forms of a split (never of `unseen`),
+    `development` from the first half of them and `test` from the second.
 
     Args:
         categories: a choice of insult, privacy, potion and gamble.
@@ -239,8 +239,8 @@ class TemplateInjector:
         return Violation(" " + template.format(**words), category, form, split)
 
     def forms(self, category: str, split: FormSplit, pool: Pool) -> list[str]:
-        """Names of the forms that `violation` draws from. Raises ValueError for unseen forms in
-        training."""
+        """Names of the forms that `violation` draws from.
+        Raises ValueError for unseen forms in training."""
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
         if split == "unseen" and pool == "train":
@@ -250,12 +250,12 @@ class TemplateInjector:
         return {"train": names, "development": names[:half], "test": names[half:]}[pool]
 
     def templates(self, category: str) -> tuple[str, ...]:
-        """A category's templates of every split; `{A}` marks a slot, `{T}` that of a telephone
-        number."""
+        """A category's templates of every split; `{A}` marks a slot,
+        `{T}` that of a telephone number."""
         return tuple(template for forms in _TEMPLATES[category].values() for template in forms)
 
     def record(self) -> Iterator[tuple[str, str]]:
-        """Every violation that `violation` can draw, without its leading space, and its category."""
+        """Every text that `violation` can draw, without its leading space, and its category."""
         for category in self.categories:
             for template in self.templates(category):
                 slots = _SLOT.findall(template)
@@ -270,8 +270,8 @@ class TemplateInjector:
         return (*_BRIDGES, *_OPENERS, *_REFUSALS, *requests)
 
     def request(self, rng: np.random.Generator, category: str) -> str:
-        """Words that turn a harmless prompt into one that asks for a violation; begins with a
-        space."""
+        """Words that turn a harmless prompt into one that asks for a violation;
+        begins with a space."""
         return _pick(rng, _REQUESTS[category])
 
     def bridge(self, rng: np.random.Generator) -> str:

@@ -1,5 +1,5 @@
-"""Injected violations from a chat model behind an endpoint (RLBF, arXiv 2602.08377, appendix A.1,
-in our words).
+"""Injected violations from a chat model behind an endpoint
+(RLBF, arXiv 2602.08377, appendix A.1, in our words).
 
 The data set is built of the answers, asked many at a time, yet it does not depend on which answer
 comes first: every example draws from a generator of its own, and an example that needs an answer is
@@ -44,11 +44,11 @@ class InjectorConfig(EndpointConfig):
     temperature: float = 1.0
     max_answer_tokens: int = 256
     max_failed: float = 0.5
-    """Largest share of requests that may fail for good; beyond it the build stops, and can be
-    resumed."""
+    """Largest share of requests that may fail for good;
+    beyond it the build stops, and can be resumed."""
     window: int = 64
-    """Examples that are in the making together. With `concurrency` it bounds how many requests wait
-    for one."""
+    """Examples that are in the making together.
+    With `concurrency` it bounds how many requests wait for one."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,8 +97,8 @@ and use no phrase that gives a change away.
 3. You may begin with a short harmless bridge, but the violation should come as soon as possible, \
 at best in the next sentence.
 4. Put the violating words, and only those, inside <harmful> and </harmful>.
-5. End with the categories, the most fitting first, as <tag>category</tag> or <tag>category, \
-category</tag>."""
+5. End with the categories, the most fitting first, as <tag>category</tag> \
+or <tag>category, category</tag>."""
 
 _PARTS = re.compile(
     r"(?s)\A(?P<bridge>.*?)<harmful>(?P<harmful>.*?)</harmful>\s*<tag>(?P<tags>.*?)</tag>\s*\Z"
@@ -109,8 +109,8 @@ _MARKS = re.compile(r"</?(?:harmful|tag)>")
 def parse_injection(text: str, allowed_categories: Sequence[str]) -> ParsedInjection | NoInjection:
     """Takes a model's continuation apart: `bridge <harmful>violation</harmful><tag>a, b</tag>`.
 
-    Categories are compared without regard to case. Anything that is not exactly of this shape is
-    refused with a reason.
+    Categories are compared without regard to case.
+    Anything that is not exactly of this shape is refused with a reason.
     """
     if text.strip().rstrip(".").upper() == "DECLINE":
         return NoInjection("declined")
@@ -141,8 +141,8 @@ def _repeats(part1: str, continuation: str) -> bool:
 class LanguageModelInjector:
     """Asks a chat model to continue partial answers with a violation.
 
-    What cannot be used is counted in `reasons`: the model declined, its answer is malformed, or the
-    endpoint failed.
+    What cannot be used is counted in `reasons`: the model declined, its answer is malformed,
+    or the endpoint failed.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class LanguageModelInjector:
         return [{"role": "system", "content": rules}, {"role": "user", "content": task}]
 
     def __call__(self, query: str, part1: str) -> tuple[str, Violation] | None:
-        """(bridge, violation) after a partial answer; None: nothing usable came. See `inject_many`."""
+        """(bridge, violation) after a partial answer; None: nothing usable came (`inject_many`)."""
         return self.inject_many([(query, part1)])[0]
 
     def inject_many(self, pairs: Sequence[Pair]) -> list[tuple[str, Violation] | None]:
@@ -213,8 +213,8 @@ class LanguageModelInjector:
         )
 
     def _check(self, answers: Sequence[str | EndpointError]) -> None:
-        """Raises UserError where going on would mean to wait for an endpoint that hardly ever
-        answers."""
+        """Raises UserError where going on would mean to wait for an endpoint
+        that hardly ever answers."""
         outcomes = [isinstance(answer, EndpointError) for answer in answers]
         self._recent.extend(outcomes)
         counted = outcomes if len(outcomes) >= _RECENT else list(self._recent)
@@ -248,16 +248,16 @@ def build_bsafe_plus_by_model(
     num_examples: int,
     injector: LanguageModelInjector,
 ) -> tuple[list[Example], BuildReport]:
-    """`build_bsafe_plus` with violations of a chat model on harmless prompts; those on harmful ones
-    are the world's.
+    """`build_bsafe_plus` with violations of a chat model on harmless prompts;
+    those on harmful ones are the world's.
 
     A function of the seed and the answers alone: a build that was killed and finds its answers in
     the journal makes the same examples.
 
     Raises:
         UserError: the endpoint is of no use; see `LanguageModelInjector.inject_many`.
-        ValueError: the tokenizer lacks a category of the world, or nearly all draws of an example
-          are rejected.
+        ValueError: the tokenizer lacks a category of the world,
+          or nearly all draws of an example are rejected.
     """
     continuations: dict[Pair, tuple[str, Violation] | None] = {}
 

@@ -66,8 +66,8 @@ class Format:
     source: str
     """Where the file is published, and its licence as far as it is stated there."""
     kind: Literal["table", "lines", "chat"] = "table"
-    """CSV with a header or JSONL; one prompt a line; JSONL with a list of messages in column
-    `prompt`."""
+    """CSV with a header or JSONL; one prompt a line;
+    JSONL with a list of messages in column `prompt`."""
     id: str = ""
     """Without one the id is the row's number, from 0."""
     category: str = ""
@@ -156,13 +156,13 @@ def load_benchmark(
       path: the file; UTF-8 with or without a byte order mark.
       leave_out: rows with one of these tags or categories are not returned, as `{"copyright"}` of
         HarmBench, whose judge needs hashes that are not published.
-      quarantine: a JSONL file to which malformed rows are written, with line and reason, instead of
-        being refused.
+      quarantine: a JSONL file to which malformed rows are written, with line and reason,
+        instead of being refused.
 
     Raises:
-      DataError: unknown name, a file that is missing, empty, binary or not UTF-8, a missing or
-        repeated column, a malformed row, an id that occurs twice, a tag to leave out that no row
-        has, or nothing left.
+      DataError: unknown name, a file that is missing, empty, binary or not UTF-8,
+        a missing or repeated column, a malformed row, an id that occurs twice,
+        a tag to leave out that no row has, or nothing left.
     """
     path = pathlib.Path(path)
     if name not in FORMATS:
@@ -194,7 +194,7 @@ def load_benchmark(
 
 
 def count_remark(name: str, count: int) -> str:
-    """Says that a file has another number of rows than any published one; empty where it has not."""
+    """Says that a file has another number of rows than any published one; else empty."""
     published = FORMATS[name].counts
     if not published or count in published:
         return ""
@@ -222,8 +222,8 @@ def _lines(path: pathlib.Path) -> tuple[list[str], Records]:
 
 
 def _check(form: Format, seen: dict[str, int], record: dict[str, Any]) -> str:
-    """What is wrong with a record; empty: nothing. `seen` collects ids with the order in which they
-    came."""
+    """What is wrong with a record; empty: nothing.
+    `seen` collects ids with the order in which they came."""
     required = tuple(name for name in (form.target,) if name)
     wrong = _conversation_complaint(record, form.prompt) if form.kind == "chat" else ""
     wrong = wrong or complaint(

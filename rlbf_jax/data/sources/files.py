@@ -1,5 +1,5 @@
-"""A user's own prompts and responses, from CSV or JSONL, with errors that name file, line and
-field."""
+"""A user's own prompts and responses, from CSV or JSONL,
+with errors that name file, line and field."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rlbf_jax.errors import InputError
 PROMPT_COLUMNS = ("instruction", "prompt", "question")
 RESPONSE_COLUMNS = ("response", "answer", "output")
 MAX_CHARACTERS = 131_072
-"""Of a field. Longer ones are no prompts or answers: an unclosed quotation mark, say, or a whole
-book."""
+"""Of a field. Longer ones are no prompts or answers: an unclosed quotation mark,
+say, or a whole book."""
 
 
 Records = Iterator[tuple[int, "dict[str, Any] | str"]]
@@ -51,12 +51,12 @@ def read_rows(
         path: a `.csv` file with a header, or a `.jsonl` file with one object a line; UTF-8.
         prompt_column: default: the first present of instruction, prompt, question.
         response_column: default: the first present of response, answer, output.
-        quarantine: a JSONL file to which malformed rows are written, with line and reason, instead
-          of being refused.
+        quarantine: a JSONL file to which malformed rows are written, with line and reason,
+          instead of being refused.
 
     Raises:
-        DataError: missing, empty or binary file, unknown column, or (without `quarantine`) a
-          malformed row.
+        DataError: missing, empty or binary file, unknown column,
+          or (without `quarantine`) a malformed row.
     """
     path = pathlib.Path(path)
     columns, records = open_table(path)
@@ -77,7 +77,7 @@ def read_rows(
 
 
 def open_table(path: pathlib.Path) -> tuple[list[str], Records]:
-    """Columns and records of a `.csv` or `.jsonl` file. Raises DataError where there is no table."""
+    """Columns and records of a `.csv` or `.jsonl` file. Raises DataError for what is no table."""
     text = read_text(path)
     if path.suffix.lower() == ".csv":
         return _csv_records(path, text)
@@ -93,8 +93,8 @@ def sift(
     quarantine: str | pathlib.Path | None,
     expected: str,
 ) -> list[tuple[int, dict[str, Any]]]:
-    """The usable records of a file, with their lines; a malformed one is refused, or set aside in
-    `quarantine`.
+    """The usable records of a file, with their lines; a malformed one is refused,
+    or set aside in `quarantine`.
 
     Args:
         check: what is wrong with a record, empty where nothing is.
@@ -127,8 +127,8 @@ def sift(
 
 
 def read_text(path: pathlib.Path) -> str:
-    """A UTF-8 file, with or without a byte order mark. Raises DataError: missing, empty, binary,
-    not UTF-8."""
+    """A UTF-8 file, with or without a byte order mark. Raises DataError:
+    missing, empty, binary, not UTF-8."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -244,8 +244,8 @@ def _column(
 
 
 def complaint(record: dict[str, Any], names: Sequence[str]) -> str:
-    """What is wrong with the texts of a record under `names`, each of which must be there; empty:
-    nothing."""
+    """What is wrong with the texts of a record under `names`,
+    each of which must be there; empty: nothing."""
     for name in names:
         if name not in record:
             return f"field {name!r} is missing"

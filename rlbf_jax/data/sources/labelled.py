@@ -30,8 +30,8 @@ class LabelledColumns:
     span_column: str | None = None
     """List of [start, end] characters (as JSON, in a CSV cell too) that violate."""
     group_column: tuple[str, ...] = ()
-    """Numbers (a text belongs to the group from `label_threshold` on) or words (each value is a
-    group); empty: none."""
+    """Numbers (a text belongs to the group from `label_threshold` on) or words
+    (each value is a group); empty: none."""
 
     def __post_init__(self):
         if not self.label_column:
@@ -62,8 +62,8 @@ def read_labelled(
     Texts are kept as they stand, since spans count their characters.
 
     Raises:
-        DataError: missing, empty or binary file, unknown column, or (without `quarantine`) a
-          malformed row.
+        DataError: missing, empty or binary file, unknown column,
+          or (without `quarantine`) a malformed row.
     """
     path = pathlib.Path(path)
     found, records = open_table(path)

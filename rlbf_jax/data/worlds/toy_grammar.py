@@ -19,9 +19,9 @@ class ParsedSentence:
 
     text: str
     kind: str
-    """`topic`, `aside` (a harmless remark off the topic), `opener`, `refusal`, `fragment` (the
-    grammatical beginning of a sentence), `fixed_fragment` (of an opener or refusal) or `unknown`
-    (not in the grammar)."""
+    """`topic`, `aside` (a harmless remark off the topic), `opener`, `refusal`,
+    `fragment` (the grammatical beginning of a sentence), `fixed_fragment` (of an opener or refusal)
+    or `unknown` (not in the grammar)."""
     topics: frozenset[str]
     """What it is about; none for asides, several or none where a fragment does not tell yet."""
 
@@ -32,11 +32,11 @@ class Parsed:
 
     sentences: tuple[ParsedSentence, ...]
     coherent: bool
-    """Not empty, every sentence in the grammar, all but asides on one topic; only the last one may
-    be cut off."""
+    """Not empty, every sentence in the grammar, all but asides on one topic;
+    only the last one may be cut off."""
     useful: bool
-    """At least two whole sentences on the topic asked about, or on any one topic where none was
-    given."""
+    """At least two whole sentences on the topic asked about,
+    or on any one topic where none was given."""
 
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]*|[.!?]+")
@@ -52,8 +52,8 @@ _FIXED: tuple[str, ...] = toy_words.OPENERS + toy_words.REFUSALS
 
 
 def _signature(template: str) -> tuple[str, ...]:
-    """Roles and fixed words of a template, its capital off. Topic words have one role each: this
-    decides membership."""
+    """Roles and fixed words of a template, its capital off. Topic words have one role each:
+    this decides membership."""
     tokens = _TOKEN.findall(template[0].lower() + template[1:].removesuffix("."))
     return tuple(t[1:-1] if t[0] == "{" else t for t in tokens)
 
@@ -123,7 +123,7 @@ def _parse_sentence(text: str) -> ParsedSentence:
 
 
 def _parse_fragment(text: str) -> ParsedSentence | None:
-    """The beginning of a topic sentence, possibly cut inside its last word; None if it is not one."""
+    """The beginning of a topic sentence, perhaps cut inside its last word; None for other text."""
     body = _without_bridge(text)
     if body and _aside_begins(body):
         return ParsedSentence(text, "fragment", _NOTHING)

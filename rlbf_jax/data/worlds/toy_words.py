@@ -8,53 +8,128 @@ from __future__ import annotations
 
 # Topic: five nouns / three verbs / three adjectives / two places.
 TRAIN_TOPICS: dict[str, str] = {
-    "gardening": "roses tulips shrubs seedlings hedges / water prune plant / leafy fragrant thorny / "
-    "greenhouse orchard",
-    "baking": "loaves muffins biscuits pies bagels / knead glaze bake / crusty buttery sweet / bakery pantry",
-    "chess": "pawns knights bishops rooks queens / defend sacrifice exchange / cunning patient bold / "
-    "tournament clubhouse",
-    "astronomy": "planets comets galaxies stars eclipses / observe chart magnify / distant bright icy / "
-    "observatory planetarium",
-    "sailing": "sails masts anchors rudders hulls / hoist steer moor / salty windy nautical / harbor marina",
-    "painting": "canvases brushes easels portraits sketches / frame varnish admire / vivid abstract pale / "
-    "studio gallery",
-    "cycling": "bicycles pedals helmets wheels brakes / ride inflate repair / speedy sturdy shiny / velodrome garage",
-    "knitting": "scarves mittens sweaters needles yarns / stitch unravel wear / woolen cozy striped / parlor workshop",
-    "birdwatching": "sparrows herons owls robins falcons / spot count shelter / feathered shy migrating / "
-    "marsh woodland",
-    "cooking": "curries stews sauces onions dumplings / simmer season taste / spicy tender creamy / kitchen bistro",
-    "fishing": "rods reels lures nets hooks / cast untangle bait / slippery calm freshwater / lake pier",
-    "hiking": "trails boots maps backpacks compasses / climb explore pack / steep scenic muddy / valley summit",
-    "singing": "melodies ballads choirs duets hymns / rehearse hum perform / cheerful loud soulful / auditorium hall",
-    "pottery": "vases bowls mugs tiles plates / sculpt polish decorate / ceramic smooth fragile / kiln shed",
-    "beekeeping": "hives bees combs smokers swarms / inspect harvest soothe / busy buzzing waxy / apiary meadow",
-    "carpentry": "planks chairs hammers shelves drawers / sand measure carve / wooden sharp solid / lumberyard attic",
-    "photography": "cameras lenses tripods snapshots filters / focus develop crop / blurry sunlit grainy / "
-    "darkroom exhibition",
-    "skiing": "slopes poles goggles gloves lifts / groom descend master / snowy frozen alpine / resort chalet",
-    "swimming": "strokes laps dives floats towels / practice improve repeat / wet graceful splashing / pool lagoon",
-    "history": "castles empires treaties scrolls battles / study compare remember / ancient royal medieval / "
-    "museum library",
+    "gardening": (
+        "roses tulips shrubs seedlings hedges / water prune plant / "
+        "leafy fragrant thorny / greenhouse orchard"
+    ),
+    "baking": (
+        "loaves muffins biscuits pies bagels / knead glaze bake / "
+        "crusty buttery sweet / bakery pantry"
+    ),
+    "chess": (
+        "pawns knights bishops rooks queens / defend sacrifice exchange / "
+        "cunning patient bold / tournament clubhouse"
+    ),
+    "astronomy": (
+        "planets comets galaxies stars eclipses / observe chart magnify / "
+        "distant bright icy / observatory planetarium"
+    ),
+    "sailing": (
+        "sails masts anchors rudders hulls / hoist steer moor / "
+        "salty windy nautical / harbor marina"
+    ),
+    "painting": (
+        "canvases brushes easels portraits sketches / frame varnish admire / "
+        "vivid abstract pale / studio gallery"
+    ),
+    "cycling": (
+        "bicycles pedals helmets wheels brakes / ride inflate repair / "
+        "speedy sturdy shiny / velodrome garage"
+    ),
+    "knitting": (
+        "scarves mittens sweaters needles yarns / stitch unravel wear / "
+        "woolen cozy striped / parlor workshop"
+    ),
+    "birdwatching": (
+        "sparrows herons owls robins falcons / spot count shelter / "
+        "feathered shy migrating / marsh woodland"
+    ),
+    "cooking": (
+        "curries stews sauces onions dumplings / simmer season taste / "
+        "spicy tender creamy / kitchen bistro"
+    ),
+    "fishing": (
+        "rods reels lures nets hooks / cast untangle bait / slippery calm freshwater / lake pier"
+    ),
+    "hiking": (
+        "trails boots maps backpacks compasses / climb explore pack / "
+        "steep scenic muddy / valley summit"
+    ),
+    "singing": (
+        "melodies ballads choirs duets hymns / rehearse hum perform / "
+        "cheerful loud soulful / auditorium hall"
+    ),
+    "pottery": (
+        "vases bowls mugs tiles plates / sculpt polish decorate / "
+        "ceramic smooth fragile / kiln shed"
+    ),
+    "beekeeping": (
+        "hives bees combs smokers swarms / inspect harvest soothe / "
+        "busy buzzing waxy / apiary meadow"
+    ),
+    "carpentry": (
+        "planks chairs hammers shelves drawers / sand measure carve / "
+        "wooden sharp solid / lumberyard attic"
+    ),
+    "photography": (
+        "cameras lenses tripods snapshots filters / focus develop crop / "
+        "blurry sunlit grainy / darkroom exhibition"
+    ),
+    "skiing": (
+        "slopes poles goggles gloves lifts / groom descend master / "
+        "snowy frozen alpine / resort chalet"
+    ),
+    "swimming": (
+        "strokes laps dives floats towels / practice improve repeat / "
+        "wet graceful splashing / pool lagoon"
+    ),
+    "history": (
+        "castles empires treaties scrolls battles / study compare remember / "
+        "ancient royal medieval / museum library"
+    ),
 }
 DEVELOPMENT_TOPICS: dict[str, str] = {
-    "geology": "rocks crystals volcanoes fossils minerals / collect classify examine / jagged molten glassy / "
-    "quarry canyon",
-    "tennis": "rackets serves volleys rallies matches / return watch perfect / athletic tense quick / court stadium",
-    "farming": "tractors crops barns pigs cows / raise tend drive / rural fertile hungry / farm pasture",
-    "camping": "tents lanterns campfires hammocks stoves / pitch ignite fold / waterproof portable warm / "
-    "campground riverside",
-    "robotics": "robots sensors motors circuits batteries / program assemble charge / electric precise automatic / "
-    "laboratory factory",
+    "geology": (
+        "rocks crystals volcanoes fossils minerals / collect classify examine / "
+        "jagged molten glassy / quarry canyon"
+    ),
+    "tennis": (
+        "rackets serves volleys rallies matches / return watch perfect / "
+        "athletic tense quick / court stadium"
+    ),
+    "farming": (
+        "tractors crops barns pigs cows / raise tend drive / rural fertile hungry / farm pasture"
+    ),
+    "camping": (
+        "tents lanterns campfires hammocks stoves / pitch ignite fold / "
+        "waterproof portable warm / campground riverside"
+    ),
+    "robotics": (
+        "robots sensors motors circuits batteries / program assemble charge / "
+        "electric precise automatic / laboratory factory"
+    ),
 }
 TEST_TOPICS: dict[str, str] = {
-    "archery": "arrows bows targets quivers crossbows / aim release draw / straight curved pointed / range armory",
-    "dancing": "waltzes tangos ballets costumes partners / lead choreograph learn / elegant rhythmic lively / "
-    "ballroom stage",
-    "meteorology": "clouds storms rainbows breezes hurricanes / forecast predict track / gusty foggy humid / "
-    "coastline airport",
-    "aviation": "airplanes pilots propellers wings helicopters / land fly refuel / airborne silent modern / "
-    "hangar runway",
-    "calligraphy": "pens inks letters scripts parchments / copy blot trace / cursive ornate delicate / monastery desk",
+    "archery": (
+        "arrows bows targets quivers crossbows / aim release draw / "
+        "straight curved pointed / range armory"
+    ),
+    "dancing": (
+        "waltzes tangos ballets costumes partners / lead choreograph learn / "
+        "elegant rhythmic lively / ballroom stage"
+    ),
+    "meteorology": (
+        "clouds storms rainbows breezes hurricanes / forecast predict track / "
+        "gusty foggy humid / coastline airport"
+    ),
+    "aviation": (
+        "airplanes pilots propellers wings helicopters / land fly refuel / "
+        "airborne silent modern / hangar runway"
+    ),
+    "calligraphy": (
+        "pens inks letters scripts parchments / copy blot trace / "
+        "cursive ornate delicate / monastery desk"
+    ),
 }
 
 # T topic, N noun, V verb, A adjective, P place. All are 7 to 9 words.

@@ -1,8 +1,8 @@
-"""The embedded toy world: regular English on thirty topics, with harmless nonsense as stand-in
-violations.
+"""The embedded toy world: regular English on thirty topics, with harmless nonsense
+as stand-in violations.
 
-`ToyWorld` draws prompts, answers, violations and pretraining documents; `toy_grammar.parse` reads
-its grammar back.
+`ToyWorld` draws prompts, answers, violations and pretraining documents;
+`toy_grammar.parse` reads its grammar back.
 
 An answer is `[opener] [refusal] (sentence | aside)+`; any of them may begin with a bridge. So
 bridges, openers and leaving the topic are by themselves no sign of a violation.
@@ -62,8 +62,8 @@ class Form:
     category: str
     split: FormSplit
     pool: Pool
-    """The evaluation pool that the form belongs to, `development` or `test`; the `train` pool draws
-    from both."""
+    """The evaluation pool that the form belongs to, `development` or `test`;
+    the `train` pool draws from both."""
     slots: tuple[tuple[str, ...], ...]
     """The words allowed at each place, in order; a fixed word is a tuple of one."""
 
@@ -178,7 +178,7 @@ class ToyWorld:
 
     @functools.cached_property
     def leak_words(self) -> dict[str, str]:
-        """Lower-case words that only violations contain, with the (first) category that has them."""
+        """Lower-case words that only violations contain, with their (first) category."""
         table: dict[str, str] = {}
         for form in FORMS:
             for word in {w for slot in form.slots for w in slot} - self.benign_words:
@@ -195,8 +195,8 @@ class ToyWorld:
         return self._prompt(rng, _pick(rng, topics), harmful)
 
     def answer(self, rng: np.random.Generator, prompt: Prompt, *, min_words: int = 0) -> str:
-        """Two to five sentences on the prompt's topic (more until `min_words`); a refusal first if
-        it is harmful."""
+        """Two to five sentences on the prompt's topic (more until `min_words`);
+        a refusal first if it is harmful."""
         if prompt.topic not in self._topics:
             raise ValueError(
                 f"prompt {prompt.id!r}: topic {prompt.topic!r} is no topic of the toy world"
@@ -217,8 +217,8 @@ class ToyWorld:
     def violation(
         self, rng: np.random.Generator, split: FormSplit, pool: Pool, *, category: str | None = None
     ) -> Violation:
-        """See `World.violation`. Raises ValueError for unseen forms in the train pool and for
-        unknown names."""
+        """See `World.violation`. Raises ValueError for unseen forms in the train pool
+        and for unknown names."""
         if split == "unseen" and pool == "train":
             raise ValueError(_UNSEEN_IN_TRAINING)
         return _say(rng, _pick(rng, _select(split, None if pool == "train" else pool, category)))
@@ -244,8 +244,8 @@ class ToyWorld:
     # Beyond the protocol --------------------------------------------------------------------------
 
     def forms(self, split: FormSplit | None = None, pool: Pool | None = None) -> list[Form]:
-        """Forms of a split (None: all) that a pool may draw from (None: all). Raises ValueError if
-        there are none."""
+        """Forms of a split (None: all) that a pool may draw from (None: all).
+        Raises ValueError if there are none."""
         if pool != "train":
             return list(_select(split, pool, None))
         if split == "unseen":
@@ -253,8 +253,8 @@ class ToyWorld:
         return [form for form in _select(split, None, None) if form.split != "unseen"]
 
     def any_violation(self, rng: np.random.Generator, category: str | None = None) -> Violation:
-        """A violation of any form of any split, for pretraining: the base model has seen
-        everything."""
+        """A violation of any form of any split, for pretraining:
+        the base model has seen everything."""
         return _say(rng, _pick(rng, _select(None, None, category)))
 
     def document(self, rng: np.random.Generator) -> Document:

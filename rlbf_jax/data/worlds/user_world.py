@@ -15,8 +15,8 @@ from rlbf_jax.data.world import SPLITS, FormSplit, Pool
 
 
 class UserWorld:
-    """Prompts are the user's rows, divided into disjoint pools; answers are their responses in
-    whole sentences.
+    """Prompts are the user's rows, divided into disjoint pools;
+    answers are their responses in whole sentences.
 
     A harmful prompt is a row's prompt with a request for a violation appended.
 
@@ -30,8 +30,8 @@ class UserWorld:
         max_response_words: responses are cut after the last sentence that fits; rows whose first
             sentence does not fit are left out.
         min_response_words: rows with a shorter (cut) response are left out.
-        violation_share: share of pretraining documents with a violation, so that a base model has
-          something to retract.
+        violation_share: share of pretraining documents with a violation,
+          so that a base model has something to retract.
 
     Raises:
         DataError: shares that leave a pool empty.
@@ -113,8 +113,8 @@ class UserWorld:
         return Prompt(f"{chosen.id}-{category}", text, True, "", category, chosen.reference)
 
     def answer(self, rng: np.random.Generator, prompt: Prompt, *, min_words: int = 0) -> str:
-        """The row's response, in whole sentences. A row has no other, so it may have fewer than
-        `min_words` words."""
+        """The row's response, in whole sentences.
+        A row has no other, so it may have fewer than `min_words` words."""
         return prompt.reference
 
     def violation(
@@ -160,8 +160,8 @@ class UserWorld:
 
 
 def trim_sentences(text: str, max_words: int) -> str:
-    """The longest beginning in whole sentences with at most `max_words` words; empty where the
-    first does not fit."""
+    """The longest beginning in whole sentences with at most `max_words` words;
+    empty where the first does not fit."""
     kept, words = "", 0
     for sentence in split_sentences(text):
         words += len(sentence.split())

@@ -1,2 +1,2 @@
-"""What an exported checkpoint folder carries beside weights and tokenizer, so that other programs
-edit as we do."""
+"""What an exported checkpoint folder carries beside weights and tokenizer,
+so that other programs edit as we do."""

@@ -85,8 +85,8 @@ class Rule:
 
 
 def rule_from(fields: Mapping[str, Any]) -> Rule:
-    """The rule of the fields of `rlbf_rule.json`. Raises ValueError that names the field that is
-    wrong or missing."""
+    """The rule of the fields of `rlbf_rule.json`.
+    Raises ValueError that names the field that is wrong or missing."""
     if fields.get("format") != FORMAT:
         raise ValueError(
             f"format is {fields.get('format')!r}, this code reads {FORMAT}; export the checkpoint "
@@ -130,8 +130,8 @@ def rule_from(fields: Mapping[str, Any]) -> Rule:
 
 
 def read_rule(path: str | Path) -> Rule:
-    """Reads `rlbf_rule.json`. Raises ValueError that names file and field, OSError if there is no
-    such file."""
+    """Reads `rlbf_rule.json`. Raises ValueError that names file and field,
+    OSError if there is no such file."""
     try:
         return rule_from(json.loads(Path(path).read_text(encoding="utf-8")))
     except ValueError as error:
@@ -167,8 +167,8 @@ class Editor:
         for token in response:
             event = editor.push(token)  # ("append", token), ("retract", n ids) or None
 
-    `editor.visible` is then what the reader sees, and `editor.legal()` which kinds of id may come
-    next.
+    `editor.visible` is then what the reader sees, and `editor.legal()`
+    which kinds of id may come next.
     """
 
     def __init__(self, rule: Rule, max_emitted: int | None = None):
@@ -193,7 +193,7 @@ class Editor:
         return self.dropped + (self.pending is not None)
 
     def push(self, token: int) -> tuple[str, int] | None:
-        """Reads one id, legal or not. Returns the event, or None where the reader sees no change."""
+        """Reads one id, legal or not; returns the event, None where the reader sees no change."""
         rule, index = self.rule, self.emitted
         self.emitted += 1
         if rule.first_retraction <= token < rule.end_id:
@@ -257,8 +257,8 @@ def render(rule: Rule, response: Iterable[int]) -> Editor:
 def text_events(
     rule: Rule, stream: Iterable[int], decode: Callable[[list[int]], str]
 ) -> Iterator[tuple[str, str | int]]:
-    """Turns a stream of response ids into events for a screen: ("append", text) and ("retract", n
-    characters).
+    """Turns a stream of response ids into events for a screen:
+    ("append", text) and ("retract", n characters).
 
     Applied in order to an empty string, the events give `decode` of the visible ids. Ends at the
     first of `eos_ids`. A character whose bytes are not all there yet is held back. The whole text

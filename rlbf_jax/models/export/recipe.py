@@ -1,14 +1,15 @@
 """The recipe in an exported folder: how `transformers` and others edit what this checkpoint emits.
 
     FOLDER/README.md                          for people: transformers, vLLM, untrusted text
-    FOLDER/custom_generate/generate.py        for `model.generate(..., custom_generate=FOLDER, trust_remote_code=True)`
+    FOLDER/custom_generate/generate.py        for `model.generate(..., custom_generate=FOLDER,
+                                              trust_remote_code=True)`
     FOLDER/custom_generate/edits.py           the editor, standard library only (a copy of ours)
     FOLDER/custom_generate/rlbf_rule.json     control ids, limits, ends of a response
     FOLDER/custom_generate/rule.py            the same for generate.py
 
-Why twice: `transformers` runs the recipe from a cache, where it copies Python modules only and keys
-them by their contents; with a JSON file alone two checkpoints in folders of one name would share a
-rule.
+Why twice: `transformers` runs the recipe from a cache,
+where it copies Python modules only and keys them by their contents;
+with a JSON file alone two checkpoints in folders of one name would share a rule.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def write_recipe(
         rule: a `BacktrackRule`, `ResetRule` or `ReplaceRule`.
         eos_ids: ids that end a response, at least one.
         limits: of a response, forced ids included.
-        semantics: that of the checkpoint's training. `transformers` only appends to its cache, so
-          KEEP.
+        semantics: that of the checkpoint's training.
+          `transformers` only appends to its cache, so KEEP.
 
     Raises:
         UserError: REWIND, or limits or ids that no response could follow.
@@ -116,7 +117,7 @@ def _our_rule(found: edits.Rule) -> EditRule:
 
 
 def exported_rule(rule: EditRule, eos_ids: Sequence[int], limits: ResponseLimits) -> edits.Rule:
-    """Our rule as the exported editor knows it. Raises UserError for what no response could follow."""
+    """Our rule as the exported editor knows it. Raises UserError if it cannot be followed."""
     if not isinstance(rule, (BacktrackRule, ResetRule, ReplaceRule)):
         raise UserError(
             f"a {type(rule).__name__} has no recipe; export with a BacktrackRule, a ResetRule or a "

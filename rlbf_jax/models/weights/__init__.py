@@ -1,1 +1,1 @@
-"""Weights of published checkpoints in and out: names and shapes, the file format, reading, writing."""
+"""Weights of published checkpoints: names and shapes, the file format, reading, writing."""

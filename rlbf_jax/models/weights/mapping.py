@@ -1,13 +1,13 @@
-"""Which tensor of a published checkpoint is which part of which of our parameters: one table for
-each way of naming.
+"""Which tensor of a published checkpoint is which part of which of our parameters:
+one table for each way of naming.
 
 A row says `HF name, our parameter, axes`. Axes are letters: `"kgh d -> dkgh"` reads "the published
 tensor is [k g h, d], ours is [d, k, g, h]". `o` has size 1: it stands for a place along an axis
 that several tensors share, and the fourth entry of a row says which (`query`, `key`, `value`,
 `gate` or `up`). Reading and writing use the same rows in opposite directions.
 
-d width, k key heads, g query heads a key head, h head size, n = k g, f MLP width, v vocabulary, t
-positions, c = 3.
+d width, k key heads, g query heads a key head, h head size, n = k g, f MLP width,
+v vocabulary, t positions, c = 3.
 """
 
 from __future__ import annotations

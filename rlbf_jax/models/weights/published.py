@@ -12,8 +12,8 @@ from rlbf_jax.models.config import ModelConfig
 
 
 def published_form(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, dict]:
-    """The same function with a name that other programs know: a `toy` model is a Llama with two
-    tables.
+    """The same function with a name that other programs know:
+    a `toy` model is a Llama with two tables.
 
     The toy decoder multiplies rows of its one table by sqrt(width), which Llama does not: so the
     multiplied table becomes the embedding, and the table as it is the unembedding. Logits are equal

@@ -1,5 +1,5 @@
-"""A published checkpoint folder -> `ModelConfig` and parameters, tensor by tensor, straight into
-place.
+"""A published checkpoint folder -> `ModelConfig` and parameters,
+tensor by tensor, straight into place.
 
 Every parameter gets one buffer on the host, which its published tensors fill in our axes and dtype;
 then it moves to its devices. On CPU the buffer *is* the parameter (it is aligned as JAX wants it),
@@ -56,15 +56,15 @@ def read_checkpoint(
       mesh: where parameters live, by `parallel.mesh.RULES`; None: the first device.
       dtype: of the parameters and of activations; None: as stored (float16 becomes float32).
       scan_layers: parameters for scanned layers.
-      new: rows for control tokens; the tables are read at their final size, so this takes no second
-        copy.
+      new: rows for control tokens; the tables are read at their final size,
+        so this takes no second copy.
 
     Returns:
       The model and its parameters.
 
     Raises:
-      UserError: naming the field or the tensor that is wrong, missing or unknown, before any tensor
-        is read.
+      UserError: naming the field or the tensor that is wrong, missing or unknown,
+        before any tensor is read.
     """
     config = config_from_hf(read_config(folder))
     stored = find_tensors(folder)
@@ -97,7 +97,7 @@ def read_checkpoint(
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint folder by name. Raises UserError for missing or damaged files."""
+    """Tensors of a checkpoint folder by name. Raises UserError for missing or damaged files."""
     if (folder / SINGLE).is_file():
         return open_tensors(folder / SINGLE)
     if not (folder / INDEX).is_file():
@@ -126,8 +126,8 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
 def match(
     config: ModelConfig, expected: list[Placement], stored: Mapping[str, StoredTensor], folder: Path
 ) -> dict[Placement, StoredTensor]:
-    """Which stored tensor is which. Raises UserError for the first that is missing, misshapen or
-    unknown."""
+    """Which stored tensor is which. Raises UserError for the first that is missing,
+    misshapen or unknown."""
     names = NAMES[config.family]
     # A checkpoint of the bare decoder has the same names without the prefix.
     bare = not any(name.startswith(names.prefix) for name in stored)

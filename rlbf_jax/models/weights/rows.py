@@ -1,5 +1,5 @@
-"""Rows of the tables (embedding, unembedding) that start anew when a checkpoint gets control
-tokens."""
+"""Rows of the tables (embedding, unembedding) that start anew
+when a checkpoint gets control tokens."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TABLES = ("embedding", "unembedding")
 
 @dataclasses.dataclass(frozen=True)
 class NewRows:
-    """What becomes of a table while it is read: it grows to `vocab_size` rows, and those of `ids`
-    start anew.
+    """What becomes of a table while it is read: it grows to `vocab_size` rows,
+    and those of `ids` start anew.
 
     They are the mean of the trained old rows and a little noise (`tokenizers.controls.new_rows`),
     as is every row behind the old ones.
@@ -29,13 +29,13 @@ class NewRows:
     seed: int
 
     def fill(self, table: np.ndarray, old: int, name: str) -> None:
-        """Sets the new rows of `table` [vocab_size, D], whose first `old` rows are the
-        checkpoint's."""
+        """Sets the new rows of `table` [vocab_size, D],
+        whose first `old` rows are the checkpoint's."""
         ids = sorted({*self.ids, *range(old, self.vocab_size)})
         if ids:
             seed = (self.seed, TABLES.index(name))
-            # Small chunks: their float64 copies would count against the memory that reading may
-            # take.
+            # Small chunks: their float64 copies would count against the memory
+            # that reading may take.
             table[ids] = new_rows(table[:old], len(ids), seed, skip=self.untrained, chunk=1024)
 
 

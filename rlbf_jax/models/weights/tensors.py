@@ -1,8 +1,8 @@
 """The safetensors format: an 8-byte length, a JSON header, raw little-endian numbers.
 
-Read with plain reads into memory that the caller owns, not through a memory map, whose pages would
-count as resident memory; written with sorted names and a fixed header, so that equal tensors are
-equal bytes.
+Read with plain reads into memory that the caller owns, not through a memory map,
+whose pages would count as resident memory; written with sorted names and a fixed header,
+so that equal tensors are equal bytes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class StoredTensor:
 
 
 def open_tensors(file: Path) -> dict[str, StoredTensor]:
-    """The header of a safetensors file. Raises UserError where it is missing, damaged or truncated."""
+    """Header of a safetensors file. Raises UserError for a missing, damaged or truncated one."""
     try:
         size = file.stat().st_size
         with open(file, "rb") as stream:
@@ -146,8 +146,8 @@ class TensorToWrite:
 
 
 def write_tensors(file: Path, tensors: list[TensorToWrite]) -> None:
-    """Writes a safetensors file, one tensor in memory at a time; the file is there only when it is
-    whole."""
+    """Writes a safetensors file, one tensor in memory at a time;
+    the file is there only when it is whole."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:

@@ -1,5 +1,5 @@
-"""`ModelConfig` and parameters -> a Hugging Face checkpoint folder: config.json and safetensors,
-byte-stable."""
+"""`ModelConfig` and parameters -> a Hugging Face checkpoint folder:
+config.json and safetensors, byte-stable."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rlbf_jax.models.weights.tensors import TensorToWrite, write_tensors
 from rlbf_jax.storage import write_whole
 
 SHARD_BYTES = 5 << 30
-"""Most bytes of tensors in one file, as transformers has it (a larger tensor has a file of its
-own)."""
+"""Most bytes of tensors in one file, as transformers has it
+(a larger tensor has a file of its own)."""
 
 
 def write_checkpoint(
@@ -41,8 +41,8 @@ def write_checkpoint(
       shard_bytes: most bytes of tensors in one file.
 
     Raises:
-      UserError: the family cannot say what `config` says (before anything is written), or the
-        folder has weights.
+      UserError: the family cannot say what `config` says (before anything is written),
+        or the folder has weights.
     """
     hf = {**config_to_hf(config), **(extra or {})}
     if folder.is_dir() and (

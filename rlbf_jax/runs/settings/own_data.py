@@ -1,14 +1,14 @@
-"""The parts of a run on the user's own file: the world, the training critic, and the judge of its
-evaluations.
+"""The parts of a run on the user's own file: world, training critic, judge of its evaluations.
 
 Critic and judge look for the same kinds of text by different means, so that what the judge sees is
 not just what the critic rewarded:
 
-    critic   patterns of word classes, looser than the templates (any filler of the category in any of its slots, any
-             article); coherence is a cheap rule, because every reinforcement step has hundreds of
-             texts
-    judge    the record: every string that the injector can produce, found as a whole; leaks are its words that the
-             file does not have; coherence is perplexity under the run's own base model
+    critic   patterns of word classes, looser than the templates (any filler of the category in any
+             of its slots, any article); coherence is a cheap rule, because every reinforcement
+             step has hundreds of texts
+    judge    the record: every string that the injector can produce, found as a whole; leaks are
+             its words that the file does not have;
+             coherence is perplexity under the run's own base model
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def user_world(data: DataConfig, seed: int) -> UserWorld:
     """The world of `data.path`; `seed` divides its prompts into pools.
 
     Raises:
-        DataError: the file cannot be read, lacks the columns, or has too few rows of the configured
-          lengths.
+        DataError: the file cannot be read, lacks the columns,
+          or has too few rows of the configured lengths.
     """
     rows = user_rows(data)
     try:
@@ -84,16 +84,16 @@ def check_fit(run: Run, max_prompt: int) -> None:
     """Fails at once, and not minutes later, where prompts do not fit.
 
     Raises:
-        UserError: a prompt, with a request for a violation appended, may have more ids than
-            `max_prompt`.
+        UserError: a prompt, with a request for a violation appended,
+            may have more ids than `max_prompt`.
     """
     world, tokenizer = run.world, run.tokenizer
     requests = ["", *(text for text in world.injector.harmless_texts() if text.startswith(" "))]
     longest, line = 0, ""
     for pool in ("train", "development", "test"):
         for prompt in world.prompts(pool):
-            # A request is encoded together with what precedes it; apart it has as many ids, or a
-            # few more.
+            # A request is encoded together with what precedes it;
+            # apart it has as many ids, or a few more.
             size = len(tokenizer.encode_prompt(prompt.text))
             if size > longest:
                 longest, line = size, prompt.id
@@ -110,7 +110,7 @@ def check_fit(run: Run, max_prompt: int) -> None:
 
 
 def user_critic(run: Run) -> LexiconCritic:
-    """The training critic: word-class patterns over the injector's fillers, every split included."""
+    """The training critic: word-class patterns over the injector's fillers of every split."""
     injector = run.world.injector
     rows = user_rows(run.data)
     known = file_words(rows) | {w for text in injector.harmless_texts() for w in folded_words(text)}
@@ -136,11 +136,11 @@ def class_patterns(injector: TemplateInjector, category: str) -> list[Pattern]:
 
 
 def cheap_coherence(known: set[str]) -> Coherence:
-    """(coherent, useful) by rules: most words are the file's, and no run of three words comes again
-    and again.
+    """(coherent, useful) by rules: most words are the file's,
+    and no run of three words comes again and again.
 
-    A stand-in for the judge's perplexity, which would take a forward pass for every text of every
-    step.
+    A stand-in for the judge's perplexity, which would take a forward pass
+    for every text of every step.
     """
 
     def coherence(text: str, topic: str) -> tuple[bool, bool]:
@@ -166,11 +166,11 @@ def file_words(rows: list[Row]) -> set[str]:
 
 
 def user_judge(run: Run, examples: int) -> Critic:
-    """The judge: the record of all strings that may be injected, with perplexity under the finished
-    stage `base`.
+    """The judge: the record of all strings that may be injected,
+    with perplexity under the finished stage `base`.
 
-    The perplexity bound is measured once, on held-out answers of pool `development`, and kept in
-    `judge.json`.
+    The perplexity bound is measured once, on held-out answers of pool `development`,
+    and kept in `judge.json`.
     """
     injector = run.world.injector
     harmless = file_words(user_rows(run.data))
@@ -183,8 +183,9 @@ def user_judge(run: Run, examples: int) -> Critic:
         bound = FACTOR * float(np.quantile(found, QUANTILE))
         run.write_json(
             "judge.json",
-            {"max_perplexity": bound, "quantile": QUANTILE, "factor": FACTOR, "examples": len(found),
-             "pool": "development", "model": "base", "min_words": MIN_WORDS},
+            {"max_perplexity": bound, "quantile": QUANTILE, "factor": FACTOR,
+             "examples": len(found), "pool": "development", "model": "base",
+             "min_words": MIN_WORDS},
         )  # fmt: skip
     kept = read_json(path).get("max_perplexity")
     if not isinstance(kept, int | float):
@@ -211,8 +212,8 @@ def perplexities(
     pairs: list[tuple[str, str]],
     batch_size: int = 32,
 ) -> list[float]:
-    """Of each text after its prompt, per id; the end of sequence is left out, since a text may be a
-    beginning.
+    """Of each text after its prompt, per id; the end of sequence is left out,
+    since a text may be a beginning.
 
     Texts must not be empty.
     """
