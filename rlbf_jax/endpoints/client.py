@@ -8,10 +8,8 @@ or make it pay for an answer twice.
 from __future__ import annotations
 
 import dataclasses
-import email.utils
 import hashlib
 import json
-import math
 import os
 import random
 import threading
@@ -22,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlbf_jax.endpoints.journal import Answer, AnswerJournal, Failure, NoAnswer
+from rlbf_jax.endpoints.replies import first_token, redacted, retry_after, tokens_paid_for
 from rlbf_jax.endpoints.transport import Reply, TransportError, post_json
 from rlbf_jax.errors import UserError
 
@@ -32,9 +31,6 @@ _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _HOPELESS = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405})
 """What no other conversation would mend either: a wrong address, key or model name."""
 _LONGEST_WAIT_S = 60.0
-_SHORTEST_SECRET = 8
-"""Shorter keys ("none", "EMPTY") are placeholders for servers that want none,
-and words that an answer may hold."""
 
 CONFIGURATION, BUDGET_SPENT, NOT_SENT = "configuration", "budget spent", "not sent"
 """Kinds of failure that say nothing of the conversation itself."""
@@ -296,7 +292,7 @@ class EndpointClient:
             reply = post_json(url, body, secret, c.timeout_s, c.deadline_s, c.max_answer_bytes)
         except TransportError as error:
             known = _Transient if error.transient else EndpointError
-            raise known(_redacted(f"{url}: {error}", secret), error.kind) from None
+            raise known(redacted(f"{url}: {error}", secret), error.kind) from None
         if reply.status != 200:
             raise self._refused(url, reply, secret)
         try:
@@ -315,14 +311,14 @@ class EndpointClient:
                 "no text",
                 200,
             )
-        text, tokens = _redacted(answer, secret), _tokens(content, body, answer)
+        text, tokens = redacted(answer, secret), tokens_paid_for(content, body, answer)
         return (
-            Answer(text, _first_token(content, secret)) if body.get("logprobs") else text
+            Answer(text, first_token(content, secret)) if body.get("logprobs") else text
         ), tokens
 
     def _refused(self, url: str, reply: Reply, secret: str) -> EndpointError:
         # Cut after the secret is out: half of it would no longer be found.
-        text = _redacted(reply.content.decode("utf-8", "replace"), secret)[:300]
+        text = redacted(reply.content.decode("utf-8", "replace"), secret)[:300]
         message = f"{url}: HTTP {reply.status}: {' '.join(text.split())}"
         if reply.status in _HOPELESS:
             hint = {401: "key", 402: "account", 403: "key"}.get(reply.status, "base_url and model")
@@ -335,7 +331,7 @@ class EndpointClient:
         if reply.status not in _RETRIED:
             return EndpointError(message, f"http {reply.status}", reply.status)
         error = _Transient(message, f"http {reply.status}", reply.status)
-        error.wait_s = _retry_after(reply.retry_after)
+        error.wait_s = retry_after(reply.retry_after)
         return error
 
     def _wait(self, attempt: int, asked: float | None) -> float:
@@ -385,42 +381,3 @@ def raise_hopeless(answers: Iterable[str | EndpointError], option: str) -> None:
             raise UserError(
                 f"{option}: {error}; {what} and start the same command again: every answer is kept"
             )
-
-
-def _redacted(text: str, secret: str) -> str:
-    return text.replace(secret, "***") if len(secret) >= _SHORTEST_SECRET else text
-
-
-def _tokens(content: Mapping[str, Any], body: Mapping[str, Any], answer: str) -> int:
-    usage = content.get("usage")
-    said = usage.get("total_tokens") if isinstance(usage, Mapping) else None
-    if isinstance(said, int) and said >= 0:
-        return said
-    return (sum(len(str(m.get("content"))) for m in body["messages"]) + len(answer)) // 3 + 1
-
-
-def _first_token(content: Mapping[str, Any], secret: str) -> dict[str, float] | None:
-    """Log-probabilities at the first token of an answer that is not blank;
-    None where they are not there."""
-    try:
-        tokens = content["choices"][0]["logprobs"]["content"]
-        first = next(token for token in tokens if token["token"].strip())
-        told = [
-            (str(t["token"]), float(t["logprob"])) for t in [*(first["top_logprobs"] or ()), first]
-        ]
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration):
-        return None
-    return {_redacted(token, secret): value for token, value in told if -math.inf < value <= 1e-3}
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header (a number or an HTTP date);
-    None where it says nothing usable."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None

@@ -59,12 +59,7 @@ def prefill(
         rule.step(before, at_last(batch.context)),
         before,
     )
-    forced = time[:, :room] if room <= width else jnp.arange(room, dtype=jnp.int32)[None]
-    source = prompt_length[:, None] + forced
-    is_forced = source < length[:, None]
-    trace = jnp.where(
-        is_forced, jnp.take_along_axis(batch.context, jnp.minimum(source, width - 1), axis=1), 0
-    )
+    trace, is_forced = _forced(batch.context, prompt_length, length, room)
     cache = program.cache(pairs, where.position, length, width + room, rewound)
     read = (logits, cache, edit, trace, is_forced, at_last(in_response), at_last(batch.context))
     if rows > contexts:
@@ -79,3 +74,12 @@ def prefill(
         trace=trace,
         logprobs=jnp.where(is_forced, jnp.nan, jnp.zeros((rows, room), jnp.float32)),
     )
+
+
+def _forced(context: Array, prompt_length: Array, length: Array, room: int) -> tuple[Array, Array]:
+    """(trace [U, E] that holds the forced ids and zeros, which of its ids are forced)."""
+    width = context.shape[1]
+    source = prompt_length[:, None] + jnp.arange(room, dtype=jnp.int32)[None]
+    is_forced = source < length[:, None]
+    ids = jnp.take_along_axis(context, jnp.minimum(source, width - 1), axis=1)
+    return jnp.where(is_forced, ids, 0), is_forced

@@ -50,9 +50,33 @@ def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
     turns = {
         tokenizer.name(i): i for i in (PAD, BOS, EOS, UNK, tokenizer.user_id, tokenizer.model_id)
     }
+    document = _document(tokenizer, turns, {name: i for i, name in meta.names().items()})
+    roles = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
+    config: dict[str, Any] = {role: tokenizer.name(i) for role, i in roles.items()}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config |= {"model_input_names": folder.MODEL_INPUTS}
+    config |= {
+        "additional_special_tokens": [
+            tokenizer.name(i) for i in (tokenizer.user_id, tokenizer.model_id)
+        ]
+    }
+    content = {
+        folder.JSON_FILE: _dump(document),
+        folder.CONFIG_FILE: _dump(config),
+        folder.TEMPLATE_FILE: TEMPLATE.encode(),
+        folder.META_FILE: _dump(meta.fields()),
+    }
+    return folder.Files(content, "the exported tokenizer")
+
+
+def _document(
+    tokenizer: SentencePieceTokenizer, turns: dict[str, int], controls: dict[str, int]
+) -> dict[str, Any]:
+    """tokenizer.json: pieces and merges, turn tokens as added ones, control tokens in the
+    vocabulary."""
     vocab, merges = _pieces(tokenizer)
-    vocab |= turns | {name: i for i, name in meta.names().items()}
-    document = {
+    vocab |= turns | controls
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -85,22 +109,6 @@ def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
             "merges": merges,
         },
     }
-    roles = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
-    config: dict[str, Any] = {role: tokenizer.name(i) for role, i in roles.items()}
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config |= {"model_input_names": folder.MODEL_INPUTS}
-    config |= {
-        "additional_special_tokens": [
-            tokenizer.name(i) for i in (tokenizer.user_id, tokenizer.model_id)
-        ]
-    }
-    content = {
-        folder.JSON_FILE: _dump(document),
-        folder.CONFIG_FILE: _dump(config),
-        folder.TEMPLATE_FILE: TEMPLATE.encode(),
-        folder.META_FILE: _dump(meta.fields()),
-    }
-    return folder.Files(content, "the exported tokenizer")
 
 
 def _pieces(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, int], list[list[str]]]:

@@ -9,10 +9,10 @@ from rlbf_jax.endpoints.client import (
     EndpointClient,
     EndpointConfig,
     EndpointError,
-    _retry_after,
     raise_hopeless,
 )
 from rlbf_jax.endpoints.journal import AnswerJournal
+from rlbf_jax.endpoints.replies import retry_after
 from rlbf_jax.errors import UserError
 from tests.endpoint_server import KEY, serving
 
@@ -101,12 +101,10 @@ def test_waits_obey_the_server_and_otherwise_grow_with_jitter(server):
     assert len(waits) > 10 and client(server, backoff_s=1.0)._wait(30, None) <= 60
 
 
-def test_retry_after():
-    assert (
-        _retry_after("12") == 12.0 and _retry_after("soon") is None and _retry_after(None) is None
-    )
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0 and _retry_after("\u00b2") is None
-    assert _retry_after("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
+def testretry_after():
+    assert retry_after("12") == 12.0 and retry_after("soon") is None and retry_after(None) is None
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0 and retry_after("\u00b2") is None
+    assert retry_after("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
 
 
 def test_gives_up_with_a_plain_error(server):
