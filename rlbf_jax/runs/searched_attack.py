@@ -1,4 +1,4 @@
-"""Attacks that are made for one stage of a finished run: search, sample, judge. `attacking.py`
+"""Attacks that are made for one stage of a finished run: search, sample, judge. `attack.py`
 writes down."""
 
 from __future__ import annotations
