@@ -464,7 +464,7 @@ def test_text_and_shapes_that_do_not_fit(name, tmp_path, refused):
     assert not (tmp_path / "run" / "stages").exists() and not list(tmp_path.rglob("*.tmp"))
     mended = options.replace("--rollout_tokens 30", "--rollout_tokens 31")
     if mended != options:
-        # Data and tokenizer do not depend on it: the same folder goes on, and fails at the new value.
+        # Data and tokenizer do not depend on it: the folder goes on, and fails at the new value.
         refused([*argv, *mended.split()], "rollouts:", "max_tokens = 31")
     if any((tmp_path / "run" / "done").iterdir()):
         # Other settings than what is prepared was made with.

@@ -136,7 +136,7 @@ def test_module_is_short_enough(name):
 
 
 def test_no_cycles():
-    """Names that only annotations need may go round: a stage is called with the run that it is of."""
+    """Names that only annotations need may go round: a stage is called with its run."""
     graph = {
         name: {t for t in imports_of(name, for_types=False) if t in MODULES and t != name}
         for name in MODULES

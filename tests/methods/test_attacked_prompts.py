@@ -1,4 +1,4 @@
-"""What rollouts start from: shares, forms, room, and that a step's prompts follow from its number."""
+"""What rollouts start from: shares, forms, room; a step's prompts follow from its number."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""A recipe is run: in order, once, checked before anything is made and again once data are there."""
+"""A recipe is run: in order, once, checked before anything is made and once data are there."""
 
 import dataclasses
 from typing import ClassVar
