@@ -94,8 +94,8 @@ def _check(source: Path, there: Manifest, e: Experiment, every: Sequence[Stage],
 def _differing(there: Manifest, e: Experiment, every: Sequence[Stage], name: str) -> list[str]:
     """Flags of the settings that decide a stage's result and that differ.
 
-    Those which, one by one as the other run has them, make another fingerprint; names of
-    dependencies where there is no such flag.
+    These are the ones which, taken alone as the other run has them, make another fingerprint; names
+    of dependencies where there is no such flag.
     """
     mine, stored = fingerprint(every, name, shared_by(e)), e.stored()
     flags = [
@@ -112,10 +112,8 @@ def _differing(there: Manifest, e: Experiment, every: Sequence[Stage], name: str
 
 
 def _fingerprint_with(e: Experiment, name: str, dotted: str, value: Any) -> str:
-    """Fingerprint of a stage with one setting as a manifest holds it.
-
-    Empty if that is no experiment with such a stage.
-    """
+    """Fingerprint of a stage with one setting as a manifest holds it; empty if that makes no
+    experiment with such a stage."""
     stored = part = e.stored()
     *parents, last = dotted.split(".")
     try:

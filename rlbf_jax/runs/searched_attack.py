@@ -1,5 +1,5 @@
-"""Attacks that are made for one stage of a finished run: search, sample, judge.
-`attacking.py` writes down."""
+"""Attacks that are made for one stage of a finished run: search, sample, judge. `attack.py`
+writes down."""
 
 from __future__ import annotations
 

@@ -212,8 +212,7 @@ def test_options_reach_the_critic(tmp_path):
 def test_a_run_may_go_on_with_a_larger_budget_but_not_with_another_model(tmp_path):
     options = ["--critic_endpoint.base_url", "http://127.0.0.1:9/v1", "--critic_endpoint.model"]
     make_folder(smoke(*options, "tiny", "--critic_endpoint.max_requests", "7"), tmp_path)
-    (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "tokenizer").write_text("{}")  # a run that came to something
+    (tmp_path / "stages" / "base").mkdir(parents=True)  # something is trained
     more = ["--critic_endpoint.max_requests", "9", "--critic_endpoint.max_unjudged", "0.9"]
     make_folder(smoke(*options, "tiny", *more), tmp_path)
     with pytest.raises(UserError, match=r"other settings \(critic_endpoint.model"):

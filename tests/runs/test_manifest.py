@@ -1,4 +1,4 @@
-"""manifest.json: what it holds, what of it must stay, what is said of one that cannot be read."""
+"""manifest.json: what it holds, when it may change, and what is said of one that cannot be read."""
 
 import json
 

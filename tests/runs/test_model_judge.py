@@ -125,7 +125,6 @@ def test_the_judge_is_one_of_the_settings_of_a_run(folder, tmp_path):
     assert json.loads((tmp_path / "manifest.json").read_text())["config"]["judge_model"] == str(
         folder
     )
-    (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "tokenizer").touch()
+    (tmp_path / "stages" / "base").mkdir(parents=True)  # something is trained
     with pytest.raises(UserError, match="judge_model is .* there"):
         make_folder(smoke(), tmp_path)

@@ -1,0 +1,233 @@
+"""RLBF: its recipe, and one step of collecting on a tiny random model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.smoke import get_config
+from rlbf_jax.critics.base import Verdict
+from rlbf_jax.data.schema import Prompt
+from rlbf_jax.directives import Semantics
+from rlbf_jax.methods.rlbf import (
+    Collector,
+    ReinforcementConfig,
+    RlbfConfig,
+    improve,
+    reinforcement_stage,
+)
+from rlbf_jax.objectives.trajectory_reward import RewardConfig
+from rlbf_jax.parallel.mesh import make_mesh
+from rlbf_jax.runs.experiment import Experiment
+from rlbf_jax.sampling.request import Knobs, Request
+from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.training.journal import read_journal
+from rlbf_jax.training.loop import Loop
+from rlbf_jax.training.optimizer import OptimizerConfig
+from rlbf_jax.training.policy import PolicyConfig, PolicyGradient, init_policy
+from rlbf_jax.training.rollouts import Rollout
+from rlbf_jax.training.supervised import Rows
+from tests.fakes import LetterTokenizer, random_model
+
+CONFIG = get_config()
+
+# The recipe -------------------------------------------------------------------------------------
+
+
+def stages(e=CONFIG):
+    return {stage.name: stage for stage in e.method.stages(e)}
+
+
+def test_the_recipe_and_its_baselines():
+    assert list(stages()) == [
+        *("tokenizer", "pretraining_data", "bsafe_plus_data", "refusal_data"),
+        *("base", "refusal_sft", "sft", "sft_control", "rlbf"),
+    ]
+    assert list(stages(CONFIG.replace(baselines=False))) == [
+        *("tokenizer", "pretraining_data", "bsafe_plus_data", "base", "sft", "rlbf"),
+    ]
+    assert stages()["sft_control"].config.start == "sft"
+    assert {name for name, stage in stages().items() if stage.headline} == {"base", "sft", "rlbf"}
+
+
+def test_the_control_makes_as_many_updates_as_reinforcement():
+    e = CONFIG.changed({"reinforcement.steps": 5, "reinforcement.updates_per_step": 3})
+    control = e.method.control
+    assert control.steps == 15 and control.batch_size == e.method.sft.batch_size
+    assert control.optimizer.schedule == e.method.reinforcement.optimizer.schedule
+    assert stages(e)["sft_control"].config.training == control
+
+
+def test_the_stage_of_reinforcement_has_all_that_it_depends_on():
+    stage = reinforcement_stage(CONFIG, CONFIG.method)
+    assert stage.label == "rlbf_ppo" and stage.after[-1] == "sft"
+    assert stage.config.reinforcement.policy.max_drawn == CONFIG.method.max_drawn
+    assert stage.config.width == CONFIG.max_prompt + CONFIG.method.rollout_tokens
+    assert stages(CONFIG.changed({"reinforcement.policy.algorithm": "grpo"}))["rlbf"].label == (
+        "rlbf_grpo"
+    )
+
+
+def test_defaults_make_a_recipe():
+    assert len(RlbfConfig().stages(Experiment(RlbfConfig()))) == 9
+    for wrong in ({"rollout_budget": -1}, {"max_drawn": 0}, {"sft_examples": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            RlbfConfig(**wrong)
+
+
+# Collecting -------------------------------------------------------------------------------------
+
+WIDTH, PROMPTS, SIZE = 40, ("a", "bb"), 3
+
+
+class Letters(LetterTokenizer):
+    def offsets(self, ids):
+        return [(i, i + 1) for i in range(len(ids))]
+
+
+TOKENIZER = Letters()
+
+
+class EvenCritic:
+    """Texts of an even length are clean."""
+
+    name = "even"
+
+    def judge(self, exchanges):
+        return [Verdict(coherent=True, useful=len(e.text) % 2 == 0) for e in exchanges]
+
+
+class Guidance:
+    """Batches of plain text, numbered."""
+
+    def __init__(self):
+        self.next = 0
+
+    def next_batch(self):
+        rng = np.random.default_rng(self.next)
+        self.next += 1
+        responding = jnp.asarray(np.broadcast_to(np.arange(16) >= 4, (6, 16)))
+        tokens = jnp.asarray(rng.integers(5, 20, (6, 16)), jnp.int32)
+        return Rows(tokens, jnp.ones((6, 16), jnp.int32), responding, responding)
+
+    def get_state(self):
+        return self.next
+
+    def set_state(self, state):
+        self.next = state
+
+
+def source(step):
+    knobs = Knobs(max_tokens=20, budget=4, control_bias={"categories": 2.0})
+    return [Rollout(Request(f"{p}{'x' * step}", (), knobs), Prompt(p, p)) for p in PROMPTS]
+
+
+def collector(steps=3, seed=0, **fields):
+    model, params = random_model(
+        TOKENIZER, num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=16
+    )
+    policy = PolicyConfig(algorithm="grpo", **fields.pop("policy", {}))
+    config = ReinforcementConfig(
+        steps=steps,
+        prompts_per_step=len(PROMPTS),
+        group_size=SIZE,
+        updates_per_step=2,
+        policy=policy,
+        reward=RewardConfig(),
+        optimizer=OptimizerConfig(schedule="linear", learning_rate=1e-2, warmup_steps=0),
+        checkpoint_every=2,
+        kl_every=2,
+        **fields,
+    )
+    shapes = SamplerConfig(Semantics.REWIND, batch_size=6, min_context=12, min_room=20)
+    return Collector(
+        config,
+        PolicyGradient(model, TOKENIZER.rule, Semantics.REWIND, policy),
+        Sampler(model, TOKENIZER, shapes, rule=TOKENIZER.rule),
+        EvenCritic(),
+        source,
+        Guidance(),
+        params,
+        WIDTH,
+        make_mesh(devices=jax.devices()[:1]),
+        seed,
+    )
+
+
+def first_params(collect):
+    return init_policy(collect.reference, collect.gradient.model, jax.random.key(9))
+
+
+def test_a_step_collects_groups_rewards_and_measurements():
+    collect = collector()
+    collected = collect(first_params(collect), (), 0)
+    rows = collected.rows["rollouts"]
+    assert [row["prompt"] for row in rows] == [p for p in PROMPTS for _ in range(SIZE)]
+    assert collected.metrics["reward"] == pytest.approx(np.mean([row["reward"] for row in rows]))
+    assert collected.metrics["kl_content"] == pytest.approx(0, abs=1e-6)
+    assert collected.metrics["sampler_gap"] < 1e-5
+    batches = list(collected.batches)
+    assert len(batches) == 2 and collect.guidance.next == 2
+    for batch in batches:
+        assert batch.traces.tokens.shape == (6, WIDTH)
+    # The rollouts are the same over a step's updates, their guidance is not.
+    assert batches[0].measured is batches[1].measured
+    assert (batches[0].guidance.tokens != batches[1].guidance.tokens).any()
+    reward = np.asarray([row["reward"] for row in rows]).reshape(2, SIZE)
+    wanted = (reward - reward.mean(1, keepdims=True)) / (reward.std(1, keepdims=True) + 1e-4)
+    measured = jax.tree.map(np.asarray, batches[0].measured)
+    for row, value in enumerate(wanted.reshape(-1)):
+        got = measured.advantage[row][measured.action[row]]
+        np.testing.assert_allclose(got, value, atol=1e-4)
+
+
+def test_what_is_collected_follows_from_seed_and_step():
+    collect = collector()
+    params = first_params(collect)
+    one, other = collect(params, (), 1), collect(params, (), 1)
+    assert one.rows == other.rows and one.metrics == other.metrics
+    assert collector(seed=1)(params, (), 1).rows != one.rows
+    assert collect(params, (), 2).rows != one.rows
+
+
+def test_kl_is_measured_now_and_then_or_where_it_has_a_weight():
+    collect = collector()
+    params = first_params(collect)
+    measured = ["kl_content" in collect(params, (), step).metrics for step in range(4)]
+    assert measured == [True, False, True, False]
+    weighted = collector(policy={"kl_weight": 0.1})
+    assert all("kl_content" in weighted(params, (), step).metrics for step in (0, 1))
+
+
+def test_reinforcement_trains_from_its_reference_and_goes_on_after_a_kill(tmp_path):
+    def loop(folder, steps=3):
+        return Loop(folder, "rlbf", steps, 2, make_mesh(devices=jax.devices()[:1]))
+
+    collect = collector()
+    before = jax.tree.map(np.array, collect.reference)
+    whole = improve(collect, loop(tmp_path / "whole"))
+    jax.tree.map(np.testing.assert_array_equal, collect.reference, before)
+    assert jax.tree.structure(whole) == jax.tree.structure(collect.reference)
+    assert (np.asarray(whole["embedding"]) != before["embedding"]).any()
+    assert len(read_journal(tmp_path / "whole" / "rollouts.jsonl")) == 3 * 6
+
+    def struck(step):
+        if step == 2:
+            raise RuntimeError("struck")
+        return source(step)
+
+    with pytest.raises(RuntimeError, match="struck"):
+        improve(dataclasses.replace(collector(), source=struck), loop(tmp_path / "struck"))
+    again = improve(collector(), loop(tmp_path / "struck"))
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        one, other = (tmp_path / f / name for f in ("whole", "struck"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_no_steps_keep_the_reference(tmp_path):
+    collect = collector(steps=0)
+    kept = improve(collect, Loop(tmp_path, "rlbf", 0, 2, collect.mesh))
+    jax.tree.map(np.testing.assert_array_equal, kept, collect.reference)
