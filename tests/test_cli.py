@@ -354,7 +354,7 @@ def test_an_option_of_another_paper_is_refused_by_name(runner, monkeypatch, caps
     [
         (("--max_tokens", "9"), "--max_tokens is for --benchmark"),
         (("--judge", "run"), "--judge is for --benchmark"),
-        (("--tradeoff", "--benchmark", "xstest=x.csv"), "two commands"),
+        (("--tradeoff", "--benchmark", "xstest=x.csv"), "several commands"),
     ],
 )
 def test_evaluate_refuses_what_it_would_ignore(runner, tmp_path, capsys, options, message):
@@ -374,7 +374,7 @@ def test_data_tokenizer_and_build(tmp_path, capsys):
     file.write_text("\n".join(lines))
     folder = str(tmp_path / "tokenizer")
     args = ["data", "tokenizer", str(file), "--out", folder, "--vocab_size", "400", "--x_max", "64"]
-    assert cli.main(args) == 0 and "68 of them control ids" in capsys.readouterr().out
+    assert cli.main(args) == 0 and "69 of them control ids" in capsys.readouterr().out
     build = [
         "data",
         "build",

@@ -63,7 +63,7 @@ def open_model(
     run = path.parent.parent
     in_run = (path / "model").is_dir()
     folder = Path(tokenizer) if tokenizer else run / "tokenizer" if in_run else path
-    stored = _stored_semantics(run / "manifest.json") if in_run else Semantics.KEEP
+    stored, rule = _stored(run / "manifest.json") if in_run else (Semantics.KEEP, None)
     try:
         chosen = Semantics(semantics) if semantics else stored
     except ValueError:
@@ -87,7 +87,11 @@ def open_model(
             f"{config.vocab_size}; "
             "name the right one as tokenizer=DIR"
         )
-    policy = Policy(Single(config), params, read, read.rule, chosen, str(path))
+    try:
+        edit_rule = read.controls.rule(rule)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}; the run's rule is {rule}") from error
+    policy = Policy(Single(config), params, read, edit_rule, chosen, str(path))
     return CheckpointPolicy(policy, config, directives, known)
 
 
@@ -103,9 +107,11 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(document, dict) and document.get("kind") == "sentencepiece"
 
 
-def _stored_semantics(manifest: Path) -> Semantics:
+def _stored(manifest: Path) -> tuple[Semantics, str]:
+    """Semantics and kind of edit rule of a run."""
     try:
-        return Semantics(json.loads(manifest.read_text(encoding="utf-8"))["config"]["semantics"])
+        config = json.loads(manifest.read_text(encoding="utf-8"))["config"]
+        return Semantics(config["semantics"]), str(config["rule"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{manifest}: cannot be read ({type(error).__name__}: {error}); put the run's "
