@@ -286,7 +286,7 @@ def test_text_that_spells_control_tokens_is_text(own_tokenizer, tmp_path, capfd)
     rows = [datasets.open_source(tmp_path / "set")[i]["row"][0] for i in range(8)]
     assert sum(spelled in tokenizer.decode(row) for row in rows) == 8
     assert not np.isin(
-        np.concatenate(rows), np.arange(tokenizer.rule.first_id, tokenizer.vocab_size)
+        np.concatenate(rows), np.arange(tokenizer.controls.rule().first_id, tokenizer.vocab_size)
     ).any()
 
 
@@ -626,7 +626,7 @@ def test_a_long_prompt_is_padded_to_whole_attention_blocks(finished):
     config = SamplerConfig(batch_size=2)
     (rows,) = batches_of([Row(Request(""), tuple(prompt), 0, 0)], config)
     batch, room = make_batch(
-        ModelConfig(), config, tokenizer.rule, rows, jax.random.key(0), tokenizer.eos_ids
+        ModelConfig(), config, tokenizer.controls.rule(), rows, jax.random.key(0), tokenizer.eos_ids
     )
     assert batch.context.shape[1] % QUERY_BLOCK == 0 and room % config.bucket == 0
 

@@ -211,7 +211,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def loaded(runner, tokenizer, monkeypatch):
     """A model that writes something, takes back its last two ids and goes on."""
-    rule = tokenizer.rule
+    rule = tokenizer.controls.rule()
 
     def sample(requests, seed):
         generations = []

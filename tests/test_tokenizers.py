@@ -100,7 +100,14 @@ def slow_offsets(tokenizer, ids):
 def test_offsets_of_valid_text_match_a_slow_twin(tokenizer, text, data):
     ids = tokenizer.encode(text)
     controls = st.sampled_from(
-        [0, 1, 2, tokenizer.user_id, tokenizer.rule.first_id, tokenizer.reset_rule.first_id]
+        [
+            0,
+            1,
+            2,
+            tokenizer.user_id,
+            tokenizer.controls.rule().first_id,
+            tokenizer.controls.rule("reset").first_id,
+        ]
     )
     where = data.draw(st.integers(0, len(ids)))
     ids.insert(where, data.draw(controls))
@@ -126,7 +133,7 @@ def test_broken_bytes_become_replacement_characters(tokenizer):
 
 
 def test_control_ids_vanish_and_have_names(tokenizer):
-    rule, reset = tokenizer.rule, tokenizer.reset_rule
+    rule, reset = tokenizer.controls.rule(), tokenizer.controls.rule("reset")
     controls = [
         tokenizer.user_id,
         rule.category_id("privacy"),
@@ -152,7 +159,7 @@ def test_control_ids_vanish_and_have_names(tokenizer):
 
 
 def test_each_rule_forbids_the_other_and_the_templates(tokenizer):
-    rule, reset = tokenizer.rule, tokenizer.reset_rule
+    rule, reset = tokenizer.controls.rule(), tokenizer.controls.rule("reset")
     never = {0, 1, 3, tokenizer.user_id, tokenizer.model_id}
     assert set(rule.never) == never | {reset.first_id}
     assert set(reset.never) == never | set(range(rule.first_id, rule.end_id))
@@ -171,7 +178,7 @@ def test_other_rules_have_ids_where_they_are_asked_for(tokenizer, tmp_path, kind
     assert (loaded.digest(), loaded.controls) == (other.digest(), other.controls)
     if "backtrack" not in kinds:
         with pytest.raises(ValueError, match="no control ids of kind 'backtrack'; it has those of"):
-            _ = other.rule
+            _ = other.controls.rule("backtrack")
 
 
 def test_the_file_of_the_default_rules_does_not_name_them(tokenizer, tmp_path):
@@ -189,10 +196,9 @@ def test_training_is_deterministic_and_saving_keeps_everything(tokenizer, tmp_pa
     assert train_tokenizer(corpus(1), 380, CATEGORIES, 8).digest() != tokenizer.digest()
     tokenizer.save(tmp_path / "t")
     loaded = load_tokenizer(tmp_path / "t")
-    assert (loaded.digest(), loaded.rule, loaded.reset_rule) == (
+    assert (loaded.digest(), loaded.controls) == (
         tokenizer.digest(),
-        tokenizer.rule,
-        tokenizer.reset_rule,
+        tokenizer.controls,
     )
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import bisect
 import codecs
-import functools
 from collections.abc import Sequence
 
-from rlbf_jax.directives import BacktrackRule, Controls, ResetRule
+from rlbf_jax.directives import Controls
 from rlbf_jax.tokenizers.protocol import Tokenizer
 
 
@@ -50,16 +49,6 @@ class BytePieces:
     def controls(self) -> Controls:
         """Where control ids stand."""
         return self._controls
-
-    @functools.cached_property
-    def rule(self) -> BacktrackRule:
-        """Raises ValueError where the vocabulary has no ids of that rule."""
-        return self._controls.rule("backtrack")
-
-    @functools.cached_property
-    def reset_rule(self) -> ResetRule:
-        """Raises ValueError where the vocabulary has no ids of that rule."""
-        return self._controls.rule("reset")
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join([self.piece_bytes(i) for i in ids]).decode("utf-8", errors="replace")

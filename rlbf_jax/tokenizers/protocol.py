@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from rlbf_jax.directives import BacktrackRule, Controls, ResetRule
+from rlbf_jax.directives import Controls
 from rlbf_jax.errors import InputError
 
 
@@ -45,16 +45,6 @@ class Tokenizer(Protocol):
     @property
     def controls(self) -> Controls:
         """Where control ids stand; `controls.rule(kind)` makes a rule of them."""
-        ...
-
-    @property
-    def rule(self) -> BacktrackRule:
-        """`controls.rule("backtrack")`."""
-        ...
-
-    @property
-    def reset_rule(self) -> ResetRule:
-        """`controls.rule("reset")`."""
         ...
 
     def encode(self, text: str) -> list[int]:

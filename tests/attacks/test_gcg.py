@@ -251,7 +251,7 @@ def test_best_ids_are_allowed_and_of_most_negative_gradient():
 
 def test_what_no_text_makes_is_never_allowed():
     allowed = np.flatnonzero(allowed_ids(TOKENIZER, MODEL.vocab_size))
-    assert allowed.tolist() == list(range(5, TOKENIZER.rule.first_id))
+    assert allowed.tolist() == list(range(5, TOKENIZER.controls.rule().first_id))
 
     class Accents(LetterTokenizer):
         def decode(self, ids):
@@ -319,7 +319,7 @@ def test_a_search_lowers_the_loss_with_allowed_ids_only(plain):
     for goal, found in zip(GOALS, plain, strict=True):
         assert found.loss < found.start_loss and found.evaluations == 6 * 12
         assert found.text == goal.prompt + TOKENIZER.decode(found.ids)
-        assert found.history.min() >= 5 and found.history.max() < TOKENIZER.rule.first_id
+        assert found.history.min() >= 5 and found.history.max() < TOKENIZER.controls.rule().first_id
         assert found.loss == pytest.approx(min(found.start_loss, found.losses.min()))
         assert loss_of_text(found) == pytest.approx(found.loss, abs=1e-4)
 
@@ -345,7 +345,7 @@ def loss_of_text(found, config=CONFIG) -> float:
     places = [begin + t - 1 for t in range(*found.goal.control)]
     if not config.control_weight or not places:
         return float(loss)
-    first, rule = TOKENIZER.rule.first_id, TOKENIZER.rule
+    first, rule = TOKENIZER.controls.rule().first_id, TOKENIZER.controls.rule()
     legal = [i for i in range(first + 2) if i not in rule.never]  # content, and the two categories
     legal += range(TOKENIZER.vocab_size, MODEL.vocab_size)
     scores = [

@@ -134,11 +134,12 @@ def test_reprogramming_spells_directives_that_are_not_control_ids(tokenizer):
     spelled = set()
     for attempt in reprogram(WORLD, tokenizer, rng(), 8, CONFIG):
         text = attempt.request.prompt.removesuffix(attempt.prompt.text)
-        assert any(name in text for name in tokenizer.rule.names())
+        assert any(name in text for name in tokenizer.controls.rule().names())
         assert not any(
-            tokenizer.rule.is_control(i) for i in tokenizer.encode_prompt(attempt.request.prompt)
+            tokenizer.controls.rule().is_control(i)
+            for i in tokenizer.encode_prompt(attempt.request.prompt)
         )
-        spelled.add(next(name for name in tokenizer.rule.names() if name in text))
+        spelled.add(next(name for name in tokenizer.controls.rule().names() if name in text))
     assert len(spelled) > 4
 
 

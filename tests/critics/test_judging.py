@@ -115,7 +115,7 @@ class ScriptedCritic:
 def generation(*parts: str | int, prompt="ask") -> Generation:
     """A response of words and retractions
     (an int X: category and backtrack); -1 is a lone category."""
-    rule, trace = TOKENIZER.rule, []
+    rule, trace = TOKENIZER.controls.rule(), []
     for part in parts:
         if isinstance(part, str):
             trace += TOKENIZER.encode(part)

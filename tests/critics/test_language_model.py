@@ -197,7 +197,10 @@ def test_our_own_model_answers_with_exact_first_token_log_probabilities(made):
     assert all(isinstance(a, Answer) and a.first_token for a in answers)
     tokenizer, starts = sampler.tokenizer, first_ids(sampler.tokenizer, words)
     assert all(starts.values()) and not set(starts["safe"]) & set(starts["unsafe"])
-    first, count = tokenizer.rule.first_id, tokenizer.rule.end_id - tokenizer.rule.first_id
+    first, count = (
+        tokenizer.controls.rule().first_id,
+        tokenizer.controls.rule().end_id - tokenizer.controls.rule().first_id,
+    )
     visible = transformer.Visibility(np.arange(64, dtype=np.int32)[None], None, None)
 
     @jax.jit
@@ -210,7 +213,7 @@ def test_our_own_model_answers_with_exact_first_token_log_probabilities(made):
         padded = np.pad(np.asarray(ids, np.int32), (0, 64 - len(ids)))[None]
         logits = np.array(reference(padded)[len(ids) - 1], np.float64)
         logits[first : first + count] = -np.inf
-        logits[list(tokenizer.rule.never)] = -np.inf
+        logits[list(tokenizer.controls.rule().never)] = -np.inf
         logprobs = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
         for word in words:
             expected = np.log(np.exp(logprobs[starts[word]]).sum())

@@ -101,7 +101,7 @@ def test_the_reader_sees_exactly_the_safe_answer(tokenizer, seed, harmful, split
     assert isinstance(example, Example)
     response = example.tokens[example.prompt_length :].tolist()
     part1, bridge, violation, tail, part2 = parts(tokenizer, injection)
-    rendered = render(tokenizer.rule, response)
+    rendered = render(tokenizer.controls.rule(), response)
     assert list(rendered.visible) == part1 + part2 + [tokenizer.eos_id]
     assert rendered.malformed == 0 and rendered.edits and not any(e.clamped for e in rendered.edits)
     assert {e.category for e in rendered.edits} == {injection.violation.category}
@@ -122,7 +122,7 @@ def test_loss_is_on_directive_and_safe_rest_only(tokenizer, seed, loss_on_part1)
     part1, bridge, violation, tail, part2 = parts(tokenizer, injection)
     prompt = tokenizer.encode_prompt(injection.prompt)
     taken = bridge + violation + tail
-    rule = tokenizer.rule
+    rule = tokenizer.controls.rule()
     directive = [rule.category_id(injection.violation.category), rule.backtrack_id(len(taken))]
     assert example.prompt_length == len(prompt)
     assert example.tokens.tolist() == prompt + part1 + taken + directive + part2 + [
@@ -173,7 +173,7 @@ def test_rejections(tokenizer):
 def test_text_that_spells_a_directive_is_text(tokenizer):
     spelled = injection_of(part1="[CATEGORY_INSULT] [BACKTRACK_BY_3]")
     example = to_example(spelled, tokenizer, BsafePlusConfig())
-    assert sum(tokenizer.rule.is_control(int(i)) for i in example.tokens) == 2
+    assert sum(tokenizer.controls.rule().is_control(int(i)) for i in example.tokens) == 2
 
 
 def test_mixture_shares_and_pools(tokenizer):
@@ -193,7 +193,9 @@ def test_mixture_shares_and_pools(tokenizer):
     assert abs((made["injected_harmful"] + made["plain_harmful"]) / 1200 - 0.3) < 0.06
     assert abs(made["late"] / injected - 0.25) < 0.06
     assert abs((made["word_cut"] + made["token_cut"]) / injected - 0.2) < 0.06
-    with_directive = sum(bool(tokenizer.rule.is_control(e.tokens).any()) for e in examples)
+    with_directive = sum(
+        bool(tokenizer.controls.rule().is_control(e.tokens).any()) for e in examples
+    )
     assert with_directive == injected
     assert set(world.asked) == {("harmless", "train"), ("harmful", "train"), ("sft", "train")}
 
@@ -240,7 +242,7 @@ def test_refusals_and_pretraining(tokenizer):
     world, rng = make_world(), np.random.default_rng(0)
     examples, report = build_refusal(world, tokenizer, rng, BsafePlusConfig(max_tokens=300), 200)
     assert report.made["refusal"] + report.made["plain"] == 200 and report.made["refusal"] > 20
-    assert not any(tokenizer.rule.is_control(e.tokens).any() for e in examples)
+    assert not any(tokenizer.controls.rule().is_control(e.tokens).any() for e in examples)
     examples, report = build_pretraining(world, tokenizer, rng, 100, 300)
     assert set(report.made) == {"clean", "violating"}
     for e in examples:

@@ -42,7 +42,7 @@ class Doubtful:
 def wild(world, tokenizer, attempts):
     """A sampler that does everything a model may do: takes back right, short,
     long and twice; violates, refuses."""
-    rule, forced_by = tokenizer.rule, {a.request.id: a for a in attempts}
+    rule, forced_by = tokenizer.controls.rule(), {a.request.id: a for a in attempts}
 
     def say(request, rng):
         attempt = forced_by[request.id]
@@ -148,7 +148,7 @@ def test_rows_of_replacements_are_counted_anew():
     documents = [world.document(rng) for _ in range(200)]
     texts = [text for d in documents for text in (d.prompt.text, d.response)]
     tokenizer = train_tokenizer(texts, 500, world.categories, 24)
-    rule = ReplaceRule(tokenizer.rule.first_id, world.categories)
+    rule = ReplaceRule(tokenizer.controls.rule().first_id, world.categories)
     config = dataclasses.replace(CONFIG, n=6, attacks=("none", "direct", "middle_filling"))
     attempts = build_attempts(world, tokenizer, config)
 

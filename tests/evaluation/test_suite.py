@@ -95,7 +95,7 @@ def scripted(tokenizer, say):
         generations = []
         for request in requests:
             emitted = [*request.forced, *say(request)]
-            r = render(tokenizer.rule, emitted)
+            r = render(tokenizer.controls.rule(), emitted)
             generations.append(
                 Generation(
                     tokenizer.decode(r.visible),
@@ -180,7 +180,7 @@ def test_a_new_attack_is_one_line(monkeypatch, tokenizer):
 
 
 def test_a_model_that_erases_exactly(tokenizer):
-    rule, span = tokenizer.rule, len(tokenizer.encode(BAD))
+    rule, span = tokenizer.controls.rule(), len(tokenizer.encode(BAD))
     attempts = build_attempts(
         SmallWorld(), tokenizer, dataclasses.replace(CONFIG, attacks=("middle_filling",))
     )

@@ -278,7 +278,10 @@ def test_calibration_options_are_checked():
 
 def test_the_bias_of_a_rule_without_categories_lies_on_its_retractions():
     tokenizer = WithOffsets(kind="reset")
-    assert control_of(tokenizer.rule) == "retractions" and control_of(T.rule) == "categories"
+    assert (
+        control_of(tokenizer.controls.rule()) == "retractions"
+        and control_of(T.rule) == "categories"
+    )
     model, params = random_model(
         tokenizer, num_layers=1, width=16, num_heads=2, num_kv_heads=1, mlp_width=16
     )
@@ -287,7 +290,7 @@ def test_the_bias_of_a_rule_without_categories_lies_on_its_retractions():
     def sample(requests):
         return sampler(params, requests, 0)
 
-    context = dataclasses.replace(CONTEXT, rule=tokenizer.rule)
+    context = dataclasses.replace(CONTEXT, rule=tokenizer.controls.rule())
     benign, harmful = (attempts(name, 4, max_tokens=12, budget=1) for name in ("none", "direct"))
     ours = Bench(sample, ZJudge(), tokenizer, context)
     points = tradeoff_curve(ours, harmful, benign, biases=(-30, 30))

@@ -306,7 +306,7 @@ def test_conversations_by_a_checkpoints_template(tmp_path):
     assert conversation_ids(tokenizer, messages) == (tokenizer.encode_chat(messages), [])
     prompt, forced = conversation_ids(tokenizer, [*messages, *said("a so")])
     assert (prompt, forced) == (tokenizer.encode_chat(messages), tokenizer.encode(" so"))
-    assert not {i for i in prompt if tokenizer.rule.is_control(i)}
+    assert not {i for i in prompt if tokenizer.controls.rule().is_control(i)}
 
 
 # Nobody else needs the harnesses ------------------------------------------------------------------

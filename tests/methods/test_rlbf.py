@@ -144,8 +144,8 @@ def collector(steps=3, seed=0, **fields):
     shapes = SamplerConfig(Semantics.REWIND, batch_size=6, min_context=12, min_room=20)
     return Collector(
         config,
-        PolicyGradient(model, TOKENIZER.rule, Semantics.REWIND, policy),
-        Sampler(model, TOKENIZER, shapes, rule=TOKENIZER.rule),
+        PolicyGradient(model, TOKENIZER.controls.rule(), Semantics.REWIND, policy),
+        Sampler(model, TOKENIZER, shapes, rule=TOKENIZER.controls.rule()),
         EvenCritic(),
         source,
         Guidance(),

@@ -22,7 +22,7 @@ LATEST = jax.jit(latest_writer, static_argnums=2)
 STEP = jax.jit(transformer.step, static_argnums=(0, 5))
 FORWARD = jax.jit(transformer.forward, static_argnums=0)
 TOKENIZER = LetterTokenizer(x_max=6)
-RULE = TOKENIZER.rule
+RULE = TOKENIZER.controls.rule()
 
 
 @given(

@@ -27,7 +27,7 @@ from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
 from tests.fakes import LetterTokenizer
 
 TOKENIZER = LetterTokenizer()
-RULE = TOKENIZER.rule
+RULE = TOKENIZER.controls.rule()
 ADAPTED = LoraConfig(rank=3, alpha=5.0, first_row=RULE.first_id, rows=RULE.num_controls)
 SHAPE = ModelConfig(
     vocab_size=TOKENIZER.vocab_size, num_layers=3, width=24, num_heads=4, num_kv_heads=2,

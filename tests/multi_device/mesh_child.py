@@ -36,7 +36,7 @@ SHARED = (2, 2, 2)
 ADAM = optax.adam(1e-3)
 SEMANTICS = Semantics.REWIND
 TOKENIZER = LetterTokenizer()
-RULE = TOKENIZER.rule
+RULE = TOKENIZER.controls.rule()
 MODEL, PARAMS = random_model(TOKENIZER, num_layers=1)
 
 

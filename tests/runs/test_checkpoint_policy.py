@@ -72,7 +72,7 @@ def test_a_tokenizer_with_control_tokens_is_taken_as_it_is(tmp_path):
     folder = tiny.write(tmp_path / "model")
     import_tokenizer(folder, ("one",), 4, tiny.ROWS).save(folder)
     model = open_model(folder)
-    assert model.directives and model.policy.tokenizer.rule.categories == ("one",)
+    assert model.directives and model.policy.tokenizer.controls.rule().categories == ("one",)
     assert not open_model(folder, directives=False).directives
 
 
@@ -94,7 +94,7 @@ def test_a_stage_of_a_run(tmp_path):
     assert (
         model.directives and model.policy.semantics is Semantics.REWIND and model.max_length == 2048
     )
-    assert model.policy.tokenizer.rule.categories == ("one", "two")
+    assert model.policy.tokenizer.controls.rule().categories == ("one", "two")
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="manifest.json: cannot be read"):
         open_model(folder)

@@ -82,7 +82,7 @@ def telling_bias(folder: pathlib.Path) -> float:
     """How much categories must gain for a random model to begin a directive now and then, not at
     once."""
     loaded, model = load(folder / "run", "sft"), open_run(folder / "run").run.model
-    rule, gaps = loaded.tokenizer.rule, []
+    rule, gaps = loaded.tokenizer.controls.rule(), []
     plain = Knobs(temperature=0, max_tokens=MAX_TOKENS, budget=0)
     for answer in loaded.sample([Request(text, (), plain) for text in PROMPTS]):
         logits = logits_of(
@@ -104,7 +104,7 @@ def found(folders, tmp_path_factory) -> dict[str, dict]:
         )
     work, cases = tmp_path_factory.mktemp("child"), []
     for folder in folders.values():
-        rule = open_run(folder / "run").run.tokenizer.rule
+        rule = open_run(folder / "run").run.tokenizer.controls.rule()
         eager = list(range(rule.first_id, rule.first_id + len(rule.categories)))
         cases.append(
             dict(folder=str(folder / "exported"), prompts=PROMPTS, texts=HARMLESS + CONTROLS,

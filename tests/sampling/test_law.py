@@ -33,7 +33,7 @@ def sample(semantics, model=None, knobs=None, rows=32, kind="backtrack", **field
     requests = [
         Request(
             PROMPTS[i % 8],
-            tuple(rng.integers(5, tokenizer.rule.end_id, rng.integers(0, 12)).tolist()),
+            tuple(rng.integers(5, tokenizer.controls.rule().end_id, rng.integers(0, 12)).tolist()),
             knobs,
         )
         for i in range(rows)
@@ -188,7 +188,7 @@ def test_ring_of_a_window_survives_consecutive_maximal_retractions():
     the ring must not lose what it rewinds to, across its seam."""
     tokenizer = LetterTokenizer(x_max=6)
     config, params = random_model(tokenizer, windows=(4,))
-    rule = tokenizer.rule
+    rule = tokenizer.controls.rule()
     directive = [rule.category_id("one"), rule.backtrack_id(6)]
     letters = tokenizer.encode("abcdefghijklmnopqrstuvwxyzabcdefghij")
     forced = (*letters, *directive, *directive, *letters[:9], *directive)

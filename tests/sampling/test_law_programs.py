@@ -30,7 +30,7 @@ from tests.fakes import LetterTokenizer, random_model
 from tests.sampling.test_law import compare, sample, scored
 
 TOKENIZER = LetterTokenizer()
-RULE = TOKENIZER.rule
+RULE = TOKENIZER.controls.rule()
 WIDTH = 96
 """Columns of a fresh row: a trace with a prefix before it."""
 

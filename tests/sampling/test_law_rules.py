@@ -103,7 +103,7 @@ def test_ring_of_a_window_survives_long_copies():
     """A copy takes the cursor as far up as it goes down again; the ring must bear both."""
     tokenizer = LetterTokenizer(kind="replace")
     config, params = random_model(tokenizer, windows=(4,))
-    rule = tokenizer.rule
+    rule = tokenizer.controls.rule()
     flag, close = rule.category_id("one"), rule.replace_id
     letters = tokenizer.encode("abcdefghijklmnopqrstuvwxyz")
     # Long copies in a row, one of them dropped by the next flag, one clamped.
@@ -124,7 +124,7 @@ def test_an_end_inside_a_copy_takes_no_visible_id():
     """Nobody sees it there, so nothing of the text is taken for it."""
     tokenizer = LetterTokenizer(kind="replace")
     config, params = random_model(tokenizer)
-    flag, end = tokenizer.rule.category_id("one"), tokenizer.eos_id
+    flag, end = tokenizer.controls.rule().category_id("one"), tokenizer.eos_id
     forced = (*tokenizer.encode("ab"), flag, tokenizer.encode("b")[0], end)
     (inside,) = Sampler(config, tokenizer)(params, [Request("abc", forced)])
     assert (inside.text, inside.finished, inside.malformed) == ("ab", True, 1)

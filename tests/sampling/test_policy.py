@@ -25,9 +25,14 @@ from tests.fakes import LetterTokenizer, random_model
 
 TOKENIZER = LetterTokenizer()
 CONFIG, PARAMS = random_model(TOKENIZER, num_layers=1)
-POLICY = Policy(Single(CONFIG), PARAMS, TOKENIZER, TOKENIZER.rule, Semantics.REWIND, "tiny")
+POLICY = Policy(
+    Single(CONFIG), PARAMS, TOKENIZER, TOKENIZER.controls.rule(), Semantics.REWIND, "tiny"
+)
 BUSY = Knobs(max_tokens=24, control_bias={"categories": 2.0}, temperature=0.8)
-CATEGORY, BACK_2 = TOKENIZER.rule.category_id("two"), TOKENIZER.rule.backtrack_id(2)
+CATEGORY, BACK_2 = (
+    TOKENIZER.controls.rule().category_id("two"),
+    TOKENIZER.controls.rule().backtrack_id(2),
+)
 FORCED = Request("hello", (*TOKENIZER.encode("bad"), CATEGORY, BACK_2), BUSY)
 
 
@@ -78,7 +83,7 @@ def test_batches_of_a_longer_list(monkeypatch):
 
 
 def test_the_policy_decides_rule_and_semantics():
-    reset = LetterTokenizer(reset=True).rule
+    reset = LetterTokenizer(kind="reset").rule
     policy = POLICY.replace(semantics=Semantics.KEEP, rule=reset)
     sampler = policy.sampler(SamplerConfig(Semantics.REWIND, batch_size=3))
     assert sampler.config == SamplerConfig(Semantics.KEEP, batch_size=3)

@@ -23,7 +23,7 @@ from rlbf_jax.sampling.scoring import hidden_states, pack_traces, score
 from tests.fakes import LetterTokenizer, random_model
 
 TOKENIZER = LetterTokenizer()
-RULE = TOKENIZER.rule
+RULE = TOKENIZER.controls.rule()
 MODEL, PARAMS = random_model(TOKENIZER)
 CONFIG = SamplerConfig(Semantics.REWIND, batch_size=8, min_context=32, min_room=32)
 SAMPLER = Sampler(MODEL, TOKENIZER, CONFIG)
@@ -414,8 +414,8 @@ def test_answers_up_to_the_last_learned_position_are_those_of_a_loose_bucket(sem
         sum(len(g.edits) for g in found[0]) > 2
         and max(len(g.prompt_ids) + len(g.trace) for g in found[0]) == 45
     )
-    traces = pack_traces(found[0], tokenizer.rule, 45)
-    read = np.asarray(score(tight, params, tokenizer.rule, traces, semantics).logprobs)
+    traces = pack_traces(found[0], tokenizer.controls.rule(), 45)
+    read = np.asarray(score(tight, params, tokenizer.controls.rule(), traces, semantics).logprobs)
     for row, g in enumerate(found[0]):
         drawn = slice(len(g.prompt_ids) + g.num_forced, len(g.prompt_ids) + len(g.trace))
         np.testing.assert_allclose(read[row, drawn], g.logprobs[g.num_forced :], atol=1e-4)

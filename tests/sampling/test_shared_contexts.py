@@ -29,7 +29,7 @@ from rlbf_jax.sampling.sampler import (
 from tests.fakes import LetterTokenizer, random_model
 
 TOKENIZER = LetterTokenizer()
-RULE = TOKENIZER.rule
+RULE = TOKENIZER.controls.rule()
 MODEL, PARAMS = random_model(TOKENIZER)
 ALONE = SamplerConfig(Semantics.REWIND, batch_size=12, min_context=32, min_room=32)
 KNOBS = Knobs(max_tokens=24, budget=4, control_bias={"categories": 2.0})

@@ -244,7 +244,7 @@ def test_ends_of_a_response(name, pieces):
     tokenizer, _ = made(name)
     assert tokenizer.pieces(tokenizer.eos_ids) == pieces
     assert tokenizer.eos_id == tokenizer.eos_ids[0]
-    assert not set(tokenizer.eos_ids) & set(tokenizer.rule.never)
+    assert not set(tokenizer.eos_ids) & set(tokenizer.controls.rule().never)
     assert tokenizer.decode(tokenizer.eos_ids) == ""
 
 
@@ -272,9 +272,8 @@ def test_saving_keeps_everything(name, tmp_path):
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert loaded.digest() == tokenizer.digest()
-    assert (loaded.rule, loaded.reset_rule, loaded.eos_ids, loaded.guarded_ids) == (
-        tokenizer.rule,
-        tokenizer.reset_rule,
+    assert (loaded.controls, loaded.eos_ids, loaded.guarded_ids) == (
+        tokenizer.controls,
         tokenizer.eos_ids,
         tokenizer.guarded_ids,
     )
@@ -331,13 +330,15 @@ def test_rules_forbid_what_must_not_be_sampled(name):
     tokenizer, _ = made(name)
     controls = set(tokenizer.new_ids)
     assert list(tokenizer.new_ids) == list(
-        range(tokenizer.rule.first_id, tokenizer.reset_rule.end_id)
+        range(tokenizer.controls.rule().first_id, tokenizer.controls.rule("reset").end_id)
     )
     named = {i for i in range(tokenizer.vocab_size) if not tokenizer.name(i).startswith("[UNUSED_")}
-    never = set(tokenizer.rule.never)
+    never = set(tokenizer.controls.rule().never)
     assert set(range(tokenizer.vocab_size)) - named <= never, "rows without a token"
-    assert never & controls == {tokenizer.reset_rule.first_id}
-    assert set(tokenizer.reset_rule.never) & controls == controls - {tokenizer.reset_rule.first_id}
+    assert never & controls == {tokenizer.controls.rule("reset").first_id}
+    assert set(tokenizer.controls.rule("reset").never) & controls == controls - {
+        tokenizer.controls.rule("reset").first_id
+    }
     assert {
         i for i in tokenizer.guarded_ids if tokenizer.decode([i]) == ""
     } <= never | controls | set(tokenizer.eos_ids)
@@ -375,7 +376,11 @@ def test_pieces_before_spaces_concatenate():
 def test_offsets_cover_the_text():
     for name in FAMILIES:
         tokenizer, _ = made(name)
-        ids = [tokenizer.eos_id, *tokenizer.encode("é moon 😀 字"), tokenizer.rule.first_id]
+        ids = [
+            tokenizer.eos_id,
+            *tokenizer.encode("é moon 😀 字"),
+            tokenizer.controls.rule().first_id,
+        ]
         text, spans = tokenizer.decode(ids), tokenizer.offsets(ids)
         assert {c for start, end in spans for c in range(start, end)} == set(range(len(text)))
         assert spans[0] == (0, 0) and spans[-1][0] == spans[-1][1]

@@ -101,14 +101,14 @@ def test_spellings_stay_text(ours, library, exported, text):
     default.encode_special_tokens = False
     found = ids_of(default, text)
     assert (
-        max(found) < ours.rule.first_id
+        max(found) < ours.controls.first_id
     )  # control tokens are out of reach under default loading too
     assert (found == ours.encode(text)) == (not any(s in text for s in SPELLED))
 
 
 def test_ids_of_other_rules_are_exported(ours, tmp_path):
     kinds = ("backtrack", "reset", "replace")
-    more = SentencePieceTokenizer(ours.model, ours.rule.categories, ours.rule.x_max, kinds)
+    more = SentencePieceTokenizer(ours.model, ours.controls.categories, ours.controls.x_max, kinds)
     exported = FamilyTokenizer(published_files(more))
     assert exported.controls.rule("replace") == more.controls.rule("replace")
     assert exported.controls.names() == more.controls.names()
@@ -120,7 +120,7 @@ def test_ids_of_other_rules_are_exported(ours, tmp_path):
 
 
 def test_the_rest_is_the_same(ours, exported, tmp_path):
-    assert exported.rule == ours.rule and exported.reset_rule == ours.reset_rule
+    assert exported.controls == ours.controls
     assert (exported.pad_id, exported.bos_id, exported.eos_ids) == (
         ours.pad_id,
         ours.bos_id,

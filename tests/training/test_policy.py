@@ -72,12 +72,12 @@ def rollouts():
     )
     generations = sampler(params, requests, 5)
     assert sum(len(edit.removed) for g in generations for edit in g.edits) > 10
-    traces = pack_traces(generations, tokenizer.rule, TIME)
+    traces = pack_traces(generations, tokenizer.controls.rule(), TIME)
     policy = init_policy(params, config, jax.random.key(1))
     group = np.repeat(np.arange(GROUPS, dtype=np.int32), SIZE)
     return SimpleNamespace(
-        model=config, rule=tokenizer.rule, policy=policy, generations=generations, traces=traces,
-        group=group, sampled=recorded_logprobs(generations, TIME),
+        model=config, rule=tokenizer.controls.rule(), policy=policy, generations=generations,
+        traces=traces, group=group, sampled=recorded_logprobs(generations, TIME),
     )  # fmt: skip
 
 
