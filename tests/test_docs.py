@@ -6,7 +6,12 @@ import pathlib
 import re
 from typing import Any
 
+import numpy as np
 import pytest
+
+import rlbf_jax as rj
+from rlbf_jax.cli import main as cli
+from rlbf_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -41,9 +46,24 @@ def test_blocks_are_no_wider_than_code(page):
             assert len(text) <= 100, f"{page}:{number} is {len(text)} columns wide"
 
 
-def test_every_public_name_has_a_story():
-    import rlbf_jax as rj
+def test_load_opens_a_run_a_stage_and_a_checkpoint(small_run, tmp_path):
+    exported = tmp_path / "exported"
+    assert cli.main(["export", str(small_run / "stages" / "sft"), str(exported)]) == 0
+    for folder, name in (
+        (small_run, "rlbf"),
+        (str(small_run / "stages" / "sft"), "sft"),
+        (exported, str(exported)),
+    ):
+        policy = rj.load(folder)
+        assert policy.name == name
+        (answer,) = policy.sample(["Tell me about gardening."])
+        assert np.abs(policy.score([answer])[0] - answer.logprobs).max() < 1e-4
+    assert rj.load(small_run, "base").name == "base"
+    with pytest.raises(UserError, match="no run, hence no stage 'sft' of it"):
+        rj.load(exported, "sft")
 
+
+def test_every_public_name_has_a_story():
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     code = "\n".join(source for _, source in blocks("docs/api.md"))
     for name in set(rj.__all__) - {"__version__"}:

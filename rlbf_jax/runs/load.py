@@ -82,6 +82,10 @@ def load(folder: str | Path, stage: str = "") -> Policy:
     folder = Path(folder)
     if (folder / "manifest.json").exists():
         return open_run(folder).policy(stage)
+    if stage:
+        raise UserError(
+            f"{folder}: no run, hence no stage {stage!r} of it (manifest.json is missing)"
+        )
     if (folder / "model").is_dir() and (folder.parent.parent / "manifest.json").exists():
         return open_run(folder.parent.parent).policy(folder.name)
     from rlbf_jax.runs.checkpoint_policy import open_model
