@@ -1,4 +1,4 @@
-"""The machinery knows no paper: outside `methods/`, "rlbf" is the program's name and nothing else."""
+"""The machinery knows no paper: outside `methods/`, "rlbf" is the name of the program alone."""
 
 from __future__ import annotations
 
