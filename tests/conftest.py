@@ -62,6 +62,17 @@ def data_dir() -> pathlib.Path:
     return pathlib.Path(folder)
 
 
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Folder of a finished run of `tests.small_run`; do not write into it."""
+    from rlbf_jax.runs.execute import run
+    from tests.small_run import get_config
+
+    folder = tmp_path_factory.mktemp("small") / "run"
+    run(get_config(), folder)
+    return folder
+
+
 def _run_in_child(program: str, *args: str, devices: int = 8, timeout: float = 240) -> str:
     """Runs Python source, or a script's path, in a process of its own with virtual CPU devices.
 

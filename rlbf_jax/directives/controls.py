@@ -7,6 +7,7 @@ that is made here takes the others' ids for illegal.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, overload
 
 from rlbf_jax.directives.backtrack import BacktrackRule
@@ -16,7 +17,14 @@ from rlbf_jax.directives.rule import EditRule
 
 DEFAULT_KINDS = ("backtrack", "reset")
 """What a vocabulary has ids for unless it is made for another method."""
-KINDS = ("backtrack", "reset", "replace")
+
+RULES: dict[str, Callable[[Controls, int], EditRule]] = {
+    "backtrack": lambda controls, at: BacktrackRule(at, controls.categories, x_max=controls.x_max),
+    "reset": lambda controls, at: ResetRule(at),
+    "replace": lambda controls, at: ReplaceRule(at, controls.categories),
+}
+"""THE list of edit rules: (vocabulary, first id) -> the rule, by its `kind`. A new rule is one file
+and one line here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +47,8 @@ class Controls:
     """Other ids that are never legal in a response: padding, template ids."""
 
     def __post_init__(self):
-        if not self.kinds or len(set(self.kinds)) != len(self.kinds) or set(self.kinds) - {*KINDS}:
-            raise ValueError(f"kinds are {self.kinds!r}, expected some of {', '.join(KINDS)}, once")
+        if not self.kinds or len(set(self.kinds)) != len(self.kinds) or set(self.kinds) - {*RULES}:
+            raise ValueError(f"kinds are {self.kinds!r}, expected some of {', '.join(RULES)}, once")
         self._placed()
 
     def _placed(self) -> dict[str, EditRule]:
@@ -48,12 +56,7 @@ class Controls:
         rules: dict[str, EditRule] = {}
         at = self.first_id
         for kind in self.kinds:
-            if kind == "backtrack":
-                rules[kind] = BacktrackRule(at, self.categories, x_max=self.x_max)
-            elif kind == "reset":
-                rules[kind] = ResetRule(at)
-            else:
-                rules[kind] = ReplaceRule(at, self.categories)
+            rules[kind] = RULES[kind](self, at)
             at = rules[kind].end_id
         return rules
 

@@ -84,7 +84,7 @@ def load(folder: str | Path, stage: str = "") -> Policy:
         return open_run(folder).policy(stage)
     if stage:
         raise UserError(
-            f"{folder}: no run here (manifest.json is missing) that could have a stage {stage!r}"
+            f"{folder}: no run, hence no stage {stage!r} of it (manifest.json is missing)"
         )
     if (folder / "model").is_dir() and (folder.parent.parent / "manifest.json").exists():
         return open_run(folder.parent.parent).policy(folder.name)
