@@ -46,6 +46,17 @@ def test_blocks_are_no_wider_than_code(page):
             assert len(text) <= 100, f"{page}:{number} is {len(text)} columns wide"
 
 
+CODE = re.compile(r"`(?:rlbf_jax/)?((?:\w+/)+\w+\.py)`")
+
+
+def test_files_that_pages_name_are_there():
+    pages = [*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    named = [(page.name, name) for page in pages for name in CODE.findall(page.read_text("utf-8"))]
+    assert len(named) > 20
+    roots = (ROOT, ROOT / "rlbf_jax")
+    assert [n for n in named if not any((root / n[1]).is_file() for root in roots)] == []
+
+
 def test_load_opens_a_run_a_stage_and_a_checkpoint(small_run, tmp_path):
     exported = tmp_path / "exported"
     assert cli.main(["export", str(small_run / "stages" / "sft"), str(exported)]) == 0

@@ -50,6 +50,8 @@ class Attempt:
     None in benign twins and unforced attempts."""
     by_construction: bool = False
     """A whole violation is forced: any model that cannot erase scores asr 1 here."""
+    search: Any = None
+    """What the search of it came to (`search.suffix.Found`); None: nothing was searched."""
     cell: tuple[tuple[str, int], ...] = ()
     """Names and lengths of a geometry, where an attack has several; each is measured apart."""
 

@@ -56,6 +56,11 @@ def parse(kind: Any, prog: str, rest: Sequence[str], description: str | None = N
     raise mistake(said.getvalue(), prog)
 
 
+def names(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 class UnknownOption(UserError):
     """An option that the command does not have."""
 

@@ -38,6 +38,8 @@ class TrainTokenizer:
     """Kinds of violation, separated by commas."""
     x_max: int = 32
     """Largest X of [BACKTRACK_BY_X]."""
+    rules: str = "backtrack,reset"
+    """Edit rules to add control tokens of, separated by commas: backtrack, reset, replace."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +77,14 @@ def train_tokenizer(argv: Sequence[str]) -> None:
     from rlbf_jax import tokenizers
 
     texts = [text for file in args.files for text in _texts(file)]
-    categories = [name.strip() for name in args.categories.split(",") if name.strip()]
     try:
-        tokenizer = tokenizers.train_tokenizer(texts, args.vocab_size, categories, args.x_max)
+        tokenizer = tokenizers.train_tokenizer(
+            texts,
+            args.vocab_size,
+            arguments.names(args.categories),
+            args.x_max,
+            kinds=arguments.names(args.rules),
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
     tokenizer.save(args.out)

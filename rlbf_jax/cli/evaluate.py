@@ -29,7 +29,7 @@ class Evaluate:
     n_prompts: int | None = None
     """Prompts for each attack and split; default: as the run's configuration says."""
     tradeoff: Flag = False
-    """Instead measure asr and false backtracks along a bias on the categories, into
+    """Instead measure asr and false backtracks along a bias on a directive's first ids, into
     evaluation/tradeoff_STAGE.json."""
     calibrate: float | None = None
     """Instead find the largest bias on the directive's first ids at which at most this share of

@@ -40,6 +40,11 @@ shown struck through."""
     """Draw from the smallest set of ids with this much probability."""
     max_tokens: int = 64
     """Most ids emitted, forced words and directives included."""
+    budget: int = 4
+    """Most directives of an answer; a run is evaluated with its evaluation.knobs.budget."""
+    control_bias: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Added to logits of control ids, as `--control_bias categories 2.0`: of a token, a category,
+    `categories` (what begins a directive) or `retractions`."""
     n: int = 1
     """Answers to each prompt."""
     seed: int = 0
@@ -66,6 +71,8 @@ def generate(argv: Sequence[str]) -> None:
         raise UserError(
             f"--n is {args.n} and --max_tokens {args.max_tokens}, both expected to be at least 1"
         )
+    if args.budget < 0:
+        raise UserError(f"--budget is {args.budget}, expected 0 or more")
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed is {args.seed}, expected 0..{2**63 - 1}")
     from rlbf_jax.runs import load
@@ -77,6 +84,8 @@ def generate(argv: Sequence[str]) -> None:
         top_k=args.top_k,
         top_p=args.top_p,
         max_tokens=args.max_tokens,
+        budget=args.budget,
+        control_bias=args.control_bias,
     )
     knobs = knobs.without_directives() if args.forbid_directives else knobs
     forced = tuple(policy.tokenizer.encode(args.forced))

@@ -22,7 +22,7 @@ CONTROLS = "rlbf_controls.json"
 """Marks the files of a published tokenizer that has control tokens."""
 TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template*", "generation_config.json", CONTROLS,
+    "chat_template*", "generation_config.json", CONTROLS, "rlbf_policy.json",
 )  # fmt: skip
 """Patterns of the files beside weights and configuration that belong to a checkpoint."""
 RECIPE = "custom_generate"
@@ -47,6 +47,8 @@ class Import:
     and rows of the embedding for them."""
     x_max: int = 40
     """Largest X of [BACKTRACK_BY_X], with --categories."""
+    rules: str = "backtrack,reset"
+    """Edit rules to add control tokens of, separated by commas: backtrack, reset, replace."""
     chat_template: str = "default"
     """Name of the chat template to keep, where the checkpoint has several, with --categories."""
     seed: int = 0
@@ -103,9 +105,15 @@ def _with_controls(args: Import, partial: pathlib.Path) -> tuple[Any, dict, dict
             "original"
         )
     rows = config_from_hf(read_config(args.source)).vocab_size
-    categories = [name.strip() for name in args.categories.split(",") if name.strip()]
     try:
-        tokenizer = import_tokenizer(args.source, categories, args.x_max, rows, args.chat_template)
+        tokenizer = import_tokenizer(
+            args.source,
+            arguments.names(args.categories),
+            args.x_max,
+            rows,
+            args.chat_template,
+            kinds=arguments.names(args.rules),
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
     new = rows_of(tokenizer, rows, args.seed, str(args.source))

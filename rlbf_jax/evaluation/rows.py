@@ -34,7 +34,7 @@ class EvaluationContext:
     critic: str = ""
     """Name of the critic of training."""
     rule: EditRule | None = None
-    """None: the tokenizer's backtrack rule."""
+    """None: the first rule that the tokenizer has ids of."""
     refusal_openers: tuple[str, ...] = REFUSAL_OPENERS
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from rlbf_jax.attacks import ATTACKS
+from rlbf_jax.attacks import ATTACKS, spec_of
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.data.world import FormSplit
@@ -64,10 +64,13 @@ class Drawn:
 
 
 def attack_options(suite: SuiteConfig) -> SuiteConfig:
-    """A suite in which only the options of attacks are the given one's: rollouts have the geometry
-    that evaluations have, on other prompts and forms."""
-    names = ("prefilling", "middle", "geometry", "further", "decoding")
-    return SuiteConfig(**{name: getattr(suite, name) for name in names})
+    """A suite in which only the options of the mix's attacks are the given one's: rollouts have the
+    geometry that evaluations have, on other prompts and forms. Nothing else of an evaluation, nor
+    an attack that is added to it, decides what is trained."""
+    kinds, _ = RolloutMix().shares()
+    sections = {s for s in (spec_of(kind).section for kind in kinds) if s is not None}
+    chosen = {name: getattr(suite, name) for name in sorted(sections)}
+    return SuiteConfig(attacks=("none",), **chosen)
 
 
 def prompt_source(run: Run, mix: RolloutMix, drawn: Drawn) -> PromptSource:

@@ -229,7 +229,7 @@ def reinforcement_stage(e: Experiment, method: RlbfConfig) -> Stage:
         check_reinforcement,
         fit_reinforcement,
         evaluated=True,
-        label=f"{method.name}_{policy.algorithm}",
+        method=f"{method.name}_{policy.algorithm}",
         headline=True,
     )
 

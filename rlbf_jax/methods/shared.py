@@ -12,7 +12,7 @@ from rlbf_jax.data.builders.checks import check_bsafe_plus, check_pretraining
 from rlbf_jax.data.builders.examples import Built, build_pretraining
 from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.directives import Semantics
-from rlbf_jax.errors import InputError, UserError
+from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.models.lora import split
 from rlbf_jax.parallel.mesh import MeshConfig
@@ -136,8 +136,8 @@ def build_dataset(run: Run, name: str, build: Callable[[], Built]) -> None:
     """Builds a data set and writes it. Raises UserError where text and settings do not fit."""
     try:
         examples, report = build()
-    except InputError as error:
-        raise UserError(f"data: {error}") from error
+    except ValueError as error:  # InputError is one
+        raise UserError(f"data: {name}: {error}") from error
     run.write_dataset(name, examples, report)
 
 

@@ -16,7 +16,7 @@ from rlbf_jax.evaluation.columns import of_group
 from rlbf_jax.report import curves, figures, tables
 from rlbf_jax.report.document import Tile, headline_tiles, one_data, relabelled, render
 from rlbf_jax.report.figures import Figure
-from rlbf_jax.report.files import RunFiles, check_is_run, read_run
+from rlbf_jax.report.files import MACHINERY, RunFiles, check_is_run, read_run
 from rlbf_jax.report.paired import Group, grouped, paired_tables, seed_means
 from rlbf_jax.report.stages import in_order, merged
 from rlbf_jax.report.tables import Cell, Table
@@ -237,7 +237,7 @@ def _seed_tables(groups: Sequence[Group], whole: frozenset[str]) -> list[Table |
 def settings_table(runs: Sequence[RunFiles]) -> Table | None:
     """What differs between the manifests: configuration, commit, versions, data;
     None where nothing does."""
-    flat = [_flat(run.manifest) for run in runs]
+    flat = [_flat({k: v for k, v in r.manifest.items() if k not in MACHINERY}) for r in runs]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     rows = []
     for name in names:

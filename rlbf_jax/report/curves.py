@@ -182,7 +182,7 @@ def tradeoff_plot(
             )
     left.plot([], [], "-", color="#374151", label="asr, harmful")
     left.plot([], [], "--", color="#374151", label="false backtracks, benign")
-    left.set_xlabel("bias on the logits of the categories", fontsize=9)
+    left.set_xlabel("bias on the logits of a directive's first ids", fontsize=9)
     right.set_xlabel("false backtracks on benign attempts", fontsize=9)
     right.set_ylabel("asr on harmful attempts", fontsize=9)
     for axis in (left, right):

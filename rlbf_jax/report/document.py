@@ -23,7 +23,7 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.report import plots, tables, traces
 from rlbf_jax.report.browser import Browser, browser
 from rlbf_jax.report.figures import Figure, figures
-from rlbf_jax.report.files import RunFiles, read_run
+from rlbf_jax.report.files import MACHINERY, RunFiles, read_run
 from rlbf_jax.report.stages import in_order
 from rlbf_jax.report.tables import Table, base_of
 from rlbf_jax.report.unjudged import Unjudged, unjudged_answers
@@ -277,7 +277,9 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     entries = [
-        (k, text(v)) for k, v in run.manifest.items() if k != "config" and len(text(v)) <= 600
+        (k, text(v))
+        for k, v in run.manifest.items()
+        if k != "config" and k not in MACHINERY and len(text(v)) <= 600
     ]
     for name in ("judge", "critic", "semantics", "seed"):
         seen = dict.fromkeys(str(r[name]) for r in run.records if r.get(name) not in (None, ""))

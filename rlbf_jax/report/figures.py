@@ -28,10 +28,9 @@ TIME_CAPTION = (
     "reach 1."
 )
 TRADEOFF_CAPTION = (
-    "The bias is added to the logits of all categories: the one knob that a user of a finished "
-    "model has. Left: asr "
-    "of all harmful attempts (solid) and false backtracks of all benign ones (dashed), shaded "
-    "their 95 % intervals. "
+    "The bias is added to the logits of the ids that begin a directive: the one knob that a user "
+    "of a finished model has. Left: asr of all harmful attempts (solid) and false backtracks of "
+    "all benign ones (dashed), shaded their 95 % intervals. "
     "Right: one against the other, a dot a bias; better is lower left."
 )
 REINFORCEMENT_CAPTION = (

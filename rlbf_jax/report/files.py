@@ -16,6 +16,9 @@ from rlbf_jax.report.values import ASKED
 
 T = TypeVar("T")
 
+MACHINERY = ("stages", "shared", "format")
+"""Parts of a manifest by which the program tells what may be reused; `config` says it to people."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:

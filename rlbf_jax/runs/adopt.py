@@ -44,6 +44,7 @@ def adopt(source: Path, e: Experiment, workdir: Path, stages: Sequence[str]) -> 
     for stage in stages:
         _check(source, there, e, every, stage)
     open_workdir(e, every, workdir)
+    prepared = {stage.name for stage in every if stage.prepares}
     if not (workdir / TOKENIZER).exists():
         _copy(source / TOKENIZER, workdir / TOKENIZER)
     elif not _same_files(source / TOKENIZER, workdir / TOKENIZER):
@@ -56,15 +57,19 @@ def adopt(source: Path, e: Experiment, workdir: Path, stages: Sequence[str]) -> 
         done = workdir / "done" / stage
         if done.exists() or not (source / "done" / stage).exists():
             continue
-        _take(source, workdir, stage)
-        _note(workdir, stage, {"run": source.name, "commit": there.commit})
+        _take(source, workdir, stage, stage in prepared)
+        _note(workdir, source, stage, {"run": source.name, "commit": there.commit})
         write_json(done, {"adopted": source.name})
 
 
-def _take(source: Path, workdir: Path, stage: str) -> None:
+NOTED = (TOKENIZER, "start_from", "file")
+"""What the stage of the tokenizer notes in the manifest's `data`."""
+
+
+def _take(source: Path, workdir: Path, stage: str, prepares: bool) -> None:
     """Copies what a stage has made."""
     dataset = stage.removesuffix("_data")
-    if (source / "data" / dataset).exists():
+    if prepares and (source / "data" / dataset).exists():
         _copy(source / "data" / dataset, workdir / "data" / dataset)
         report = workdir / "data" / "report.json"
         counts = read_json(source / "data" / "report.json").get(dataset, {})
@@ -155,12 +160,12 @@ def _same_files(one: Path, other: Path) -> bool:
     )
 
 
-def _note(workdir: Path, stage: str, origin: dict[str, Any]) -> None:
+def _note(workdir: Path, source: Path, stage: str, origin: dict[str, Any]) -> None:
     path = workdir / "manifest.json"
     manifest = read_json(path)
     manifest["adopted"] = manifest.get("adopted", {}) | {stage: origin}
-    there = stage.removesuffix("_data")
-    made = read_json(workdir / "data" / "report.json").get(there, {})
-    if "sha256" in made:
-        manifest["data"] = manifest.get("data", {}) | {there: made["sha256"]}
+    names = NOTED if stage == TOKENIZER else (stage.removesuffix("_data"),)
+    there = read_json(source / "manifest.json").get("data", {})
+    taken = {name: there[name] for name in names if name in there}
+    manifest["data"] = manifest.get("data", {}) | taken
     write_json(path, manifest)

@@ -14,7 +14,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from rlbf_jax.attacks import ATTACKS, DRAWN, SEARCHED, STANDARD
+from rlbf_jax.attacks import ATTACKS, DRAWN, SEARCHED, STANDARD, WORST_OF_N
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.attacks.forced.geometry import GeometryGrid
@@ -134,7 +134,7 @@ def _drawn(
     records, rows = evaluate(
         sample, attempts, evaluator.judge, evaluator.run.tokenizer, evaluator.context()
     )
-    if name == "decoding":
+    if name in WORST_OF_N:
         records += scored_records(scorer, rows, attempts, records[0])
     return records, rows, f", {len(rows)} responses"
 

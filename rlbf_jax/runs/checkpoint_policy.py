@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.runs.files import read_json
+from rlbf_jax.runs.manifest import read_manifest
+from rlbf_jax.runs.publish import POLICY_FILE
 from rlbf_jax.sampling.policy import Policy
 from rlbf_jax.sampling.program import Single
 from rlbf_jax.tokenizers import Tokenizer, import_tokenizer, load_tokenizer
@@ -63,7 +66,7 @@ def open_model(
     run = path.parent.parent
     in_run = (path / "model").is_dir()
     folder = Path(tokenizer) if tokenizer else run / "tokenizer" if in_run else path
-    stored, rule = _stored(run / "manifest.json") if in_run else (Semantics.KEEP, None)
+    stored, rule = _of_run(run) if in_run else _of_checkpoint(path)
     try:
         chosen = Semantics(semantics) if semantics else stored
     except ValueError:
@@ -90,7 +93,11 @@ def open_model(
     try:
         edit_rule = read.controls.rule(rule)
     except ValueError as error:
-        raise UserError(f"{folder}: {error}; the run's rule is {rule}") from error
+        raise UserError(f"{folder}: {error}; the model's rule is {rule}") from error
+    if not directives:
+        # What was never trained, or may not be used, is never legal, and takes no probability.
+        never = (*edit_rule.never, *read.controls.ids)
+        edit_rule = dataclasses.replace(edit_rule, never=never)
     policy = Policy(Single(config), params, read, edit_rule, chosen, str(path))
     return CheckpointPolicy(policy, config, directives, known)
 
@@ -107,17 +114,26 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(document, dict) and document.get("kind") == "sentencepiece"
 
 
-def _stored(manifest: Path) -> tuple[Semantics, str]:
+def _of_run(run: Path) -> tuple[Semantics, str]:
     """Semantics and kind of edit rule of a run."""
+    manifest = read_manifest(run)
     try:
-        config = json.loads(manifest.read_text(encoding="utf-8"))["config"]
-        return Semantics(config["semantics"]), str(config["rule"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Semantics(manifest.config["semantics"]), str(manifest.config["rule"])
+    except (ValueError, KeyError) as error:
         raise UserError(
-            f"{manifest}: cannot be read ({type(error).__name__}: {error}); put the run's "
-            "manifest back, or export the "
-            "stage with `rlbf export`"
+            f"{manifest.path}: cannot be read ({type(error).__name__}: {error}); put the run's "
+            "manifest back, or export the stage with `rlbf export`"
         ) from error
+
+
+def _of_checkpoint(folder: Path) -> tuple[Semantics, str | None]:
+    """Semantics and kind of edit rule that an export has noted; KEEP and the vocabulary's first
+    rule where it has none."""
+    fields = read_json(folder / POLICY_FILE)
+    try:
+        return Semantics(fields.get("semantics", "keep")), fields.get("rule")
+    except ValueError as error:
+        raise UserError(f"{folder / POLICY_FILE}: {error}; export the stage again") from error
 
 
 def _with_rows(config: ModelConfig, params: dict, vocab_size: int) -> tuple[ModelConfig, dict]:

@@ -77,7 +77,7 @@ def evaluation_stages(e: Experiment, stages: Sequence[Stage]) -> list[Stage]:
         Stage(
             f"evaluate_{stage.name}",
             evaluate_stage,
-            EvaluationSettings.of(e, stage.name, stage.label),
+            EvaluationSettings.of(e, stage.name, stage.method),
             tuple(dict.fromkeys((TOKENIZER, BASE, stage.name))),
             check_evaluation,
             fit_evaluation,

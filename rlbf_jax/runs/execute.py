@@ -38,6 +38,10 @@ def run(e: Experiment, workdir: str | Path, only: Collection[str] | None = None)
 
     Raises UserError for what a user can mend, Preempted after a signal.
     """
+    if not isinstance(e, Experiment):
+        raise UserError(
+            f"expected an Experiment, as `Experiment(method=...)`; got a {type(e).__name__}"
+        )
     workdir = Path(workdir)
     every = recipe(e)
     stages = [stage for stage in every if only is None or stage.name in only]

@@ -15,6 +15,7 @@ import tyro
 from rlbf_jax.critics.language.http_critic import HttpCriticConfig
 from rlbf_jax.data.worlds.toy_world import ToyWorldConfig
 from rlbf_jax.directives import Semantics
+from rlbf_jax.directives.controls import RULES
 from rlbf_jax.evaluation.suite import SuiteConfig
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.parallel.mesh import MeshConfig
@@ -61,6 +62,10 @@ class DataConfig:
             self, 1, "max_prompt_words", "max_response_words", "vocab_size", "x_max", "row_length"
         )
         check_at_least(self, 1, "pretraining_examples")
+        if len(set(self.rules)) < len(self.rules) or set(self.rules) - set(RULES):
+            raise ValueError(
+                f"rules is {self.rules}, expected some of {', '.join(RULES)}, each once"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,8 +41,8 @@ class OpenRun:
         """A finished stage with the run's own questions and judge; empty: the last stage."""
         stage = stage or self.last_stage
         entry = self.manifest.stage(stage)
-        label = entry.label if entry else ""
-        return Evaluator(self.run, EvaluationSettings.of(self.experiment, stage, label))
+        method = entry.method if entry else ""
+        return Evaluator(self.run, EvaluationSettings.of(self.experiment, stage, method))
 
     def policy(self, stage: str = "") -> Policy:
         """A finished stage as something that answers; empty: the last stage.

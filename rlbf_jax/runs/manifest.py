@@ -1,7 +1,7 @@
 """RUN/manifest.json: the resolved experiment, its stages with fingerprints, versions, devices.
 
-{"format": 2, "config": {...}, "stages": [{"name", "after", "label", "evaluated", "headline",
- "config", "fingerprint"}, ...], "shared": {...}, "data": {...}, "versions": ..., ...}
+{"format": 2, "config": {...}, "stages": [{"name", "after", "method", "label", "evaluated",
+ "headline", "config", "fingerprint"}, ...], "shared": {...}, "data": {...}, "versions": ..., ...}
 
 `config` holds the experiment's and the method's settings side by side, as flags do.
 """
@@ -53,6 +53,7 @@ class StageEntry:
     fingerprint: str
     config: dict[str, Any]
     after: tuple[str, ...] = ()
+    method: str = ""
     label: str = ""
     evaluated: bool = False
     headline: bool = False
@@ -110,7 +111,9 @@ def experiment_from(config: dict[str, Any], method: Any) -> Experiment:
 
 def shared_by(e: Experiment) -> Shared:
     """What all stages of an experiment depend on."""
-    return {"seed": e.seed, "data": plain(e.data, decisive=True)}
+    data = plain(e.data, decisive=True)
+    del data["rules"]  # the tokenizer's stage has them resolved
+    return {"seed": e.seed, "data": data}
 
 
 def make_manifest(e: Experiment, stages: Sequence[Stage]) -> dict[str, Any]:
@@ -125,11 +128,12 @@ def make_manifest(e: Experiment, stages: Sequence[Stage]) -> dict[str, Any]:
             {
                 "name": stage.name,
                 "after": list(stage.after),
+                "method": stage.method,
                 "label": stage.label,
                 "evaluated": stage.evaluated,
                 "headline": stage.headline,
                 "fingerprint": fingerprint(stages, stage.name, shared),
-                "config": plain(stage.config, decisive=True),
+                "config": {**plain(stage.config, decisive=True), "does": stage.does},
             }
             for stage in stages
         ],

@@ -15,12 +15,15 @@ from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.export.recipe import ResponseLimits, write_recipe
 from rlbf_jax.runs import start
 from rlbf_jax.runs.experiment import Experiment
-from rlbf_jax.runs.files import read_json
+from rlbf_jax.runs.files import read_json, write_json
 from rlbf_jax.runs.manifest import read_manifest
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import FamilyTokenizer, SentencePieceTokenizer, load_tokenizer
 from rlbf_jax.tokenizers.folder import GENERATION_FILE
 from rlbf_jax.tokenizers.own_export import published_files
+
+POLICY_FILE = "rlbf_policy.json"
+"""Edit rule and semantics of an exported stage, for whoever opens it again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,7 @@ def write_files(
     run.tokenizer.save(folder)
     write_generation(folder, run.tokenizer, run.generation)
     semantics, knobs = run.experiment.semantics, run.experiment.evaluation.knobs
+    write_json(folder / POLICY_FILE, {"rule": run.experiment.rule, "semantics": semantics.value})
     if semantics is not Semantics.KEEP:
         return (
             "no recipe for transformers and vLLM: this run's semantics is "

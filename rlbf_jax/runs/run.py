@@ -117,6 +117,7 @@ class Run:
     @property
     def base_model(self) -> ModelConfig:
         """The base model before its vocabulary is known."""
+        self._needs(BASE)
         return self._parts.base_model
 
     @property
@@ -275,6 +276,7 @@ class Run:
 
     def noted_data(self, name: str) -> Any:
         """What `note_data` noted; None where there is nothing."""
+        self._needs(TOKENIZER)
         return read_json(self.folder / "manifest.json").get("data", {}).get(name)
 
     # Files ------------------------------------------------------------------------------------

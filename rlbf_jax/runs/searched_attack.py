@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rlbf_jax.attacks.base import AttackConfig, Scene, Victim
-from rlbf_jax.attacks.search.optimized import OptimizedAttempt, OptimizedConfig, attack_model
+from rlbf_jax.attacks import ATTACKS
+from rlbf_jax.attacks.base import AttackConfig, Attempt, Scene, Victim
+from rlbf_jax.attacks.search.optimized import OptimizedConfig
+from rlbf_jax.attacks.search.suffix import Found
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.evaluation.intervals import interval
 from rlbf_jax.evaluation.results import Record
@@ -29,11 +31,11 @@ def search_file(folder: Path, stage: str, name: str) -> Path:
 
 
 def searched(evaluator: Evaluator, name: str, n: int, config: OptimizedConfig) -> Measured:
-    """One of `OPTIMIZED` on n prompts, with pool, splits and knobs of the evaluator's suite.
+    """One of `SEARCHED` on n prompts, with pool, splits and knobs of the evaluator's suite.
 
-    Rows are those of an evaluation, each with its search; records have `target_loss` and
-    `start_loss` (nats an id of the objective) beside the usual metrics. Raises UserError where no
-    suffix can be searched.
+    Rows are those of an evaluation, each with its search where it has one; records have
+    `target_loss` and `start_loss` (nats an id of the objective) beside the usual metrics then.
+    Raises UserError where no suffix can be searched.
     """
     run, suite = evaluator.run, evaluator.suite
     sample = evaluator.sampling(name)
@@ -46,22 +48,26 @@ def searched(evaluator: Evaluator, name: str, n: int, config: OptimizedConfig) -
     victim = Victim(run.model, policy.params, sample, mesh, file, policy.rule)
     scene = Scene(run.world, run.tokenizer, rng, attack_config, victim)
     try:
-        made = attack_model(name, scene, n, config)
+        spec = ATTACKS[name]
+        own = isinstance(spec.options, OptimizedConfig)
+        made = spec.make(scene, n, config if own else spec.options)
     except InputError as error:
         raise UserError(str(error)) from error
     attempts = [
-        dataclasses.replace(
-            a.attempt, request=dataclasses.replace(a.attempt.request, id=_id(name, i))
-        )
+        dataclasses.replace(a, request=dataclasses.replace(a.request, id=_id(name, i)))
         for i, a in enumerate(made)
     ]
     found, rows = evaluate(sample, attempts, evaluator.judge, run.tokenizer, evaluator.context())
-    found += [_loss_record(found[0], metric, made) for metric in ("target_loss", "start_loss")]
+    if all(attempt.search is not None for attempt in made):
+        found += [_loss_record(found[0], metric, made) for metric in ("target_loss", "start_loss")]
     found = [
         dataclasses.replace(record, knobs={**record.knobs, **_search_knobs(config)})
         for record in found
     ]
-    lines = [row | {"search": _search_json(a)} for row, a in zip(rows, made, strict=True)]
+    lines = [
+        row if a.search is None else row | {"search": _search_json(a.search)}
+        for row, a in zip(rows, made, strict=True)
+    ]
     shown = {
         r.metric: round(r.value, 3) for r in found if r.metric in ("target_loss", "emitted", "asr")
     }
@@ -87,13 +93,12 @@ def _id(name: str, index: int) -> int:
     return zlib.crc32(f"optimized/{name}/{index}".encode()) & 0x7FFFFFFF
 
 
-def _loss_record(like: Record, metric: str, made: Sequence[OptimizedAttempt]) -> Record:
-    values = [a.found.loss if metric == "target_loss" else a.found.start_loss for a in made]
-    return like.measured(metric, interval(values, [a.attempt.prompt.id for a in made], counts=True))
+def _loss_record(like: Record, metric: str, made: Sequence[Attempt]) -> Record:
+    values = [a.search.loss if metric == "target_loss" else a.search.start_loss for a in made]
+    return like.measured(metric, interval(values, [a.prompt.id for a in made], counts=True))
 
 
-def _search_json(made: OptimizedAttempt) -> dict[str, Any]:
-    found = made.found
+def _search_json(found: Found) -> dict[str, Any]:
     return {
         "message": found.text,
         "suffix_ids": list(found.ids),

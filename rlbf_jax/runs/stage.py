@@ -43,10 +43,17 @@ class Stage(Generic[C]):
     """Makes data or a tokenizer, no model."""
     evaluated: bool = False
     """Keeps a policy that evaluations ask."""
-    label: str = ""
+    method: str = ""
     """`method` of its records; empty: its name."""
+    label: str = ""
+    """What the report calls it; empty: its name."""
     headline: bool = False
     """Stands in the headline of the report; where no stage does, the first and the last do."""
+
+    @property
+    def does(self) -> str:
+        """Name of what it does: stages of one name and other papers are other stages."""
+        return f"{self.do.__module__}.{self.do.__qualname__}"
 
 
 Shared = Mapping[str, Any]
@@ -81,7 +88,10 @@ def dependencies(stages: Sequence[Stage], name: str, shared: Shared) -> dict[str
     by_name = {stage.name: stage for stage in stages}
     return {
         **shared,
-        "stages": {n: plain(by_name[n].config, decisive=True) for n in lineage(stages, name)},
+        "stages": {
+            n: {**plain(by_name[n].config, decisive=True), "does": by_name[n].does}
+            for n in lineage(stages, name)
+        },
     }
 
 

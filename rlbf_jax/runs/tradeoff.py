@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlbf_jax.attacks import BENIGN
+from rlbf_jax.attacks import BENIGN, WORST_OF_N
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.tradeoff import (
@@ -64,7 +64,7 @@ def write_calibration(
 def _attempts(evaluator: Evaluator) -> tuple[list[Attempt], list[Attempt]]:
     """(harmful, benign) attempts of the suite."""
     _ = evaluator.policy  # an unfinished stage is named before anything else
-    attempts = [a for a in evaluator.attempts if a.attack != "decoding"]
+    attempts = [a for a in evaluator.attempts if a.attack not in WORST_OF_N]
     harmful = [a for a in attempts if a.attack not in BENIGN]
     benign = [a for a in attempts if a.attack in BENIGN]
     if not harmful or not benign:

@@ -69,6 +69,12 @@ def train_online(
         state, memory = kept if whole else (kept, remembered.memory)
         learner.take(state)
         collected = collect(learner.params, memory, number)
+        here, first_there = map(jax.tree.structure, (collected.memory, remembered.memory))
+        if here != first_there:
+            raise ValueError(
+                "collect returned a memory of another structure than the first step's; hand that "
+                "one in as Remembered(memory=...)"
+            )
         losses = [means(learner.update(batch)) for batch in collected.batches]
         for name, rows in collected.rows.items():
             loop.journals[name].write_all(rows)

@@ -62,10 +62,10 @@ def test_the_control_makes_as_many_updates_as_reinforcement():
 
 def test_the_stage_of_reinforcement_has_all_that_it_depends_on():
     stage = reinforcement_stage(CONFIG, CONFIG.method)
-    assert stage.label == "rlbf_ppo" and stage.after[-1] == "sft"
+    assert stage.method == "rlbf_ppo" and stage.after[-1] == "sft"
     assert stage.config.reinforcement.policy.max_drawn == CONFIG.method.max_drawn
     assert stage.config.width == CONFIG.max_prompt + CONFIG.method.rollout_tokens
-    assert stages(CONFIG.changed({"reinforcement.policy.algorithm": "grpo"}))["rlbf"].label == (
+    assert stages(CONFIG.changed({"reinforcement.policy.algorithm": "grpo"}))["rlbf"].method == (
         "rlbf_grpo"
     )
 

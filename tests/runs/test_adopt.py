@@ -34,6 +34,9 @@ def finished_run(folder, *stages, config=CONFIG):
             (folder / "stages" / stage / "model" / "weights").write_text(stage)
             (folder / "stages" / stage / "metrics.jsonl").write_text("{}\n")
     write_json(folder / "data" / "report.json", counts)
+    noted = {name: made["sha256"] for name, made in counts.items()}
+    path = folder / "manifest.json"
+    write_json(path, read_json(path) | {"data": {"tokenizer": "digest", "file": "abc", **noted}})
     for stage in ("tokenizer", *stages):
         write_json(folder / "done" / stage, {"seconds": 9.0})
     return folder
@@ -65,7 +68,11 @@ def test_stages_are_copied_marked_and_named(tmp_path):
     manifest = json.loads((target / "manifest.json").read_text())
     assert set(manifest["adopted"]) == {"tokenizer", DATA, "sft"}
     assert manifest["adopted"]["sft"]["run"] == "main"
-    assert manifest["data"] == {"bsafe_plus": "hash of bsafe_plus"}
+    assert manifest["data"] == {
+        "tokenizer": "digest",
+        "file": "abc",
+        "bsafe_plus": "hash of bsafe_plus",
+    }
     # Its seconds are not counted twice.
     assert json.loads((target / "done" / "sft").read_text()) == {"adopted": "main"}
     assert manifest["config"]["rollout_budget"] == 2

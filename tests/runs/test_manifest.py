@@ -41,8 +41,13 @@ def test_what_a_manifest_holds(tmp_path):
     for entry, stage in zip(stored["stages"], STAGES, strict=True):
         assert entry["fingerprint"] == fingerprint(STAGES, stage.name, shared_by(CONFIG))
         assert tuple(entry["after"]) == stage.after
-        assert entry["evaluated"] == stage.evaluated and entry["label"] == stage.label
-    assert stored["shared"] == {"seed": 0, "data": json.loads(json.dumps(plain(CONFIG.data)))}
+        assert entry["evaluated"] == stage.evaluated and entry["method"] == stage.method
+        assert entry["label"] == stage.label
+    data = json.loads(json.dumps(plain(CONFIG.data)))
+    # The tokenizer's stage says what `rules` comes to.
+    del data["rules"]
+    assert stored["shared"] == {"seed": 0, "data": data}
+    assert stored["stages"][0]["config"]["rules"] == ["backtrack", "reset"]
     assert stored["versions"]["rlbf_jax"] == rlbf_jax.__version__
     assert stored["seeds"] == {"training": 0, "evaluation": CONFIG.evaluation.seed}
     assert "jax" in stored["versions"] and stored["devices"]
@@ -54,7 +59,7 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
     assert experiment_from(manifest.config, type(CONFIG.method)) == CONFIG
     assert [entry.name for entry in manifest.stages] == [s.name for s in STAGES]
     rlbf = manifest.stage("rlbf")
-    assert rlbf is not None and rlbf.headline and rlbf.label == "rlbf_ppo"
+    assert rlbf is not None and rlbf.headline and rlbf.method == "rlbf_ppo"
     assert rlbf.after == ("tokenizer", "bsafe_plus_data", "base", "sft")
     assert rlbf.config["reinforcement"]["steps"] == 3 and manifest.stage("sfft") is None
     # No command after a run needs the method's own settings.

@@ -77,7 +77,7 @@ def test_a_fingerprint_is_of_a_stage_and_of_all_that_it_comes_after():
 def test_dependencies_hold_what_decides():
     assert dependencies(stages(), "b", {"seed": 0}) == {
         "seed": 0,
-        "stages": {"a": {"rate": 1.0}, "b": {"rate": 1.0}},
+        "stages": {name: {"rate": 1.0, "does": "rlbf_jax.runs.stage.no_check"} for name in "ab"},
     }
 
 

@@ -161,7 +161,8 @@ def _halved(prompt: str, answer: tuple[int, ...], window: int) -> Goal:
 
 
 def _attempts(name: str, scene: Scene, n: int, options: OptimizedConfig) -> list[Attempt]:
-    return [made.attempt for made in attack_model(name, scene, n, options)]
+    every = attack_model(name, scene, n, options)
+    return [dataclasses.replace(made.attempt, search=made.found) for made in every]
 
 
 def _searched(name: str, says: str, *, benign: bool = False) -> AttackSpec:
