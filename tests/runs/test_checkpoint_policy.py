@@ -129,7 +129,7 @@ def test_the_rule_is_the_runs_or_the_one_an_export_has_noted(tmp_path):
 def test_forbidden_directives_take_no_probability(tmp_path):
     folder = tiny.write(tmp_path / "model")
     import_tokenizer(folder, ("one",), 4, tiny.ROWS).save(folder)
-    knobs = Knobs(max_tokens=24, control_bias={"categories": 6.0})
+    knobs = Knobs(max_tokens=24, control_bias={"categories": 20.0})
     for forbid in (False, True):
         policy = open_model(folder, directives=not forbid).policy
         requests = [Request("tell me of tea", knobs=knobs)] * 4
