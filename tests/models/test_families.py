@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlbf_jax.directives import BacktrackRule, Semantics
+from rlbf_jax.directives import Controls, Semantics
 from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
@@ -128,7 +128,7 @@ class PlainIds:
     """A tokenizer whose prompts are lists of ids in JSON, and whose last ids are control ids."""
 
     eos_id, eos_ids, vocab_size = 0, (0,), cases.VOCAB
-    rule = BacktrackRule(cases.FIRST_CONTROL, ("one", "two"), (), x_max=2)
+    controls = Controls(cases.FIRST_CONTROL, ("one", "two"), 2, ("backtrack",))
 
     def encode_prompt(self, text):
         return json.loads(text)

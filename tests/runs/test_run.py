@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.smoke import get_config
-from rlbf_jax.data.builders.bsafe_plus import BuildReport
+from rlbf_jax.data.builders.examples import BuildReport
 from rlbf_jax.data.datasets import content_hash
 from rlbf_jax.data.schema import Example
 from rlbf_jax.errors import UserError
