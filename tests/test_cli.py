@@ -266,6 +266,16 @@ def test_generate_in_a_pipe_prints_visible_text(loaded, tokenizer, capsys):
     assert (requests[0].knobs.temperature, requests[0].knobs.forbid_from) == (0, 0)
 
 
+def test_generate_takes_knobs_of_directives(loaded, capsys):
+    args = ["generate", "w", "--prompt", "Hi?"]
+    given = ["--budget", "1", "--control_bias", "categories", "2.5", "privacy", "-1"]
+    assert cli.main([*args, *given]) == 0
+    knobs = loaded.calls[-1][1][0].knobs
+    assert knobs.budget == 1 and knobs.control_bias == {"categories": 2.5, "privacy": -1.0}
+    capsys.readouterr()
+    assert "--budget is -1" in one_line_error([*args, "--budget", "-1"], capsys)
+
+
 def test_generate_json(loaded, capsys):
     assert cli.main(["generate", "w", "--prompt", "Hi?", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Int32
 
 from rlbf_jax.directives.rule import NEVER, EditRule, EditState, Semantics
 
@@ -14,11 +15,11 @@ from rlbf_jax.directives.rule import NEVER, EditRule, EditState, Semantics
 class Layout(NamedTuple):
     """Where every id of a batch of rows stands. Arrays are [B, T]; times are indices into T."""
 
-    position: Array
+    position: Int32[Array, "B T"]
     """int32: live ids before this one, prompt included, within its packing segment."""
-    died: Array
+    died: Int32[Array, "B T"]
     """int32: query i of the same segment sees key j iff j <= i < died[j]. NEVER if it stays."""
-    erased: Array
+    erased: Int32[Array, "B T"]
     """int32: one past the retraction that removed this content id from the reader's view, whatever
     the semantics. NEVER for copies, which were not in view."""
     before: EditState
@@ -26,7 +27,11 @@ class Layout(NamedTuple):
 
 
 def layout(
-    rule: EditRule, tokens: Array, segment: Array, in_response: Array, semantics: Semantics
+    rule: EditRule,
+    tokens: Int32[Array, "B T"],
+    segment: Int32[Array, "B T"],
+    in_response: Bool[Array, "B T"],
+    semantics: Semantics,
 ) -> Layout:
     """Positions and lifetimes of rows that may pack several examples.
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Float32, Int32
 
 QUERY_BLOCK = 1024
 """Longest row whose [T, T] scores are computed in one piece.
@@ -88,8 +89,8 @@ class RopeScaling(NamedTuple):
 
 
 def rotary(
-    position: Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> tuple[Array, Array]:
+    position: Int32[Array, "B T"], head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Float32[Array, "B 1 T half"], Float32[Array, "B 1 T half"]]:
     """Cosine and sine, [B, 1, T, H / 2] float32, of the half-split rotary embedding."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None and scaling.band is None:
@@ -103,7 +104,11 @@ def rotary(
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: Array, cosine: Array, sine: Array) -> Array:
+def rotate(
+    x: Float[Array, "B heads T H"],
+    cosine: Float32[Array, "#B 1 T half"],
+    sine: Float32[Array, "#B 1 T half"],
+) -> Float[Array, "B heads T H"]:
     """Applies a rotary embedding to [B, heads, T, H]."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate(
@@ -112,8 +117,12 @@ def rotate(x: Array, cosine: Array, sine: Array) -> Array:
 
 
 def attend(
-    query: Array, key: Array, value: Array, allowed: Array, softcap: float | None = None
-) -> Array:
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
+    allowed: Bool[Array, "#B T S"],
+    softcap: float | None = None,
+) -> Float[Array, "B N T H"]:
     """Softmax attention.
 
     Args:
@@ -143,13 +152,13 @@ def _scores(query: Array, key: Array, softcap: float | None) -> Array:
 
 
 def attend_rows(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K T H"],
+    value: Float[Array, "B K T H"],
     visibility: Visibility,
     window: int | None,
     softcap: float | None,
-) -> Array:
+) -> Float[Array, "B N T H"]:
     """Attention of whole rows onto themselves: shapes as in `attend`, S = T;
     no [T, T] array above `QUERY_BLOCK`.
 
@@ -186,12 +195,12 @@ def fused(query: Array) -> bool:
 
 
 def attend_fused(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K T H"],
+    value: Float[Array, "B K T H"],
     window: int | None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
-) -> Array:
+) -> Float[Array, "B N T H"]:
     """Causal attention by `jax.nn.dot_product_attention`; shapes as in `attend_rows`."""
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     near = None if window is None else (window - 1, 0)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int32
 
 from rlbf_jax.directives import NEVER
 
@@ -42,7 +43,12 @@ def ring_slots(window: int | None, capacity: int, rewound: int) -> int:
     return capacity if window is None else min(capacity, window + rewound)
 
 
-def write(cache: Array, new: Array, slot: Array, one_hot: bool) -> Array:
+def write(
+    cache: Float[Array, "B K S H"],
+    new: Float[Array, "B K 1 H"],
+    slot: Int32[Array, " B"],
+    one_hot: bool,
+) -> Float[Array, "B K S H"]:
     """Writes one id a row: `new` [B, K, 1, H] into `cache` [B, K, S, H] at `slot` [B].
 
     `one_hot` spells it as a select over all slots, which wins on TPU and halves the speed on CPU.
@@ -55,14 +61,18 @@ def write(cache: Array, new: Array, slot: Array, one_hot: bool) -> Array:
     )
 
 
-def write_position(positions: Array, position: Array, slot: Array) -> Array:
+def write_position(
+    positions: Int32[Array, "B S"], position: Int32[Array, " B"], slot: Int32[Array, " B"]
+) -> Int32[Array, "B S"]:
     """[B, S] with `position` [B] stored at `slot` [B]."""
     return jnp.where(
         jnp.arange(positions.shape[1])[None] == slot[:, None], position[:, None], positions
     )
 
 
-def sees(positions: Array, position: Array, window: int | None) -> Array:
+def sees(
+    positions: Int32[Array, "B S"], position: Int32[Array, " B"], window: int | None
+) -> Bool[Array, "B 1 S"]:
     """[B, 1, S] bool: which slots a query at `position` [B] may attend to."""
     allowed = positions <= position[:, None]
     if window is not None:
@@ -70,7 +80,9 @@ def sees(positions: Array, position: Array, window: int | None) -> Array:
     return allowed[:, None]
 
 
-def latest_writer(position: Array, length: Array, slots: int) -> tuple[Array, Array]:
+def latest_writer(
+    position: Int32[Array, "B C"], length: Int32[Array, " B"], slots: int
+) -> tuple[Int32[Array, "B slots"], Int32[Array, "B slots"]]:
     """Which id of a row a slot holds after the row was fed id by id.
 
     Args:

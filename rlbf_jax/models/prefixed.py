@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int32
 
 from rlbf_jax.directives import NEVER
 
@@ -34,7 +35,9 @@ def joined(prefix: Prefix, more: Prefix, count: int) -> Prefix:
     return Prefix(pairs, jnp.concatenate([prefix.position, more.position[:count]]))
 
 
-def sees_prefixed(prefix: Array, own: Array, window: int | None) -> Array:
+def sees_prefixed(
+    prefix: Int32[Array, " P"], own: Int32[Array, " T"], window: int | None
+) -> Bool[Array, "T P+T"]:
     """[T, P + T] bool: the keys that each id at positions `own` [T] sees,
     after ids at positions `prefix` [P]."""
     key = jnp.concatenate([prefix, own])
@@ -43,13 +46,13 @@ def sees_prefixed(prefix: Array, own: Array, window: int | None) -> Array:
 
 
 def attend_prefixed(
-    query: Array,
-    key: Array,
-    value: Array,
-    prefix: tuple[Array, Array],
-    allowed: Array,
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
+    prefix: tuple[Float[Array, "K P H"], Float[Array, "K P H"]],
+    allowed: Bool[Array, "T P+S"],
     softcap: float | None,
-) -> Array:
+) -> Float[Array, "B N T H"]:
     """Softmax attention to a shared prefix and to the rows' own ids.
 
     Args:

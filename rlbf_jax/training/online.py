@@ -69,8 +69,7 @@ def train_online(
         state, memory = kept if whole else (kept, remembered.memory)
         learner.take(state)
         collected = collect(learner.params, memory, number)
-        here, first_there = map(jax.tree.structure, (collected.memory, remembered.memory))
-        if here != first_there:
+        if str(jax.tree.structure(collected.memory)) != str(jax.tree.structure(remembered.memory)):
             raise ValueError(
                 "collect returned a memory of another structure than the first step's; hand that "
                 "one in as Remembered(memory=...)"

@@ -9,6 +9,7 @@ import pytest
 from experiments.smoke import get_config
 from rlbf_jax.attacks import ATTACKS
 from rlbf_jax.data.worlds.toy_world import FORMS, TOPICS
+from rlbf_jax.evaluation.suite import SuiteConfig
 from rlbf_jax.methods.attacked_prompts import (
     Drawn,
     RolloutMix,
@@ -122,3 +123,7 @@ def test_geometry_is_the_evaluations(folder):
     options = attack_options(CONFIG.evaluation)
     assert options == attack_options(CONFIG.changed({"evaluation.n": 99}).evaluation)
     assert options.middle == CONFIG.evaluation.middle and options.n != CONFIG.evaluation.n
+    # Neither do options of attacks that no rollout starts from, nor the list of attacks.
+    others = CONFIG.changed({"evaluation.attacks": ("none", "gcg"), "evaluation.n_decoding": 7})
+    assert options == attack_options(others.evaluation)
+    assert options.attacks == ("none",) and options.decoding == SuiteConfig().decoding

@@ -176,6 +176,11 @@ def test_a_method_needs_its_rule_among_the_vocabularys(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_method_alone_is_no_experiment(tmp_path):
+    with pytest.raises(UserError, match="expected an Experiment.*got a Walk"):
+        execute.run(Walk(), tmp_path / "run")
+
+
 def test_a_mesh_that_cannot_be_made_leaves_no_folder(tmp_path):
     e = Experiment(Walk()).changed({"mesh.data": 3})
     with pytest.raises(UserError, match="mesh: .*does not fit"):

@@ -81,6 +81,16 @@ def test_struck_and_run_again_it_is_the_undisturbed_training_to_the_bit(tmp_path
         jax.tree.map(np.testing.assert_array_equal, mine, wanted)
 
 
+@pytest.mark.parametrize("memory", [EMPTY, ()], ids=["forgotten", "never handed in"])
+def test_a_memory_of_another_structure_is_refused(tmp_path, memory):
+    def collect(params, memory, step):
+        return Collected((), {}, memory=() if memory else EMPTY)
+
+    loop = Loop(tmp_path, "toy", STEPS, 2, mesh())
+    with pytest.raises(ValueError, match=r"hand that one in as Remembered\(memory="):
+        train_online(learner(), collect, loop, Remembered(memory=memory))
+
+
 def test_memory_is_what_the_step_before_left(tmp_path):
     _, collect = run(tmp_path, EMPTY)
     filled = [int(memory["filled"]) for _, _, memory in collect.seen]
