@@ -20,7 +20,7 @@ from rlbf_jax.cli import main as cli
 from rlbf_jax.errors import UserError
 from rlbf_jax.runs.experiment import MethodConfig
 from rlbf_jax.sampling.request import Generation
-from rlbf_jax.tokenizers import train_tokenizer
+from rlbf_jax.tokenizers import load_tokenizer, train_tokenizer
 
 EXPERIMENT = '''
 """A made-up experiment."""
@@ -370,6 +370,17 @@ def test_an_option_of_another_paper_is_refused_by_name(runner, monkeypatch, caps
 def test_evaluate_refuses_what_it_would_ignore(runner, tmp_path, capsys, options, message):
     assert message in one_line_error(["evaluate", str(tmp_path), *options], capsys)
     assert runner.calls == []
+
+
+def test_a_tokenizer_has_control_ids_of_the_rules_that_are_named(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(TEXT)
+    words = ["data", "tokenizer", str(tmp_path / "text.txt"), "--vocab_size", "320"]
+    for rules, kinds in (("replace, reset", ("replace", "reset")), (None, ("backtrack", "reset"))):
+        given = ["--rules", rules] if rules else []
+        assert cli.main([*words, *given, "--out", str(tmp_path / "made")]) == 0
+        assert load_tokenizer(tmp_path / "made").controls.kinds == kinds
+    capsys.readouterr()
+    assert "kinds are" in one_line_error([*words, "--out", "x", "--rules", "erase"], capsys)
 
 
 def test_data_tokenizer_and_build(tmp_path, capsys):

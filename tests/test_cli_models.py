@@ -128,6 +128,7 @@ def test_a_stage_without_its_run_is_exported(tmp_path, capsys):
             "tokenizer.json: model.vocab is missing; copy the file",
         ),
         (["import", "{published}"], "rlbf import needs"),
+        (["import", "{published}", "{out}", "--rules", "reset"], "give --categories with it"),
     ],
 )
 def test_mistakes_take_one_line(argv, match, published, tmp_path, capsys):

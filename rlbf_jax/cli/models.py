@@ -26,6 +26,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 """Patterns of the files beside weights and configuration that belong to a checkpoint."""
 RECIPE = "custom_generate"
+DEFAULT_RULES = "backtrack,reset"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -47,8 +48,9 @@ class Import:
     and rows of the embedding for them."""
     x_max: int = 40
     """Largest X of [BACKTRACK_BY_X], with --categories."""
-    rules: str = "backtrack,reset"
-    """Edit rules to add control tokens of, separated by commas: backtrack, reset, replace."""
+    rules: str = DEFAULT_RULES
+    """Edit rules to add control tokens of, with --categories, separated by commas:
+    backtrack, reset, replace."""
     chat_template: str = "default"
     """Name of the chat template to keep, where the checkpoint has several, with --categories."""
     seed: int = 0
@@ -78,6 +80,8 @@ def import_model(argv: Sequence[str]) -> None:
         raise UserError(
             "--chat_template chooses for a tokenizer with control tokens; give --categories with it"
         )
+    if args.rules != DEFAULT_RULES and not args.categories:
+        raise UserError("--rules says what control tokens are of; give --categories with it")
     from rlbf_jax.models.weights.read import read_checkpoint
 
     dtype = None if args.dtype == "stored" else args.dtype

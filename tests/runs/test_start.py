@@ -99,6 +99,13 @@ def imported(published):
     return out
 
 
+def test_an_import_has_control_ids_of_the_rules_that_are_named(published, tmp_path):
+    words = ["import", str(published), str(tmp_path / "in"), "--categories", "one,two"]
+    assert cli.main([*words, "--rules", "replace"]) == 0
+    controls = load_tokenizer(tmp_path / "in").controls
+    assert controls.kinds == ("replace",) and len(controls.ids) == 3
+
+
 EXPERIMENT = """
 from rlbf_jax.data.builders.bsafe_plus import BsafePlusConfig
 from tests.runs.test_start import tiny
