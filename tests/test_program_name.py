@@ -15,7 +15,7 @@ COMMANDS = "run|generate|evaluate|attack|report|critic|audit|data|import|export|
 ALLOWED = {
     rf"\brlbf ({COMMANDS})\b": "a command, in usage, help and messages",
     r"\brlbf_jax\b": "the package: module paths, its cache folder, versions, file formats",
-    r"\brlbf_(controls|rule)\.json\b": "files that exports carry beside a checkpoint",
+    r"\brlbf_(controls|rule|policy)\.json\b": "files that exports carry beside a checkpoint",
 }
 """Pattern -> why text outside `methods/` may hold it."""
 

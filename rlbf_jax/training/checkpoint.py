@@ -227,6 +227,6 @@ def _follows(error: BaseException | None) -> bool:
 def _cause(error: Exception) -> str:
     """What the operating system said where it said something, otherwise the error's first line."""
     text = str(error).strip()
-    if told := re.search(r": ([^:]+) \[os_error_code=", text):
+    if told := re.search(r": ([^:[\]]+) \[[^\]]*os_error_code=", text):
         return told[1]
     return (text.splitlines() or [type(error).__name__])[0][:200]

@@ -294,7 +294,9 @@ def test_export_is_the_run(finished, tmp_path, capsys):
     # The exported folder imports and exports as it is, recipe included.
     assert command(capsys, "import", tmp_path / "out", tmp_path / "again")[0] == 0
     files = [p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    assert len(files) == 11
+    assert len(files) == 12
+    note = json.loads((tmp_path / "out" / "rlbf_policy.json").read_text())
+    assert note == {"rule": "backtrack", "semantics": "keep"}
     assert all(
         (tmp_path / "again" / f).read_bytes() == (tmp_path / "out" / f).read_bytes() for f in files
     )
