@@ -124,6 +124,6 @@ def test_geometry_is_the_evaluations(folder):
     assert options == attack_options(CONFIG.changed({"evaluation.n": 99}).evaluation)
     assert options.middle == CONFIG.evaluation.middle and options.n != CONFIG.evaluation.n
     # Neither do options of attacks that no rollout starts from, nor the list of attacks.
-    others = CONFIG.changed({"evaluation.attacks": ("none", "gcg"), "evaluation.n_decoding": 7})
+    others = CONFIG.changed({"evaluation.attacks": ("none", "direct"), "evaluation.n_decoding": 7})
     assert options == attack_options(others.evaluation)
     assert options.attacks == ("none",) and options.decoding == SuiteConfig().decoding
