@@ -25,16 +25,14 @@ answers and annotated violations by models), and all sizes and rates.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
-from rlbf_jax.data.builders.examples import Built
-from rlbf_jax.data.builders.injection import BsafePlusConfig, InjectedIds, build_injected
+from rlbf_jax.data.builders.injection import BsafePlusConfig, InjectedIds
 from rlbf_jax.directives import EditRule
 from rlbf_jax.methods.shared import (
     InjectedStage,
-    build_dataset,
+    build_injected_dataset,
     foundation,
     injected_data,
     supervised_stage,
@@ -76,18 +74,7 @@ class BsafeConfig(MethodConfig):
 
 def make_data(run: Run, config: InjectedStage) -> None:
     """Injected examples (2) and plain ones."""
-
-    def build() -> Built:
-        return build_injected(
-            run.world,
-            run.tokenizer,
-            run.rng(DATASET),
-            config.injection,
-            config.examples,
-            functools.partial(replace_span, run.rule(config.rule)),
-        )
-
-    build_dataset(run, DATASET, build)
+    build_injected_dataset(run, DATASET, config, replace_span)
 
 
 def replace_span(rule: EditRule, ids: InjectedIds) -> list[int]:

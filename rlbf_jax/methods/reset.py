@@ -23,16 +23,14 @@ their middle, mixture shares, sizes and rates.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
-from rlbf_jax.data.builders.examples import Built
-from rlbf_jax.data.builders.injection import BsafePlusConfig, InjectedIds, build_injected
+from rlbf_jax.data.builders.injection import BsafePlusConfig, InjectedIds
 from rlbf_jax.directives import EditRule
 from rlbf_jax.methods.shared import (
     InjectedStage,
-    build_dataset,
+    build_injected_dataset,
     foundation,
     injected_data,
     supervised_stage,
@@ -73,18 +71,7 @@ class ResetConfig(MethodConfig):
 
 def make_data(run: Run, config: InjectedStage) -> None:
     """The two terms of (1): injected and plain examples."""
-
-    def build() -> Built:
-        return build_injected(
-            run.world,
-            run.tokenizer,
-            run.rng(DATASET),
-            config.injection,
-            config.examples,
-            functools.partial(start_again, run.rule(config.rule)),
-        )
-
-    build_dataset(run, DATASET, build)
+    build_injected_dataset(run, DATASET, config, start_again)
 
 
 def start_again(rule: EditRule, ids: InjectedIds) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -10,8 +11,8 @@ from typing import cast
 from rlbf_jax.data.builders.bsafe_plus import build_bsafe_plus, build_refusal
 from rlbf_jax.data.builders.checks import check_bsafe_plus, check_pretraining
 from rlbf_jax.data.builders.examples import Built, build_pretraining
-from rlbf_jax.data.builders.injection import BsafePlusConfig
-from rlbf_jax.directives import Semantics
+from rlbf_jax.data.builders.injection import BsafePlusConfig, InjectedIds, build_injected
+from rlbf_jax.directives import EditRule, Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.models.lora import split
@@ -185,6 +186,28 @@ def injected_data(
     """A data set of a paper's own, made by `make`."""
     settings = InjectedStage(injection, examples, rule)
     return Stage(data_stage(name), make, settings, (TOKENIZER,), prepares=True)
+
+
+def build_injected_dataset(
+    run: Run,
+    name: str,
+    config: InjectedStage,
+    take_back: Callable[[EditRule, InjectedIds], list[int]],
+) -> None:
+    """Builds a data set of injected violations, each taken back by `take_back` under the stage's
+    rule, and of plain examples, and writes it."""
+
+    def build() -> Built:
+        return build_injected(
+            run.world,
+            run.tokenizer,
+            run.rng(name),
+            config.injection,
+            config.examples,
+            functools.partial(take_back, run.rule(config.rule)),
+        )
+
+    build_dataset(run, name, build)
 
 
 def refusal_data(config: BsafePlusConfig, examples: int) -> Stage:

@@ -5,32 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlbf_jax.data.builders.injection import BsafePlusConfig, build_injected
 from rlbf_jax.data.worlds.toy_world import ToyWorld
 from rlbf_jax.directives import render
 from rlbf_jax.methods import bsafe
 from rlbf_jax.runs.execute import recipe
 from rlbf_jax.runs.experiment import Experiment
-from tests.methods.toy_examples import responses_of, toy_tokenizer
+from tests.methods.toy_examples import injected, responses_of
 
 WORLD = ToyWorld()
 
 
 @pytest.fixture(scope="module")
 def made():
-    """(tokenizer, rule, examples): every shape of injection, none plain."""
-    tokenizer = toy_tokenizer(WORLD, ("replace",))
-    rule = tokenizer.controls.rule("replace")
-    config = BsafePlusConfig(share_plain=0.0, max_tokens=256)
-    examples, _ = build_injected(
-        WORLD,
-        tokenizer,
-        np.random.default_rng(0),
-        config,
-        60,
-        lambda ids: bsafe.replace_span(rule, ids),
-    )
-    return tokenizer, rule, examples
+    return injected(WORLD, "replace", bsafe.replace_span)
 
 
 def test_the_span_is_repeated_and_replaced(made):

@@ -5,32 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlbf_jax.data.builders.injection import BsafePlusConfig, build_injected
 from rlbf_jax.data.worlds.toy_world import ToyWorld
 from rlbf_jax.directives import Semantics, layout, render
 from rlbf_jax.methods import reset
 from rlbf_jax.runs.execute import recipe
 from rlbf_jax.runs.experiment import Experiment
-from tests.methods.toy_examples import responses_of, toy_tokenizer
+from tests.methods.toy_examples import injected, responses_of
 
 WORLD = ToyWorld()
 
 
 @pytest.fixture(scope="module")
 def made():
-    """(tokenizer, rule, examples): every shape of injection, none plain."""
-    tokenizer = toy_tokenizer(WORLD, ("reset",))
-    rule = tokenizer.controls.rule("reset")
-    config = BsafePlusConfig(share_plain=0.0, max_tokens=256)
-    examples, _ = build_injected(
-        WORLD,
-        tokenizer,
-        np.random.default_rng(0),
-        config,
-        60,
-        lambda ids: reset.start_again(rule, ids),
-    )
-    return tokenizer, rule, examples
+    return injected(WORLD, "reset", reset.start_again)
 
 
 def test_the_reader_sees_the_whole_safe_answer_and_nothing_else(made):
