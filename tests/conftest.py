@@ -3,12 +3,13 @@ when it is first imported."""
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = (
@@ -22,10 +23,8 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 # Tests compile much and compute little; with LLVM's costly passes the suite takes 1.3 times as
 # long.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0",
-)
+QUICKLY_COMPILED = "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
+os.environ.setdefault("XLA_FLAGS", QUICKLY_COMPILED)
 # jax's defaults skip programs as small as a test's.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -55,6 +54,22 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_compiled_programs() -> Iterator[None]:
+    """Lets go of compiled programs after a module, where there are many.
+
+    Each holds several maps of memory, of which Linux gives a process 65,530: a worker that has run
+    half of the suite dies of the next program.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +103,7 @@ def _run_in_child(program: str, *args: str, devices: int = 8, timeout: float = 2
     """
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{QUICKLY_COMPILED} --xla_force_host_platform_device_count={devices}",
         # Collectives of virtual devices wait for each other in XLA's thread pool,
         # which must outnumber them.
         "NPROC": str(max(16, 2 * devices)),

@@ -59,13 +59,17 @@ class LetterTokenizer(OneRule):
         return [self.bos_id, self.user_id, *self.encode(text), self.model_id]
 
 
+# Not eagerly, which compiles every operation of a forward pass by itself.
+init = jax.jit(transformer.init, static_argnums=0)
+
+
 def random_model(tokenizer, seed=0, spread=2.0, **fields) -> tuple[ModelConfig, dict]:
     """A random decoder whose logits have a standard deviation of about `spread`."""
     shape = (
         dict(num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48) | fields
     )
     config = ModelConfig(vocab_size=tokenizer.vocab_size + 3, tied_embeddings=False, **shape)
-    params = transformer.init(config, jax.random.key(seed))
+    params = init(config, jax.random.key(seed))
     params["unembedding"] = params["unembedding"] * spread
     # Louder keys and values make every step depend on what can be seen.
     return config, jax.tree.map(lambda x: x * 1.5 if x.ndim == 4 else x, params)

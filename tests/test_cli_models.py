@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from rlbf_jax.cli import main as cli
-from rlbf_jax.models import transformer
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import same_model, styled
 from rlbf_jax.models.weights.read import read_checkpoint
 from rlbf_jax.models.weights.write import write_checkpoint
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.model_folder import load_model
+from tests.fakes import init
 
 CONFIG = styled(
     ModelConfig(
@@ -31,9 +31,7 @@ CONFIG = styled(
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published") / "model"
-    params = jax.tree.map(
-        lambda x: x + jnp.ones_like(x), transformer.init(CONFIG, jax.random.key(0))
-    )
+    params = jax.tree.map(lambda x: x + jnp.ones_like(x), init(CONFIG, jax.random.key(0)))
     write_checkpoint(
         folder, CONFIG, params, {"eos_token_id": 1, "bos_token_id": 2}, shard_bytes=1000
     )
@@ -74,7 +72,7 @@ def test_numbers_are_converted_when_asked(published, tmp_path, capsys):
 def test_a_stage_without_its_run_is_exported(tmp_path, capsys):
     """Weights alone; with its run around it: tests/runs/test_start.py."""
     config = dataclasses.replace(CONFIG, scan_layers=True)
-    params = transformer.init(config, jax.random.key(1))
+    params = init(config, jax.random.key(1))
     stage = tmp_path / "run" / "stages" / "sft"
     checkpoints = Checkpoints(stage / "model", writes=True)
     checkpoints.save(0, params, {"stage": "sft", "model": dataclasses.asdict(config)})

@@ -21,6 +21,7 @@ from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.tokenizers import train_tokenizer
 from tests.endpoint_server import serving
+from tests.fakes import init
 
 
 class Scripted:
@@ -180,7 +181,7 @@ def made():
         vocab_size=tokenizer.vocab_size, num_layers=1, width=16, num_heads=2, num_kv_heads=1,
         head_dim=8, mlp_width=16,
     )  # fmt: skip
-    params = transformer.init(config, jax.random.key(0))
+    params = init(config, jax.random.key(0))
     shapes = SamplerConfig(batch_size=4, min_context=64, min_room=64, max_context=640)
     return Sampler(config, tokenizer, shapes), params
 

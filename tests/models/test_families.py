@@ -37,6 +37,7 @@ from rlbf_jax.models.weights.read import read_checkpoint
 from rlbf_jax.models.weights.write import write_checkpoint
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from tests.fakes import init
 from tests.reference import family_cases as cases
 
 REFERENCE = pathlib.Path(__file__).resolve().parent.parent / "reference"
@@ -426,7 +427,7 @@ def rotary_config(family, fields):
 @functools.cache
 def rotary_logits(config):
     """[12, 20], from parameters that do not depend on windows and rotary fields."""
-    params = transformer.init(rotary_config(config.family, ROTARY[-1]), jax.random.key(0))
+    params = init(rotary_config(config.family, ROTARY[-1]), jax.random.key(0))
     tokens, position = jnp.arange(12, dtype=jnp.int32)[None], jnp.arange(12, dtype=jnp.int32)[None]
     params = jax.tree.map(lambda x: 3 * x, params)
     hidden, _ = transformer.forward(config, params, tokens, Visibility(position))

@@ -12,10 +12,10 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from rlbf_jax.data.worlds.toy_world import ToyWorld, ToyWorldConfig
-from rlbf_jax.models import transformer
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import styled
 from rlbf_jax.models.weights.write import write_checkpoint
+from tests.fakes import init
 
 TEMPLATE = """{{ bos_token }}{% for message in messages %}\
 {{ '<|' + message['role'] + '|>' + message['content'] + '<|turn|>' }}{% endfor %}\
@@ -55,7 +55,7 @@ def make_checkpoint(folder: pathlib.Path, family: str = "llama", **model) -> pat
         dict(family=family, vocab_size=made.get_vocab_size() + SPARE, tied_embeddings=False) | model
     )
     config = styled(ModelConfig(**shape))
-    params = jax.tree.map(lambda x: 2 * x, transformer.init(config, jax.random.key(0)))
+    params = jax.tree.map(lambda x: 2 * x, init(config, jax.random.key(0)))
     write_checkpoint(
         folder, config, params, {"bos_token_id": ids["<|begin|>"], "eos_token_id": ids["<|end|>"]}
     )

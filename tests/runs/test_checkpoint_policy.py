@@ -13,7 +13,6 @@ from rlbf_jax.directives import BacktrackRule, ResetRule, Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.harness.answering import Question, QuestionSampler
 from rlbf_jax.harness.likelihood import log_likelihoods
-from rlbf_jax.models import transformer
 from rlbf_jax.models.families import styled
 from rlbf_jax.models.weights.write import write_checkpoint
 from rlbf_jax.runs.checkpoint_policy import open_model
@@ -23,7 +22,7 @@ from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.tokenizers import import_tokenizer, train_tokenizer
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.model_folder import load_model
-from tests.fakes import LetterTokenizer, random_model
+from tests.fakes import LetterTokenizer, init, random_model
 from tests.runs import tiny_checkpoint as tiny
 from tests.tokenizers import families
 
@@ -51,7 +50,7 @@ def test_rows_for_control_ids_change_no_likelihood(tmp_path):
     rows = import_tokenizer(tmp_path, (), 1).controls.first_id
     shape = dataclasses.replace(CONFIG, family="gpt2", vocab_size=rows, max_positions=64)
     config = styled(dataclasses.replace(shape, num_kv_heads=shape.num_heads))
-    write_checkpoint(tmp_path, config, transformer.init(config, jax.random.key(0)))
+    write_checkpoint(tmp_path, config, init(config, jax.random.key(0)))
     model = open_model(tmp_path)
     assert model.vocab_size == rows < model.config.vocab_size == model.policy.tokenizer.vocab_size
     before = log_likelihoods(*load_model(tmp_path), [([1, 2], [5, 6])], batch_size=4, max_length=64)

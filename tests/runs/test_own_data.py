@@ -25,6 +25,7 @@ from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.runs.experiment import BaseConfig, DataConfig, Experiment
 from rlbf_jax.runs.settings import own_data
 from rlbf_jax.sampling.request import Knobs
+from tests.fakes import init
 from tests.runs.opened import critic_of, do, evaluator_of, judge_of, keep
 
 THINGS = (
@@ -80,7 +81,7 @@ def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     e = experiment(path=str(write_file(folder)))
     run = do(e, folder / "run", "tokenizer")
-    keep(run, "base", transformer.init(run.model, jax.random.key(0)))
+    keep(run, "base", init(run.model, jax.random.key(0)))
     return e, folder / "run", run
 
 

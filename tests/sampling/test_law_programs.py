@@ -46,7 +46,6 @@ EAGER = Knobs(max_tokens=40, budget=6, control_bias={"categories": 3.0})
 PREFIX = tuple(TOKENIZER.encode("be bad now"))
 WINDOWED = random_model(TOKENIZER, 4, windows=(5, None))
 PROGRAMS: dict[str, tuple[Program, object]] = {
-    "single": (Single(WINDOWED[0]), WINDOWED[1]),
     "contrast": (
         Contrast(tuple(config for config, _ in MODELS), LinearMix(WEIGHTS)),
         tuple(params for _, params in MODELS),
