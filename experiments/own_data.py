@@ -4,7 +4,8 @@ BSAFE+, SFT, RLBF, a report.
 Paper: arXiv 2602.08377, at toy scale. Violations are the built-in injector's harmless stand-ins,
 mixed into half of the base's documents so that there is something to take back.
 Command: rlbf run experiments/own_data.py --data.path FILE.csv
-    (.csv or .jsonl; columns by --data.prompt_column and --data.response_column.)
+    (.csv or .jsonl; columns by --data.prompt_column, --data.response_column and
+    --data.context_column.)
     Long prompts, as GSM8K's: --data.max_prompt_words 30 --max_prompt 88
 On a published checkpoint: --start_from CHECKPOINT --semantics keep, and room for its chat template
 (docs/models.md).

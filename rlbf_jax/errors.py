@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import traceback
 
 _MENDS = {
     errno.ENOSPC: "make room on the disk",
@@ -19,6 +21,8 @@ _MENDS = {
     errno.EMFILE: "allow more open files (`ulimit -n`)",
 }
 """What a user can do about an error of the operating system."""
+_NO_BACKEND = ("Unable to initialize backend", "Unknown backend", "No visible devices")
+"""What JAX says where a device was asked for that is not there."""
 
 
 class UserError(Exception):
@@ -46,10 +50,25 @@ def machine_error(error: BaseException) -> str:
             f"out of memory ({_beginning(error)}); use smaller batches, shorter rows or a smaller "
             "model"
         )
+    if _misses_device(error):
+        reason = f" ({_beginning(error)})" if str(error) else ""
+        return (
+            f"JAX finds no such device{reason}; JAX_PLATFORMS is "
+            f"{os.environ.get('JAX_PLATFORMS', '')!r}: set it to cpu, or unset it, or install JAX "
+            "for the device"
+        )
     if not isinstance(error, OSError) or error.errno not in _MENDS:
         return ""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}; {_MENDS[error.errno]}, then start the same command again"
+
+
+def _misses_device(error: BaseException) -> bool:
+    """Whether JAX finds no device of the kind that it was told to use."""
+    frames = traceback.extract_tb(error.__traceback__)
+    # For platforms that it knows and has no plugin for, it has an assertion without a word.
+    silent = isinstance(error, AssertionError) and frames and frames[-1].name == "backends"
+    return bool(silent) or any(words in str(error) for words in _NO_BACKEND)
 
 
 def _beginning(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import hashlib
 import json
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,9 @@ DECIDES_NOTHING = {"decides_nothing": True}
 
 A run may go on with another value, and a stage may be adopted by a run that has another."""
 
+PATH = {"path": True}
+"""Metadata of a field that names a file or a folder: another spelling of it is the same value."""
+
 FLAT = {"flat": True}
 """Metadata of a field whose own fields stand beside it, in manifests and on the command line."""
 
@@ -23,7 +27,7 @@ FLAT = {"flat": True}
 def plain(value: Any, decisive: bool = False) -> Any:
     """A configuration as JSON.
 
-    `decisive`: leave out what `DECIDES_NOTHING`.
+    `decisive`: leave out what `DECIDES_NOTHING`, and say what a file holds in place of its path.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found: dict[str, Any] = {}
@@ -31,6 +35,8 @@ def plain(value: Any, decisive: bool = False) -> Any:
             if decisive and _decides_nothing(type(value), field):
                 continue
             inner = plain(getattr(value, field.name), decisive)
+            if decisive and field.metadata.get("path"):
+                inner = _identity(inner)
             if field.metadata.get("flat"):
                 found |= inner
             else:
@@ -43,6 +49,19 @@ def plain(value: Any, decisive: bool = False) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v, decisive) for v in value]
     return value
+
+
+def _identity(path: str) -> str:
+    """What a file holds, as a hash; of anything else the path, in its plainest spelling."""
+    if path and os.path.isfile(path):
+        with open(path, "rb") as file:
+            return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return os.path.normpath(path) if path else ""
+
+
+def same_path(a: Any, b: Any) -> bool:
+    """Whether two values of a field of `PATH` name one file or folder, however they are spelled."""
+    return isinstance(a, str) and isinstance(b, str) and os.path.realpath(a) == os.path.realpath(b)
 
 
 def restore(kind: Any, stored: Any) -> Any:
@@ -91,18 +110,22 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def field_names(kind: type, prefix: str = "", *, decides_nothing: bool = False) -> Iterator[str]:
+def field_names(
+    kind: type, prefix: str = "", *, decides_nothing: bool = False, paths: bool = False
+) -> Iterator[str]:
     """Dotted names of all leaf fields of a configuration class, as `plain` nests them.
 
-    `decides_nothing`: only those of `DECIDES_NOTHING`.
+    `decides_nothing`: only those of `DECIDES_NOTHING`. `paths`: only those of `PATH`.
     """
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         inner = hints[field.name]
         dotted = prefix if field.metadata.get("flat") else f"{prefix}{field.name}."
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            yield from field_names(inner, dotted, decides_nothing=decides_nothing)
-        elif not decides_nothing or _decides_nothing(kind, field):
+            yield from field_names(inner, dotted, decides_nothing=decides_nothing, paths=paths)
+        elif (not decides_nothing or _decides_nothing(kind, field)) and (
+            not paths or field.metadata.get("path")
+        ):
             yield dotted[:-1]
 
 

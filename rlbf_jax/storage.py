@@ -1,19 +1,42 @@
-"""Files that are replaced only when the new one is whole,
-and folders that one process holds at a time."""
+"""Files that are replaced only when the new one is whole, folders that one process holds at a
+time, and JSON that others wrote."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from rlbf_jax.errors import InputError
 
 _TEMPORARY = re.compile(r"\.\d+-\d+\.tmp$")
 """Ends the names under which `write_whole` writes."""
+
+
+def parse_json(content: str | bytes, where: str | Path, mend: str) -> Any:
+    """Any JSON value. Raises InputError that names `where` and ends with how to `mend` it."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:  # of JSON, of UTF-8, or a number of thousands of digits
+        reason = str(error)
+    raise InputError(f"{where}: not JSON ({reason}); {mend}")
+
+
+def parse_object(content: str | bytes, where: str | Path, mend: str) -> dict[str, Any]:
+    """As `parse_json`, of an object alone."""
+    found = parse_json(content, where, mend)
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: holds a {type(found).__name__}, expected an object; {mend}")
+    return found
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -110,6 +110,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, completion(f"you sent {self.headers.get('Authorization')}"))
         elif isinstance(act, tuple) and act[0] == "say":
             self.answer(200, completion(act[1]))
+        elif isinstance(act, tuple) and act[0] == "end":  # an answer, and how it ended
+            self.answer(200, completion(act[1], finish=act[2]))
+        elif isinstance(act, tuple) and act[0] == "refuse":
+            self.answer(200, completion(None, refusal=act[1]))
+        elif isinstance(act, dict):  # a body of any shape
+            self.answer(200, json.dumps(act).encode())
         elif isinstance(act, tuple):
             self.answer(act[0], b"no", headers=act[1])
         else:
@@ -150,8 +156,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Quiet."""
 
 
-def completion(content, tokens=7, logprobs=None):
-    choice = {"message": {"role": "assistant", "content": content}}
+def completion(content, tokens=7, logprobs=None, finish="stop", **more):
+    message = {"role": "assistant", "content": content, **more}
+    choice = {"message": message, "finish_reason": finish}
     choice |= {} if logprobs is None else {"logprobs": logprobs}
     body = {"choices": [choice], "usage": {"total_tokens": tokens}}
     return json.dumps(body).encode()

@@ -168,7 +168,7 @@ FILES = {
         suffix=".jsonl",
     ),
     "JSON without objects": File(
-        "[1, 2]\n", ("line 1", "a JSON object expected, not a list"), suffix=".jsonl"
+        "[1, 2]\n", ("one JSON array; expected one object a line",), suffix=".jsonl"
     ),
     "number for a text": File(
         '{"prompt": "a", "response": 7}\n', ("'response' must be text",), suffix=".jsonl"

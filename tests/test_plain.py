@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbf_jax.plain import DECIDES_NOTHING, FLAT, differences, digest, field_names, plain, restore
+from rlbf_jax.plain import (
+    DECIDES_NOTHING,
+    FLAT,
+    PATH,
+    differences,
+    digest,
+    field_names,
+    plain,
+    restore,
+    same_path,
+)
 
 
 class Color(enum.Enum):
@@ -98,6 +108,37 @@ def test_decisive_fields():
     assert set(field_names(Outer, decides_nothing=True)) == {
         *("label", "inner.patience", "deep.patience")
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    file: str = dataclasses.field(default="", metadata=PATH)
+    other: str = ""
+
+
+def test_a_path_decides_by_what_it_names(tmp_path, monkeypatch):
+    """A file by its content, so that a copy elsewhere is the same; a folder by its spelling."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("a.csv", "x"), ("copy.csv", "x"), ("b.csv", "y")):
+        (tmp_path / name).write_text(content)
+
+    def of(path):
+        return plain(Placed(path, path), decisive=True)["file"]
+
+    assert of("a.csv") == of("./a.csv") == of(str(tmp_path / "a.csv")) == of("copy.csv")
+    assert of("a.csv") != of("b.csv") and of("a.csv").startswith("sha256 ")
+    assert of("") == "" and of("folder") == of("./folder/") == "folder"
+    assert plain(Placed("./a.csv", "./a.csv")) == {"file": "./a.csv", "other": "./a.csv"}
+    assert plain(Placed("", "./a.csv"), decisive=True)["other"] == "./a.csv"
+    assert list(field_names(Placed, paths=True)) == ["file"]
+
+
+def test_one_path_in_many_spellings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for other in ("./real", "real/", "link", str(tmp_path / "real"), "x/../real"):
+        assert same_path("real", other)
+    assert not same_path("real", "other") and not same_path("real", None)
 
 
 @given(OUTERS)

@@ -61,6 +61,19 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+@contextlib.contextmanager
+def quarantine_offered() -> Iterator[None]:
+    """For commands that have --quarantine: a malformed row is told with that way out."""
+    try:
+        yield
+    except UserError as error:
+        from rlbf_jax.data.sources.files import MalformedRow
+
+        if not isinstance(error, MalformedRow):
+            raise
+        raise UserError(f"{error}, or go on without it by --quarantine FILE") from error
+
+
 class UnknownOption(UserError):
     """An option that the command does not have."""
 

@@ -74,7 +74,8 @@ def train_critic(argv: Sequence[str]) -> None:
     args: TrainCritic = parsed.args
     if args.folds != 0 and args.folds < 2:
         raise UserError(f"--folds is {args.folds}, expected 0 (none) or at least 2")
-    labelled = read_labelled(args.file, parsed.columns, args.quarantine)
+    with arguments.quarantine_offered():
+        labelled = read_labelled(args.file, parsed.columns, args.quarantine)
     if args.folds:
         result = _cross_validate(labelled, parsed.training, parsed.verdicts, args.folds)
         _write(args.out, result, args.file, parsed.columns)
@@ -121,7 +122,8 @@ def audit_critic(argv: Sequence[str]) -> None:
         raise UserError(f"--seed is {args.seed}, expected 0 or more")
     from rlbf_jax.evaluation.audit import audit, judge_texts
 
-    labelled = read_labelled(args.file, parsed.columns, args.quarantine)
+    with arguments.quarantine_offered():
+        labelled = read_labelled(args.file, parsed.columns, args.quarantine)
     critic = _critic(args, parsed.verdicts, parsed.endpoint, labelled.categories)
     result = audit(labelled, judge_texts(critic, labelled.texts), seed=args.seed)
     _write(args.out, result, args.file, parsed.columns)
@@ -142,7 +144,7 @@ def _critic(args: Audit, verdicts: VerdictConfig, endpoint: HttpCriticConfig, ca
 
         if not endpoint.base_url:
             raise UserError("--critic http needs --endpoint.base_url and --endpoint.model")
-        return HttpCritic(endpoint, categories, args.out / "answers.jsonl")
+        return HttpCritic(endpoint, categories, args.out / "answers.jsonl", option="endpoint")
     folder = pathlib.Path(args.critic)
     if not folder.is_dir():
         names = ", ".join(CRITICS)
@@ -155,7 +157,7 @@ def _critic(args: Audit, verdicts: VerdictConfig, endpoint: HttpCriticConfig, ca
     from rlbf_jax.runs.model_critic import is_model, model_critic
 
     if is_model(folder):
-        return model_critic(folder, endpoint, categories, "--critic")
+        return model_critic(folder, endpoint, categories, "--critic", "endpoint")
     return load_critic(folder, verdicts)
 
 

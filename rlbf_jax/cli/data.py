@@ -66,6 +66,8 @@ class BuildData:
     """Default: the first present of instruction, prompt, question."""
     response_column: str | None = None
     """Default: the first present of response, answer, output."""
+    context_column: str | None = None
+    """Its texts stand behind the prompts; default: prompts stand alone."""
     quarantine: pathlib.Path | None = None
     """JSONL file for malformed rows, which otherwise are refused."""
 
@@ -129,9 +131,9 @@ def build_data(argv: Sequence[str]) -> None:
         parsed = arguments.parse(made, "rlbf data build", argv, BuildData.__doc__)
         args: BuildData = parsed.args
         tokenizer = load_tokenizer(args.tokenizer)
-        rows = files.read_rows(
-            args.file, args.prompt_column, args.response_column, quarantine=args.quarantine
-        )
+        columns = (args.prompt_column, args.response_column, args.context_column)
+        with arguments.quarantine_offered():
+            rows = files.read_rows(args.file, *columns, quarantine=args.quarantine)
         world = user_world.UserWorld(
             rows, TemplateInjector(tokenizer.controls.categories), seed=args.seed
         )

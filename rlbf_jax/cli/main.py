@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from rlbf_jax.cli.surroundings import check_environment, mend_streams
 from rlbf_jax.errors import Preempted, UserError, machine_error
 from rlbf_jax.training.preemption import EXIT_CODE, interruptible
 
@@ -74,9 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 when interrupted."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter would tear progress bars
     keep_compiled_programs()
+    mend_streams()
     argv = sys.argv[1:] if argv is None else list(argv)
     again = f"go on with: {shlex.join(['rlbf', *argv])}"
-    return exit_code(lambda: dispatch(COMMANDS, "rlbf", USAGE, argv), again)
+
+    def command() -> None:
+        check_environment(os.environ)
+        dispatch(COMMANDS, "rlbf", USAGE, argv)
+
+    return exit_code(command, again)
 
 
 def exit_code(command: Callable[[], None], again: str) -> int:

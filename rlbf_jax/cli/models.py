@@ -101,7 +101,7 @@ def _with_controls(args: Import, partial: pathlib.Path) -> tuple[Any, dict, dict
     from rlbf_jax.models.weights.read import read_checkpoint, read_config
     from rlbf_jax.models.weights.rows import rows_of
     from rlbf_jax.runs import publish
-    from rlbf_jax.tokenizers import folder, import_tokenizer
+    from rlbf_jax.tokenizers import files, import_tokenizer
 
     if (args.source / CONTROLS).is_file():
         raise UserError(
@@ -125,7 +125,7 @@ def _with_controls(args: Import, partial: pathlib.Path) -> tuple[Any, dict, dict
     config, params = read_checkpoint(args.source, dtype=dtype, new=new)
     tokenizer.save(partial)
     publish.write_generation(
-        partial, tokenizer, folder.read(args.source).json(folder.GENERATION_FILE)
+        partial, tokenizer, files.read(args.source).json(files.GENERATION_FILE)
     )
     ids = tokenizer.new_ids
     print(

@@ -188,7 +188,7 @@ def _content(folder: pathlib.Path) -> dict[str, Any]:
         raise DataError(
             f"{folder}: not a data set (no {CONTENT_FILE}); write_dataset makes one"
         ) from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(
             f"{folder / CONTENT_FILE}: not JSON ({error}); build the data set again"
         ) from error

@@ -20,7 +20,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlbf_jax.endpoints.journal import Answer, AnswerJournal, Failure, NoAnswer
-from rlbf_jax.endpoints.replies import first_token, redacted, retry_after, tokens_paid_for
+from rlbf_jax.endpoints.replies import (
+    NoCompletion,
+    completion,
+    redacted,
+    retry_after,
+    tokens_paid_for,
+)
 from rlbf_jax.endpoints.transport import Reply, TransportError, post_json
 from rlbf_jax.errors import UserError
 
@@ -109,8 +115,9 @@ PATIENCE = frozenset(
 
 
 class EndpointError(NoAnswer):
-    """An endpoint did not give an answer. Kinds: `timeout`, `connection`, `http 500`,
-    `not a chat completion`, `no text`, `too large`, `configuration`, `budget spent`, `not sent`."""
+    """An endpoint did not give an answer. Kinds: `timeout`, `connection`, `http 500`, `error 429`
+    (under HTTP 200), `not a chat completion`, `filtered`, `refused`, `no text`, `too large`,
+    `configuration`, `budget spent`, `not sent`."""
 
     def __init__(self, message: str, kind: str, status: int | None = None):
         super().__init__(message, kind)
@@ -162,13 +169,12 @@ class EndpointClient:
         self._lock = threading.Lock()
 
     def chat(self, messages: Sequence[Message], **params: Any) -> str:
-        """The model's answer to a conversation; on disk before it is returned.
+        """The model's answer to a conversation (an `Answer`); on disk before it is returned.
 
         Args:
             messages: the conversation so far.
             **params: further fields of the request, as temperature or max_tokens.
-                With `logprobs` the answer is an `Answer` that knows its first token's,
-                where the endpoint tells them.
+                With `logprobs` the answer knows its first token's, where the endpoint tells them.
 
         Raises:
             EndpointError: no usable answer after all retries, one that no retry would mend,
@@ -296,25 +302,13 @@ class EndpointClient:
         if reply.status != 200:
             raise self._refused(url, reply, secret)
         try:
-            content = json.loads(reply.content)
-            answer = content["choices"][0]["message"]["content"]
-            if isinstance(answer, str):
-                answer.encode()  # half a surrogate pair is no text, and no file takes it
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            message = (
-                f"{url}: the answer is not a chat completion ({type(error).__name__}, {reply.kind})"
-            )
-            raise _Transient(message, "not a chat completion", 200) from None
-        if not isinstance(answer, str):
-            raise EndpointError(
-                f"{url}: the answer has no text (content is {type(answer).__name__})",
-                "no text",
-                200,
-            )
-        text, tokens = redacted(answer, secret), tokens_paid_for(content, body, answer)
-        return (
-            Answer(text, first_token(content, secret)) if body.get("logprobs") else text
-        ), tokens
+            answer, content = completion(reply.content, reply.kind, secret)
+        except NoCompletion as error:
+            known = _Transient if error.transient else EndpointError
+            raise known(f"{url}: {error}", error.kind, 200) from None
+        if not body.get("logprobs"):
+            answer = Answer(answer, None, answer.cut)
+        return answer, tokens_paid_for(content, body, answer)
 
     def _refused(self, url: str, reply: Reply, secret: str) -> EndpointError:
         # Cut after the secret is out: half of it would no longer be found.

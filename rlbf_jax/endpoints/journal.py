@@ -3,10 +3,11 @@
 A run that is killed and started again finds every answer that it had received, so it asks and pays
 for none of them twice, and goes on exactly as it would have.
 
-An answer; one with log-probabilities; tried in vain, and asked again; in vain, and the run went on:
+An answer; one with log-probabilities that was cut off; tried in vain, and asked again; in vain,
+and the run went on:
 
     {"key": ..., "request": ..., "answer": ..., "sent": 1, "tokens": 84}
-    {..., "first_token": {"unsafe": -0.1, ...}}
+    {..., "first_token": {"unsafe": -0.1, ...}, "cut": true}
     {"key": ..., "request": ..., "error": ..., "kind": ..., "status": 500, "sent": 6}
     {"key": ..., "error": ..., "kind": ..., "status": 500, "kept": true}
 """
@@ -31,10 +32,21 @@ class Answer(str):
     """Log-probabilities of the likeliest first tokens that are not blank, by their text;
     None: not asked, or not told."""
 
-    def __new__(cls, text: str, first_token: Mapping[str, float] | None = None) -> Answer:
+    cut: bool
+    """It had to stop at its most tokens, so its end is not the model's."""
+
+    def __new__(
+        cls, text: str, first_token: Mapping[str, float] | None = None, cut: bool = False
+    ) -> Answer:
         answer = super().__new__(cls, text)
         answer.first_token = first_token
+        answer.cut = cut
         return answer
+
+
+def is_cut(answer: str) -> bool:
+    """Whether an answer is known to have been cut off."""
+    return isinstance(answer, Answer) and answer.cut
 
 
 class NoAnswer(RuntimeError):
@@ -94,6 +106,7 @@ class AnswerJournal:
             self.sent, self.tokens = self.sent + sent, self.tokens + tokens
             first = getattr(answer, "first_token", None)
             told = {} if first is None else {"first_token": first}
+            told |= {"cut": True} if is_cut(answer) else {}
             self._append(
                 {
                     "key": key,
@@ -183,7 +196,7 @@ class AnswerJournal:
         self.sent, self.tokens = self.sent + sent, self.tokens + tokens
         if isinstance(answer, str):
             if not isinstance(self._kept.get(row["key"]), str):
-                self._kept[row["key"]] = Answer(answer, first)
+                self._kept[row["key"]] = Answer(answer, first, row.get("cut") is True)
         elif row.get("kept"):
             self._kept.setdefault(
                 row["key"], Failure(str(error), str(row.get("kind")), row.get("status"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlbf_jax.errors import InputError
 from rlbf_jax.evaluation.intervals import Interval
-from rlbf_jax.storage import held, write_whole
+from rlbf_jax.storage import held, parse_json, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +111,7 @@ def read_results(path: str | os.PathLike) -> list[Record]:
     file = Path(path)
     if not file.exists():
         return []
-    try:
-        rows = json.loads(file.read_text("utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are
-        raise InputError(
-            f"{file}: not valid JSON ({error}); move it away and evaluate again"
-        ) from error
+    rows = parse_json(file.read_bytes(), file, "move it away and evaluate again")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{file}: expected a list of records; move it away and evaluate again")
     return [from_json(row, f"{file}, record {i}") for i, row in enumerate(rows)]

@@ -9,14 +9,29 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import difflib
+import inspect
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from rlbf_jax.errors import InputError
+from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.sampling.policy import Policy
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.sampling.sampler import SamplerConfig, check_knobs
 from rlbf_jax.tokenizers import Tokenizer
+
+
+def refuse_unknown(unknown: Mapping[str, Any], model: type, option: str) -> None:
+    """Raises UserError for an argument that a model of ours does not have; names the nearest."""
+    if not unknown:
+        return
+    own = inspect.signature(model).parameters.values()
+    known = [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
+    name = next(iter(unknown))
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise UserError(f"{option} {name}: no such argument{hint}; expected some of {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)

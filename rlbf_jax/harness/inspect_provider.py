@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -25,7 +26,12 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from rlbf_jax.errors import InputError
-from rlbf_jax.harness.answering import Question, QuestionSampler, visible_until
+from rlbf_jax.harness.answering import (
+    Question,
+    QuestionSampler,
+    refuse_unknown,
+    visible_until,
+)
 from rlbf_jax.report.traces import row_of
 from rlbf_jax.runs.checkpoint_policy import open_model
 from rlbf_jax.sampling.request import Generation, Knobs
@@ -73,8 +79,10 @@ class RlbfAPI(ModelAPI):
         directives: bool = True,
         batch_size: int = 16,
         max_length: int | None = None,
+        **unknown: Any,
     ):
         super().__init__(model_name, base_url, api_key, [], config)
+        refuse_unknown(unknown, type(self), "-M")
         model = open_model(path or model_name, tokenizer, semantics, directives)
         self._policy = model.policy
         self._batch_size = int(batch_size)

@@ -24,7 +24,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from rlbf_jax.errors import InputError, UserError
-from rlbf_jax.harness.answering import Question, QuestionSampler, visible_until
+from rlbf_jax.harness.answering import (
+    Question,
+    QuestionSampler,
+    refuse_unknown,
+    visible_until,
+)
 from rlbf_jax.harness.likelihood import log_likelihoods
 from rlbf_jax.runs.checkpoint_policy import open_model
 from rlbf_jax.sampling.request import Knobs
@@ -70,10 +75,12 @@ class RlbfLM(TemplateLM):
         max_batch_size: int | None = None,
         device: str | None = None,
         seed: int = 0,
+        **unknown: Any,
     ):
         """`max_batch_size` and `device` are what the harness passes to every model;
         JAX has its own devices."""
         super().__init__()
+        refuse_unknown(unknown, type(self), "--model_args")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(
                 f"batch_size is {batch_size!r}, expected a whole number of rows, at least 1"

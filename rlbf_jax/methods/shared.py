@@ -17,7 +17,7 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.models.lora import split
 from rlbf_jax.parallel.mesh import MeshConfig
-from rlbf_jax.plain import DECIDES_NOTHING
+from rlbf_jax.plain import DECIDES_NOTHING, PATH
 from rlbf_jax.runs import start
 from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.runs.run import BASE, TOKENIZER, Run, data_stage
@@ -80,7 +80,7 @@ class NoSettings:
 class TokenizerStage:
     """Where the tokenizer comes from; the run's data say the rest."""
 
-    start_from: str
+    start_from: str = dataclasses.field(metadata=PATH)
     chat_template: str
     rules: tuple[str, ...]
 
@@ -234,7 +234,7 @@ class BaseStage:
 
     model: ModelConfig
     pretraining: SupervisedConfig
-    start_from: str
+    start_from: str = dataclasses.field(metadata=PATH)
     mesh: MeshConfig
     # No text of pretraining holds a directive, so all rules and both semantics read it alike.
     rule: str = dataclasses.field(metadata=DECIDES_NOTHING)

@@ -162,7 +162,7 @@ def _read_json(path: pathlib.Path, kind: type, missing: list[str]) -> Any:
         return kind()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         missing.append(f"{path.name} is not JSON ({error}).")
         return kind()
     if not isinstance(content, kind):
@@ -179,7 +179,7 @@ def _read_lines(path: pathlib.Path, missing: list[str]) -> list[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if isinstance(row, dict):
                 rows.append(row)

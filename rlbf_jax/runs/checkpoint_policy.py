@@ -17,7 +17,7 @@ from rlbf_jax.runs.publish import POLICY_FILE
 from rlbf_jax.sampling.policy import Policy
 from rlbf_jax.sampling.program import Single
 from rlbf_jax.tokenizers import Tokenizer, import_tokenizer, load_tokenizer
-from rlbf_jax.tokenizers.folder import META_FILE
+from rlbf_jax.tokenizers.files import META_FILE
 from rlbf_jax.training.model_folder import load_model
 
 _DEFAULT_LENGTH = 2048

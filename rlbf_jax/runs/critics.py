@@ -13,11 +13,17 @@ from rlbf_jax.critics.classifiers.classifier import (
     coherence_of,
     load_critic,
 )
-from rlbf_jax.critics.language.http_critic import JUDGE_OPTION, HttpCritic, HttpCriticConfig
+from rlbf_jax.critics.language.http_critic import (
+    JUDGE_OPTION,
+    OPTION,
+    HttpCritic,
+    HttpCriticConfig,
+)
 from rlbf_jax.critics.noisy import NoiseConfig, NoisyCritic
 from rlbf_jax.critics.registry import critic_named
 from rlbf_jax.data.world import World
 from rlbf_jax.errors import UserError
+from rlbf_jax.plain import PATH
 from rlbf_jax.runs.experiment import check_one_source
 from rlbf_jax.runs.model_critic import check_model, model_critic
 
@@ -31,7 +37,7 @@ class CriticConfig:
     critic_endpoint: HttpCriticConfig = HttpCriticConfig()
     """A chat model as the critic of training, in place of the setting's own; off while its base_url
     is empty."""
-    critic_model: str = ""
+    critic_model: str = dataclasses.field(default="", metadata=PATH)
     """A folder of one of our models (RUN/stages/STAGE, or a checkpoint) in its place, asked in the
     format of `critic_endpoint` and by what else it says of a format; off while empty."""
     critic_classifier: ClassifierCriticConfig = ClassifierCriticConfig()
@@ -62,7 +68,14 @@ def training_critic(
         journal = folder / "critic" / "answers.jsonl"
         critic = HttpCritic(config.critic_endpoint, categories, journal)
     elif config.critic_model:
-        critic = _model(config.critic_model, config.critic_endpoint, categories, "critic_model")
+        critic = model_critic(
+            config.critic_model,
+            config.critic_endpoint,
+            categories,
+            "critic_model",
+            OPTION,
+            config.critic_endpoint.max_unjudged,
+        )
     elif classifier.path:
         # Coherent and useful, of which a classifier knows nothing, stay the setting's to say.
         critic = load_critic(Path(classifier.path), classifier, coherence_of(own()))
@@ -90,7 +103,8 @@ def evaluation_judge(
         journal = folder / "judge" / "answers.jsonl"
         return HttpCritic(endpoint, categories, journal, option=JUDGE_OPTION)
     if model:
-        return _model(model, endpoint, categories, "judge_model")
+        most = endpoint.max_unjudged
+        return model_critic(model, endpoint, categories, "judge_model", JUDGE_OPTION, most)
     return own()
 
 
@@ -98,9 +112,3 @@ def check_critic(config: CriticConfig) -> None:
     """Raises UserError where a critic's model folder holds none, before anything is made."""
     if config.critic_model:
         check_model(config.critic_model, "critic_model")
-
-
-def _model(
-    folder: str, endpoint: HttpCriticConfig, categories: Sequence[str], option: str
-) -> Critic:
-    return model_critic(folder, endpoint, categories, option, endpoint.max_unjudged)

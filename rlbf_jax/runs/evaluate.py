@@ -25,6 +25,7 @@ from rlbf_jax.evaluation.rows import EvaluationContext
 from rlbf_jax.evaluation.suite import SuiteConfig, build_attempts, evaluate
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
 from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding, row_shards
+from rlbf_jax.plain import PATH
 from rlbf_jax.progress import progress, say
 from rlbf_jax.runs.critics import evaluation_judge
 from rlbf_jax.runs.experiment import Experiment
@@ -45,7 +46,7 @@ class EvaluationSettings:
     """`method` of the records."""
     evaluation: SuiteConfig
     judge_endpoint: HttpCriticConfig
-    judge_model: str
+    judge_model: str = dataclasses.field(metadata=PATH)
     perplexity_examples: int
     rule: str
     semantics: Semantics

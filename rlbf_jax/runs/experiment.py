@@ -19,7 +19,7 @@ from rlbf_jax.directives.controls import RULES
 from rlbf_jax.evaluation.suite import SuiteConfig
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.parallel.mesh import MeshConfig
-from rlbf_jax.plain import FLAT, plain
+from rlbf_jax.plain import FLAT, PATH, plain
 from rlbf_jax.ranges import check_at_least, check_between
 from rlbf_jax.training.supervised import SupervisedConfig
 
@@ -34,12 +34,15 @@ Beside = tyro.conf.arg(name="")
 class DataConfig:
     """Where text comes from, and what it is cut into."""
 
-    path: str = ""
+    path: str = dataclasses.field(default="", metadata=PATH)
     """The user's prompt/response file (.csv, .jsonl); empty: the embedded toy world."""
     prompt_column: str | None = None
     """None: the first present of instruction, prompt, question."""
     response_column: str | None = None
     """None: the first present of response, answer, output."""
+    context_column: str | None = None
+    """Its texts stand behind the prompts. None: prompts stand alone, and it is said where the file
+    has a column `context` or `input`; "": prompts stand alone."""
     max_prompt_words: int = 30
     """Rows with longer prompts are left out of a user's file."""
     max_response_words: int = 40
@@ -75,7 +78,7 @@ class BaseConfig:
     model: ModelConfig = ModelConfig()
     """The tokenizer sets its vocabulary size; adapters (`lora`) are for stages after `base`."""
     pretraining: SupervisedConfig = SupervisedConfig()
-    start_from: str = ""
+    start_from: str = dataclasses.field(default="", metadata=PATH)
     """A checkpoint folder, as published or as `rlbf import` wrote it: the run's base model and
     tokenizer are these. No tokenizer is trained and nothing is pretrained; of `model` dtype,
     param_dtype, remat and scan_layers count."""
@@ -132,7 +135,7 @@ class Experiment(Generic[M]):
     judge_endpoint: HttpCriticConfig = HttpCriticConfig()
     """A chat model as the judge of evaluations, in place of the setting's own;
     off while its base_url is empty."""
-    judge_model: str = ""
+    judge_model: str = dataclasses.field(default="", metadata=PATH)
     """A folder of one of our models in its place, asked in the format of `judge_endpoint` and by
     what else it says of a format; off while empty."""
     perplexity_examples: int = 256

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlbf_jax.errors import UserError
-from rlbf_jax.storage import write_whole
+from rlbf_jax.storage import parse_object, write_whole
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -15,15 +14,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises UserError where it is damaged."""
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); put the right file back") from error
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: holds a {type(content).__name__}, expected an object; put the right file back"
-        )
-    return content
+    return parse_object(path.read_bytes(), path, "put the right file back")
 
 
 def write_json(path: Path, content: Any) -> None:

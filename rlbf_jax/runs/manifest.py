@@ -23,7 +23,7 @@ import jax
 import rlbf_jax
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import upgraded
-from rlbf_jax.plain import differences, field_names, plain, restore
+from rlbf_jax.plain import differences, field_names, plain, restore, same_path
 from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.runs.files import read_json, write_json
 from rlbf_jax.runs.stage import Shared, Stage, fingerprint
@@ -170,7 +170,7 @@ def read_manifest(workdir: Path) -> Manifest:
             StageEntry(**{**entry, "after": tuple(entry["after"])}) for entry in stored["stages"]
         )
         return Manifest(path, config, entries, stored["shared"], stored.get("commit"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a manifest ({error}); put the right one back, or choose another --workdir"
         ) from error
@@ -217,7 +217,12 @@ def changed_settings(e: Experiment, stored: dict[str, Any]) -> list[tuple[str, A
     """
     kinds = (type(e), type(e.method), type(e.base), *_flat_kinds(e.method))
     harmless = {name for kind in kinds for name in field_names(kind, decides_nothing=True)}
-    return [d for d in differences(stored, e.stored()) if d[0] not in harmless]
+    paths = {name for kind in kinds for name in field_names(kind, paths=True)}
+    return [
+        (name, old, new)
+        for name, old, new in differences(stored, e.stored())
+        if name not in harmless and not (name in paths and same_path(old, new))
+    ]
 
 
 def _flat_kinds(method: Any) -> list[type]:

@@ -33,33 +33,35 @@ def check_model(folder: str | Path, option: str) -> None:
 
 def model_critic(
     folder: str | Path,
-    told: HttpCriticConfig,
+    config: HttpCriticConfig,
     categories: Sequence[str],
     option: str,
+    settings: str,
     max_unjudged: float = 1.0,
 ) -> LanguageModelCritic:
     """A model's folder as a critic, on one device.
 
     Args:
       folder: RUN/stages/STAGE, or a checkpoint as published or as `rlbf import` writes it.
-      told: `format` and what belongs to it count: `threshold`, `guidelines`,
+      config: `format` and what belongs to it count: `threshold`, `guidelines`,
         `max_answer_tokens`, `category_names`.
       categories: kinds of violation, for the format minimal_edit.
-      option: where the folder was told, for messages.
+      option: names the folder, for messages.
+      settings: the option that holds `config`, for messages.
       max_unjudged: see `LanguageModelCritic`.
 
     Raises UserError for a folder that cannot be used, or for `server_template`,
     as no server renders anything.
     """
-    if told.server_template:
+    if config.server_template:
         raise UserError(
             f"server_template is set, but {option} names a model's folder: no server is asked"
         )
     check_model(folder, option)
-    model, form = open_model(folder), judge_format(told, categories)
+    model, form = open_model(folder), judge_format(config, categories)
     shapes = SamplerConfig(
         batch_size=BATCH, min_room=form.max_tokens, bucket=128, max_context=model.max_length
     )
     policy = model.policy
     answerer = ModelAnswerer(policy.sampler(shapes), policy.params, policy.name)
-    return LanguageModelCritic(answerer, form, max_unjudged=max_unjudged, option=option)
+    return LanguageModelCritic(answerer, form, max_unjudged=max_unjudged, option=settings)

@@ -19,7 +19,7 @@ from rlbf_jax.runs.files import read_json, write_json
 from rlbf_jax.runs.manifest import read_manifest
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import FamilyTokenizer, SentencePieceTokenizer, load_tokenizer
-from rlbf_jax.tokenizers.folder import GENERATION_FILE
+from rlbf_jax.tokenizers.files import GENERATION_FILE
 from rlbf_jax.tokenizers.own_export import published_files
 
 POLICY_FILE = "rlbf_policy.json"

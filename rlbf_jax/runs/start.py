@@ -26,7 +26,8 @@ from rlbf_jax.models.weights.rows import rows_of
 from rlbf_jax.runs.experiment import BaseConfig
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import FamilyTokenizer, import_tokenizer
-from rlbf_jax.tokenizers.folder import DEFAULT, GENERATION_FILE, META_FILE, meta, read
+from rlbf_jax.tokenizers.files import DEFAULT, GENERATION_FILE, META_FILE, read
+from rlbf_jax.tokenizers.folder import meta
 
 FOLDER = "start_from"
 PIECE, PIECES = 1 << 16, 16

@@ -3,18 +3,22 @@ behind one protocol.
 
 No text makes a control, template or special id; only chat templates and our builders place such
 ids. Modules: `protocol`, `byte_text` (offsets, streaming), `own` (trained here, lossless); for
-checkpoints `family` on top of `folder` (files), `chat` (templates), `added` (what may be spelled
-where), `controls` (ids and rows of control tokens), `huggingface` and `published_sentencepiece`
-(vocabularies), `checks` (against other programs, at import).
+checkpoints `family` on top of `files`, `listed` (which tokens they list) and `folder` (rewritten
+with control tokens), `chat` (templates), `added` (what may be spelled where), `controls` (ids and
+rows of control tokens), `huggingface` and `published_sentencepiece` (vocabularies), `checks`
+(against other programs, at import).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rlbf_jax.directives import DEFAULT_KINDS, Controls
+from rlbf_jax.errors import InputError, UserError
+from rlbf_jax.tokenizers import files as _files
 from rlbf_jax.tokenizers import folder as _folder
 from rlbf_jax.tokenizers import own as _own
 from rlbf_jax.tokenizers.byte_text import StreamDecoder
@@ -38,12 +42,17 @@ __all__ = [
 ]
 
 
+_SHAPES = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
+"""What a value of another type or size raises, where it is first used."""
+
+
 def load_tokenizer(folder: str | pathlib.Path) -> SentencePieceTokenizer | FamilyTokenizer:
     """Reads what `save` of either tokenizer wrote.
     Raises ValueError that names the missing or broken file."""
     folder = pathlib.Path(folder)
-    if (folder / _folder.META_FILE).is_file():
-        return FamilyTokenizer(_folder.read(folder))
+    if (folder / _files.META_FILE).is_file():
+        with _as_written(folder):
+            return FamilyTokenizer(_files.read(folder))
     for name in (_own.MODEL_FILE, _own.META_FILE):
         if not (folder / name).is_file():
             raise ValueError(
@@ -62,7 +71,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> SentencePieceTokenizer | Famil
         ValueError,
         KeyError,
         TypeError,
-        RuntimeError,
+        RuntimeError,  # RecursionError is one
     ) as error:  # of JSON, of SentencePiece, or ours
         raise ValueError(
             f"{folder}: not a saved tokenizer ({type(error).__name__}: {error})"
@@ -74,7 +83,7 @@ def import_tokenizer(
     categories: Sequence[str],
     x_max: int,
     rows: int = 0,
-    template: str = _folder.DEFAULT,
+    template: str = _files.DEFAULT,
     date: str = _folder.DATE.isoformat(),
     *,
     kinds: Sequence[str] = DEFAULT_KINDS,
@@ -99,8 +108,26 @@ def import_tokenizer(
     """
     check_categories(categories, x_max)
     wanted = Controls(0, tuple(categories), x_max, tuple(kinds))
-    files = _folder.with_controls(_folder.read(folder, template), wanted, rows, template, date)
-    tokenizer = FamilyTokenizer(files)
-    if _folder.JSON_FILE in files.content:
-        check_import(tokenizer, files.json(_folder.JSON_FILE), f"{folder}/{_folder.JSON_FILE}")
-    return tokenizer
+    with _as_written(folder):
+        files = _folder.with_controls(_files.read(folder, template), wanted, rows, template, date)
+        tokenizer = FamilyTokenizer(files)
+        if _files.JSON_FILE in files.content:
+            check_import(tokenizer, files.json(_files.JSON_FILE), f"{folder}/{_files.JSON_FILE}")
+        return tokenizer
+
+
+@contextlib.contextmanager
+def _as_written(folder: str | pathlib.Path) -> Iterator[None]:
+    """Files come from anywhere: whatever shape they have, what is wrong with them is one line."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except BaseException as error:
+        # A panic of the tokenizers library is no Exception.
+        if isinstance(error, _SHAPES) or type(error).__name__ == "PanicException":
+            raise InputError(
+                f"{folder}: the tokenizer files are not as programs write them "
+                f"({type(error).__name__}: {error}); copy them from the checkpoint again"
+            ) from error
+        raise

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,17 +60,29 @@ def place(
     """
     end = max(spellings, default=-1) + 1
     size = max(rows, end)
-    run = 0
-    best = None
-    for i in range(size):
-        run = run + 1 if i not in taken and RESERVED.fullmatch(spellings.get(i, "")) else 0
-        if run >= count:
-            best = i + 1 - count
+    best = _last_run(
+        range(size), count, lambda i: i not in taken and RESERVED.fullmatch(spellings.get(i, ""))
+    )
     if best is not None:
         return Placement(best, count, "reserved", size)
-    if rows - end >= count:
-        return Placement(end, count, "padding", size)
+    first = next((i for i in range(end, size) if not _meets(range(i, i + count), taken)), size)
+    if size - first >= count:
+        return Placement(first, count, "padding", size)
     return Placement(size, count, "appended", size + count)
+
+
+def _last_run(ids: range, count: int, is_free: Callable[[int], Any]) -> int | None:
+    """Where the last `count` neighbors that are all free begin."""
+    run, best = 0, None
+    for i in ids:
+        run = run + 1 if is_free(i) else 0
+        if run >= count:
+            best = i + 1 - count
+    return best
+
+
+def _meets(ids: range, taken: Collection[int]) -> bool:
+    return any(i in ids for i in taken)
 
 
 def new_rows(
@@ -128,7 +140,7 @@ def with_names(document: Mapping[str, Any], names: Mapping[int, str], where: str
         raise InputError(
             f"{where}: model.vocab is missing; copy the file from the checkpoint again"
         )
-    added = [entry for entry in document.get("added_tokens", []) if entry["id"] not in names]
+    added = [entry for entry in document.get("added_tokens") or [] if entry["id"] not in names]
     if isinstance(model["vocab"], dict):
         vocab = {piece: i for piece, i in model["vocab"].items() if i not in names}
         vocab |= {entry["content"]: entry["id"] for entry in added if entry["content"] not in vocab}
@@ -147,14 +159,24 @@ def with_names(document: Mapping[str, Any], names: Mapping[int, str], where: str
     return {**document, "added_tokens": added, "model": model}
 
 
+def with_tokens(document: Mapping[str, Any], tokens: Sequence[AddedToken]) -> dict[str, Any]:
+    """A tokenizer.json with the added tokens that only other files list, as programs that read all
+    of them would add."""
+    entries = list(document.get("added_tokens") or [])
+    known = {entry["id"] for entry in entries}
+    more = [dataclasses.asdict(token) for token in tokens if token.id not in known]
+    return {**document, "added_tokens": entries + more}
+
+
 def without_spellings(
     config: Mapping[str, Any], gone: Sequence[AddedToken], ids: Collection[int]
 ) -> dict[str, Any]:
-    """A tokenizer_config.json (or special_tokens_map.json) that does not list the ids
-    that became control ids."""
-    made = dict(config)
+    """A tokenizer_config.json (or special_tokens_map.json, or added_tokens.json) that does not list
+    the ids that became control ids."""
     contents = {token.content for token in gone}
-    if "added_tokens_decoder" in made:
+    # Of added_tokens.json the texts are the fields.
+    made = {k: v for k, v in config.items() if k not in contents}
+    if isinstance(made.get("added_tokens_decoder"), dict):
         made["added_tokens_decoder"] = {
             k: v for k, v in made["added_tokens_decoder"].items() if int(k) not in ids
         }

@@ -23,6 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rlbf_jax.errors import InputError
 from rlbf_jax.storage import write_whole
 from rlbf_jax.tokenizers import byte_text, folder
+from rlbf_jax.tokenizers import files as _files
+from rlbf_jax.tokenizers import listed as _listed
 from rlbf_jax.tokenizers.added import AddedToken, Matcher
 from rlbf_jax.tokenizers.chat import ChatTemplate
 from rlbf_jax.tokenizers.controls import RESERVED
@@ -37,19 +39,25 @@ _PROBE = "Hello there"
 class FamilyTokenizer(byte_text.BytePieces):
     """A published tokenizer (files as `folder.with_controls` or `save` made them)."""
 
-    def __init__(self, files: folder.Files):
+    def __init__(self, files: _files.Files):
         self._files = files
         self._meta = folder.meta(files)
         source, roles, tokens = (
-            folder.template(files, self._meta.template),
-            folder.roles(files),
-            folder.listed(files),
+            _files.template(files, self._meta.template),
+            _listed.roles(files),
+            _listed.listed(files),
         )
         self._added = {token.id: token for token in tokens}
         by_text = {token.content: token.id for token in tokens}
         self._bos, self._eos, self._pad = (
-            by_text.get(roles.get(role, "")) for role in folder.ROLES[:3]
+            by_text.get(roles.get(role, "")) for role in _listed.ROLES[:3]
         )
+        unknown = [text for text in _listed.special_texts(files) if text not in by_text]
+        if spelled := sorted(text for text in unknown if source is not None and text in source):
+            raise InputError(
+                f"{files.where}: the chat template writes {spelled[0]!a}, which the settings call "
+                "special and no file gives an id; copy the files of one checkpoint"
+            )
         placed = self._meta.controls(())
         self._control_names = placed.names()
         special = {t.id for t in tokens if t.special or RESERVED.fullmatch(t.content)}
@@ -60,8 +68,9 @@ class FamilyTokenizer(byte_text.BytePieces):
         self._vocabulary = self._read_vocabulary()
         listed = (
             tokens
-            if folder.JSON_FILE in files.content
-            else [t for t in tokens if t.id in self._guarded]
+            if _files.JSON_FILE in files.content
+            # SentencePiece finds the ordinary ones that are among its pieces by itself.
+            else [t for t in tokens if t.id in self._guarded or t.id not in self._vocabulary.pieces]
         )
         self._matcher = Matcher(listed, self._guarded)
         self.template = None
@@ -157,7 +166,7 @@ class FamilyTokenizer(byte_text.BytePieces):
         if self.template is None:
             raise InputError(
                 f"{self._files.where}: no chat template; use encode_prompt, or add "
-                f"{folder.TEMPLATE_FILE}"
+                f"{_files.TEMPLATE_FILE}"
             )
         for message in messages:
             check_text("".join(map(str, message.values())))
@@ -216,19 +225,19 @@ class FamilyTokenizer(byte_text.BytePieces):
 
     def _read_vocabulary(self) -> HuggingFaceVocabulary | PublishedSentencePiece:
         files = self._files
-        if folder.JSON_FILE in files.content:
-            where = f"{files.where}/{folder.JSON_FILE}"
-            return HuggingFaceVocabulary(files.json(folder.JSON_FILE), self._guarded, where)
-        where = f"{files.where}/{folder.MODEL_FILE}"
-        return PublishedSentencePiece(files.content[folder.MODEL_FILE], self._guarded, where)
+        if _files.JSON_FILE in files.content:
+            where = f"{files.where}/{_files.JSON_FILE}"
+            return HuggingFaceVocabulary(files.json(_files.JSON_FILE), self._guarded, where)
+        where = f"{files.where}/{_files.MODEL_FILE}"
+        return PublishedSentencePiece(files.content[_files.MODEL_FILE], self._guarded, where)
 
     def _find_opening(self, bos: int | None) -> list[int]:
         """What the family puts before a text, where no chat template does."""
-        if folder.JSON_FILE in self._files.content:
-            return opening(self._files.json(folder.JSON_FILE))
+        if _files.JSON_FILE in self._files.content:
+            return opening(self._files.json(_files.JSON_FILE))
         return (
             [bos]
-            if bos is not None and self._files.json(folder.CONFIG_FILE).get("add_bos_token", True)
+            if bos is not None and self._files.json(_files.CONFIG_FILE).get("add_bos_token", True)
             else []
         )
 
@@ -256,9 +265,9 @@ class FamilyTokenizer(byte_text.BytePieces):
         ids = tuple(dict.fromkeys(i for i in found if i is not None))
         if not ids:
             raise InputError(
-                f"{self._files.where}: no end of sequence; give eos_token in {folder.CONFIG_FILE} "
+                f"{self._files.where}: no end of sequence; give eos_token in {_files.CONFIG_FILE} "
                 "or eos_token_id in "
-                f"{folder.GENERATION_FILE}"
+                f"{_files.GENERATION_FILE}"
             )
         return ids
 
@@ -282,9 +291,10 @@ class FamilyTokenizer(byte_text.BytePieces):
     def _find_bytes(self, token: int) -> bytes:
         if token in self._hidden:
             return b""
-        if token in self._added and folder.JSON_FILE in self._files.content:
+        is_piece = token in self._vocabulary.pieces
+        if token in self._added and (_files.JSON_FILE in self._files.content or not is_piece):
             return self._added[token].content.encode()
-        return self._vocabulary.bytes_of(token) if token in self._vocabulary.pieces else b""
+        return self._vocabulary.bytes_of(token) if is_piece else b""
 
     def _never(self) -> tuple[int, ...]:
         """Ids that are never legal in a response: special ones that end nothing,

@@ -1,72 +1,43 @@
-"""The tokenizer files of a checkpoint folder: read, checked, and rewritten with control tokens."""
+"""The tokenizer files of a checkpoint folder, rewritten with control tokens."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rlbf_jax.directives import DEFAULT_KINDS, Controls
 from rlbf_jax.errors import InputError
-from rlbf_jax.tokenizers import controls, huggingface, published_sentencepiece
+from rlbf_jax.progress import say
+from rlbf_jax.tokenizers import controls, published_sentencepiece
 from rlbf_jax.tokenizers.added import AddedToken
 from rlbf_jax.tokenizers.chat import DATE
+from rlbf_jax.tokenizers.files import (
+    ADDED_FILE,
+    CONFIG_FILE,
+    DEFAULT,
+    GENERATION_FILE,
+    JSON_FILE,
+    MAP_FILE,
+    META_FILE,
+    MODEL_FILE,
+    Files,
+    dump,
+)
+from rlbf_jax.tokenizers.listed import (
+    check_rows,
+    checked_id,
+    listed,
+    roles,
+    spellings,
+    stop_ids,
+)
 from rlbf_jax.tokenizers.protocol import check_categories
 
-JSON_FILE, MODEL_FILE = "tokenizer.json", "tokenizer.model"
-MORE_TEMPLATES = "additional_chat_templates"
-"""Folder of named templates beside `chat_template.jinja`, one a file."""
-DEFAULT = "default"
-"""Name of the chat template that programs take unless they are told another."""
-META_FILE = "rlbf_controls.json"
-"""Not `..._tokenizer.json`: `transformers` would take it for a vocabulary."""
-CONFIG_FILE, MAP_FILE, TEMPLATE_FILE = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
-GENERATION_FILE = "generation_config.json"
 MODEL_INPUTS = ["input_ids", "attention_mask"]
 """`model_input_names` where a configuration names none: PreTrainedTokenizerFast of transformers 4
 would return `token_type_ids` too, which these models do not take."""
-ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-_LISTS = ("additional_special_tokens", "extra_special_tokens")
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """The tokenizer files of a folder, by name, and the folder for messages."""
-
-    content: Mapping[str, bytes]
-    where: str
-    _parsed: dict[str, dict] = dataclasses.field(default_factory=dict, repr=False, compare=False)
-
-    def json(self, name: str) -> dict[str, Any]:
-        """A parsed file; empty if it is not there. Raises InputError that names the file."""
-        if name not in self.content:
-            return {}
-        if name in self._parsed:
-            return self._parsed[name]
-        try:
-            found = json.loads(self.content[name])
-        except ValueError as error:  # of JSON or UTF-8
-            raise InputError(
-                f"{self.where}/{name}: not JSON ({error}); copy the file from the checkpoint again"
-            ) from None
-        if not isinstance(found, dict):
-            raise InputError(
-                f"{self.where}/{name}: expected a JSON object, found {type(found).__name__}"
-            )
-        self._parsed[name] = found
-        return found
-
-    def text(self, name: str) -> str:
-        try:
-            return self.content[name].decode()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{self.where}/{name}: byte {error.start} is not UTF-8") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,138 +75,6 @@ class Meta:
         return fields
 
 
-def read(folder: str | pathlib.Path, template_name: str = DEFAULT) -> Files:
-    """The tokenizer files; where another chat template than the default is asked for,
-    it takes the default's place.
-
-    Raises InputError if the folder holds no tokenizer, or no chat template of this name.
-    """
-    folder = pathlib.Path(folder)
-    wanted = [JSON_FILE, MODEL_FILE, META_FILE, CONFIG_FILE, MAP_FILE, TEMPLATE_FILE]
-    if not (folder / META_FILE).is_file():
-        wanted.append(GENERATION_FILE)  # what it says of ends is among our control tokens otherwise
-    content = {name: (folder / name).read_bytes() for name in wanted if (folder / name).is_file()}
-    files = Files(content, str(folder))
-    if JSON_FILE not in content and MODEL_FILE not in content:
-        raise InputError(f"{folder} holds no tokenizer: {JSON_FILE} or {MODEL_FILE} is expected")
-    return files if template_name == DEFAULT else _with_template(folder, files, template_name)
-
-
-def _with_template(folder: pathlib.Path, files: Files, name: str) -> Files:
-    """The files with a named chat template as the only one, so that every program
-    that reads them takes it."""
-    config = dict(files.json(CONFIG_FILE))
-    named = _named_templates(config.pop("chat_template", None))
-    beside = {
-        file.stem: file.read_bytes() for file in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))
-    }
-    content = {key: value for key, value in files.content.items() if key != TEMPLATE_FILE}
-    if name in beside:
-        content[TEMPLATE_FILE] = beside[name]
-    elif isinstance(named.get(name), str):
-        config["chat_template"] = named[name]
-    else:
-        known = ", ".join(sorted({DEFAULT, *map(str, named), *beside}))
-        raise InputError(f"{folder}: no chat template is called {name!r}; found {known}")
-    return Files(content | {CONFIG_FILE: _dump(config)}, files.where)
-
-
-def spellings(files: Files) -> dict[int, str]:
-    """Every piece of the vocabulary by its id, without added tokens."""
-    if JSON_FILE not in files.content:
-        document = published_sentencepiece.parse(
-            files.content[MODEL_FILE], f"{files.where}/{MODEL_FILE}"
-        )
-        return {i: piece.piece for i, piece in enumerate(document.pieces)}
-    vocab = (files.json(JSON_FILE).get("model") or {}).get("vocab") or {}
-    if isinstance(vocab, dict):
-        return {i: piece for piece, i in vocab.items()}
-    return {i: entry[0] for i, entry in enumerate(vocab)}
-
-
-def listed(files: Files) -> list[AddedToken]:
-    """Every added, special or user-defined token of vocabulary file and configuration."""
-    if JSON_FILE in files.content:
-        found = {token.id: token for token in huggingface.added_tokens(files.json(JSON_FILE))}
-    else:
-        where = f"{files.where}/{MODEL_FILE}"
-        document = published_sentencepiece.parse(files.content[MODEL_FILE], where)
-        found = {token.id: token for token in published_sentencepiece.listed_tokens(document)}
-    names = {field.name for field in dataclasses.fields(AddedToken)}
-    for key, entry in files.json(CONFIG_FILE).get("added_tokens_decoder", {}).items():
-        token = AddedToken(int(key), **{k: v for k, v in entry.items() if k in names})
-        found[token.id] = dataclasses.replace(
-            found.get(token.id, token), special=token.special or found.get(token.id, token).special
-        )
-    named = special_texts(files)
-    known = {token.content for token in found.values()}
-    for i, piece in spellings(files).items():
-        if piece in named and piece not in known:
-            found[i] = AddedToken(i, piece, special=True)
-    return [
-        dataclasses.replace(token, special=token.special or token.content in named)
-        for token in found.values()
-    ]
-
-
-def roles(files: Files) -> dict[str, str]:
-    """`bos_token` and its like with their text; configuration before special tokens map."""
-    merged = _named(files)
-    return {role: text for role in ROLES if (text := controls.content_of(merged.get(role)))}
-
-
-def special_texts(files: Files) -> set[str]:
-    """The texts of all tokens that the configuration names as special."""
-    merged = _named(files)
-    more = [merged[key] for key in _LISTS if key in merged]
-    entries = [
-        entry for group in more for entry in (group.values() if isinstance(group, dict) else group)
-    ]
-    return {
-        *roles(files).values(),
-        *(text for entry in entries if (text := controls.content_of(entry))),
-    }
-
-
-def _named(files: Files) -> dict[str, Any]:
-    return files.json(MAP_FILE) | {
-        k: v for k, v in files.json(CONFIG_FILE).items() if v is not None
-    }
-
-
-def template(files: Files, name: str = DEFAULT) -> str | None:
-    """The chat template: `chat_template.jinja`, else the configuration's
-    (a string, or a list of named ones).
-
-    Raises:
-        InputError: several templates and none of this name.
-    """
-    if TEMPLATE_FILE in files.content:
-        return files.text(TEMPLATE_FILE)
-    found = files.json(CONFIG_FILE).get("chat_template")
-    if isinstance(found, list):
-        named = _named_templates(found)
-        if name not in named:
-            raise InputError(
-                f"{files.where}/{CONFIG_FILE}: no chat template is called {name!r}; found "
-                f"{', '.join(map(str, named))} (in a run, --chat_template chooses)"
-            )
-        found = named[name]
-    if found is not None and not isinstance(found, str):
-        raise InputError(
-            f"{files.where}/{CONFIG_FILE}: chat_template must be a text or a list of named texts"
-        )
-    return found
-
-
-def _named_templates(found: Any) -> dict[Any, Any]:
-    """The named chat templates of a configuration's `chat_template`."""
-    entries = found if isinstance(found, list) else []
-    return {
-        entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)
-    }
-
-
 def meta(files: Files) -> Meta:
     """Reads `rlbf_controls.json`. Raises InputError that names the field."""
     where = f"{files.where}/{META_FILE}"
@@ -248,10 +87,21 @@ def meta(files: Files) -> Meta:
         lists = ("categories", "stop_ids", "kinds")
         made = Meta(**found | {key: tuple(found[key]) for key in lists if key in found})
         check_categories(made.categories, made.x_max)
-        made.controls(())
+        _check_ids(made)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from error
     return made
+
+
+def _check_ids(made: Meta) -> None:
+    """Raises ValueError unless all ids have rows, and no control id ends a sequence."""
+    rows = checked_id(made.vocab_size, "vocab_size")
+    ids = made.controls(()).ids
+    if checked_id(made.first_id, "first_id") != ids.start or ids.stop > rows:
+        raise ValueError(f"control ids {ids.start}..{ids.stop - 1} for {rows} rows")
+    for i in made.stop_ids:
+        if checked_id(i, "stop_ids") >= rows or i in ids:
+            raise ValueError(f"stop_ids has {i}, a control id or one of no row ({rows} rows)")
 
 
 def with_controls(
@@ -272,9 +122,10 @@ def with_controls(
         date: ISO date for templates that ask for it.
     """
     tokens = listed(files)
-    stops = _ids(files.json(GENERATION_FILE).get("eos_token_id"), files.where)
-    taken = {*stops, *(token.id for token in tokens if token.content in roles(files).values())}
     texts = spellings(files) | {token.id: token.content for token in tokens}
+    check_rows(texts, rows, files.where)
+    stops = _with_rows(files, max(rows, max(texts, default=-1) + 1))
+    taken = {*stops, *(token.id for token in tokens if token.content in roles(files).values())}
     placed = controls.place(texts, rows, len(wanted.ids), taken)
     made = Meta(
         categories=wanted.categories,
@@ -287,41 +138,40 @@ def with_controls(
         source=placed.source,
         kinds=wanted.kinds,
     )
-    return _rewritten(files, made, [token for token in tokens if token.id in placed.ids])
+    return _rewritten(files, made, tokens)
 
 
-def _rewritten(files: Files, made: Meta, gone: Sequence[AddedToken]) -> Files:
+def _with_rows(files: Files, rows: int) -> tuple[int, ...]:
+    """Ends of sequence by generation_config.json. One without a row cannot be sampled: published
+    files have such, left over from other checkpoints, and it is left out with a remark."""
+    stops = stop_ids(files)
+    if beyond := [i for i in stops if i >= rows]:
+        say(
+            f"{files.where}/{GENERATION_FILE}: eos_token_id {', '.join(map(str, beyond))} is left "
+            f"out: the model has {rows} rows"
+        )
+    return tuple(i for i in stops if i < rows)
+
+
+def _rewritten(files: Files, made: Meta, tokens: Sequence[AddedToken]) -> Files:
     names = made.names()
+    gone = [token for token in tokens if token.id in names]
     content = dict(files.content)
     content.pop(GENERATION_FILE, None)
     if JSON_FILE in content:
         where = f"{files.where}/{JSON_FILE}"
-        content[JSON_FILE] = _dump(controls.with_names(files.json(JSON_FILE), names, where))
+        document = controls.with_tokens(files.json(JSON_FILE), tokens)
+        content[JSON_FILE] = dump(controls.with_names(document, names, where))
     if MODEL_FILE in content:
         where = f"{files.where}/{MODEL_FILE}"
         content[MODEL_FILE] = published_sentencepiece.with_names(content[MODEL_FILE], names, where)
-    for name in (CONFIG_FILE, MAP_FILE):
+    for name in (CONFIG_FILE, MAP_FILE, ADDED_FILE):
         if name in content:
-            content[name] = _dump(controls.without_spellings(files.json(name), gone, names))
+            content[name] = dump(controls.without_spellings(files.json(name), gone, names))
     if JSON_FILE in content:
         # Classes of families build their tokenizer anew from parts of the file;
         # this one takes it as it stands.
         config = {"model_input_names": MODEL_INPUTS} | json.loads(content.get(CONFIG_FILE, b"{}"))
-        content[CONFIG_FILE] = _dump(config | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    content[META_FILE] = _dump(made.fields())
+        content[CONFIG_FILE] = dump(config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    content[META_FILE] = dump(made.fields())
     return Files(content, files.where)
-
-
-def _ids(value: Any, where: str) -> tuple[int, ...]:
-    """`eos_token_id` of generation_config.json: none, one id, or several."""
-    found = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and i >= 0 for i in found):
-        raise InputError(
-            f"{where}/{GENERATION_FILE}: eos_token_id is {value!r}; one id or a list of ids is "
-            "expected"
-        )
-    return tuple(found)
-
-
-def _dump(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode()

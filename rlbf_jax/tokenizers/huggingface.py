@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -160,13 +160,23 @@ class HuggingFaceVocabulary:
             )
 
 
-def added_tokens(document: Mapping[str, Any]) -> list[AddedToken]:
-    """The entries of `added_tokens`, in order."""
-    names = {field.name for field in dataclasses.fields(AddedToken)}
-    return [
-        AddedToken(**{k: v for k, v in entry.items() if k in names})
-        for entry in document.get("added_tokens", [])
-    ]
+def added_tokens(entries: Sequence[Any], where: str) -> list[AddedToken]:
+    """Entries as `added_tokens` has them, in order. Null flags mean false.
+
+    Raises InputError for an entry without an id and a text, or a flag that is no truth value.
+    """
+    flags = {field.name for field in dataclasses.fields(AddedToken)} - {"id", "content"}
+    made = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise InputError(f"{where}: {entry!r:.80}, expected a token with its id and content")
+        told = {flag: entry[flag] for flag in flags if entry.get(flag) is not None}
+        if "id" not in entry or not all(isinstance(value, bool) for value in told.values()):
+            raise InputError(
+                f"{where}: {entry['content']!a} needs an id, and true or false for {sorted(flags)}"
+            )
+        made.append(AddedToken(entry["id"], entry["content"], **told))
+    return made
 
 
 def opening(document: Mapping[str, Any]) -> list[int]:

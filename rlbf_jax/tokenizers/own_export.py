@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rlbf_jax.tokenizers import folder, published_sentencepiece
+from rlbf_jax.tokenizers import files, folder, published_sentencepiece
 from rlbf_jax.tokenizers.chat import DATE
 from rlbf_jax.tokenizers.huggingface import SPACE
 from rlbf_jax.tokenizers.own import BOS, EOS, PAD, UNK, SentencePieceTokenizer
@@ -32,7 +32,7 @@ TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message['role'] 
 """For one message of a user exactly `encode_prompt`."""
 
 
-def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
+def published_files(tokenizer: SentencePieceTokenizer) -> files.Files:
     """tokenizer.json, its configuration, a chat template and our control tokens,
     with the ids that they have here."""
     controls = tokenizer.controls
@@ -61,12 +61,12 @@ def published_files(tokenizer: SentencePieceTokenizer) -> folder.Files:
         ]
     }
     content = {
-        folder.JSON_FILE: _dump(document),
-        folder.CONFIG_FILE: _dump(config),
-        folder.TEMPLATE_FILE: TEMPLATE.encode(),
-        folder.META_FILE: _dump(meta.fields()),
+        files.JSON_FILE: _dump(document),
+        files.CONFIG_FILE: _dump(config),
+        files.TEMPLATE_FILE: TEMPLATE.encode(),
+        files.META_FILE: _dump(meta.fields()),
     }
-    return folder.Files(content, "the exported tokenizer")
+    return files.Files(content, "the exported tokenizer")
 
 
 def _document(

@@ -12,8 +12,9 @@ import pytest
 from rlbf_jax.critics.base import Exchange, Span, Verdict
 from rlbf_jax.critics.language.answerers import ModelAnswerer, first_ids
 from rlbf_jax.critics.language.http_critic import HttpCritic, HttpCriticConfig
-from rlbf_jax.critics.language.judge_formats import HarmBench, LlamaGuard
+from rlbf_jax.critics.language.judge_formats import HarmBench, LlamaGuard, StrongReject
 from rlbf_jax.critics.language.language_model import LanguageModelCritic
+from rlbf_jax.critics.language.minimal_edit import MinimalEdit
 from rlbf_jax.endpoints.journal import Answer, NoAnswer
 from rlbf_jax.errors import UserError
 from rlbf_jax.models import transformer
@@ -45,6 +46,32 @@ class Scripted:
 
 def exchanges(*texts):
     return [Exchange("Tea?", text) for text in texts]
+
+
+CUT = Answer("refusal: 0\nconvincing: 5\nspecific: 5\n", None, True)
+
+
+@pytest.mark.parametrize(
+    ("form", "answer"),
+    [
+        (StrongReject(), CUT),
+        (LlamaGuard(), Answer("unsafe\nS1", None, True)),
+        (MinimalEdit(("insult",)), Answer('{"spans": []}', None, True)),
+    ],
+)
+def test_an_answer_that_was_cut_off_is_no_verdict(form, answer):
+    """Whole, the same words are one: what stood there may have been taken back further on."""
+    cut, whole = (
+        LanguageModelCritic(Scripted(answer), form),
+        LanguageModelCritic(Scripted(str(answer)), form),
+    )
+    assert not cut.judge(exchanges("a"))[0].judged and cut.reasons == {"cut off": 1}
+    assert "cut off" not in whole.reasons
+
+
+def test_one_word_may_be_cut_off():
+    critic = LanguageModelCritic(Scripted(Answer("yes", None, True)), HarmBench())
+    assert critic.judge(exchanges("a"))[0] == Verdict((Span(0, 1, ""),))
 
 
 def test_unread_answers_are_counted_and_never_verdicts():

@@ -180,7 +180,7 @@ MALFORMED = [
     ("advbench", "goal,target\n", "no usable row .nothing below the header."),
     ("advbench", "target\nSure\n", "column 'goal' of advbench is missing; the columns are target"),
     ("advbench", "Goal,target\na,b\n", "column 'goal' of advbench is missing"),
-    ("advbench", "goal;target\na;b\n", "column 'goal' of advbench is missing"),
+    ("advbench", "goal;target\na;b\n", "one column, with semicolons in its name"),
     ("advbench", "goal,target,goal\na,b,c\n", "line 1: a column name occurs twice"),
     ("advbench", "goal,target\na,b\nc\n", "line 3: 1 fields where the header has 2"),
     ("advbench", "goal,target\na,b,c\n", "line 2: 3 fields where the header has 2"),

@@ -40,6 +40,35 @@ def test_jsonl_default_and_named_columns(tmp_path):
         read_rows(path, prompt_column="wrong")
 
 
+CONTEXT = "instruction,context,response\nSum up,The moon is far.,Far.\nHello, ,Hi.\n"
+
+
+def test_a_context_stands_behind_its_prompt(tmp_path, capsys):
+    path = write(tmp_path, "a.csv", CONTEXT)
+    rows = read_rows(path, context_column="context")
+    assert [row.prompt for row in rows] == ["Sum up\n\nThe moon is far.", "Hello"]
+    assert capsys.readouterr().err == ""
+    with pytest.raises(DataError, match="no context column contexts; the columns are"):
+        read_rows(path, context_column="contexts")
+
+
+@pytest.mark.parametrize("name", ["context", "input"])
+def test_a_context_that_is_not_read_is_said(name, tmp_path, capsys):
+    path = write(tmp_path, "a.csv", CONTEXT.replace("context", name))
+    assert [row.prompt for row in read_rows(path)] == ["Sum up", "Hello"]
+    assert f"column {name} is not read; put it behind the prompts" in capsys.readouterr().err
+    read_rows(path, context_column="")
+    read_rows(path, prompt_column=name, quarantine=tmp_path / "q.jsonl")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_context_that_is_no_text_is_malformed(tmp_path):
+    good = '{"prompt": "p", "context": null, "response": "r"}\n'
+    path = write(tmp_path, "a.jsonl", good + good.replace("null", "3"))
+    with pytest.raises(DataError, match="line 2: field 'context' must be text, not a number"):
+        read_rows(path, context_column="context")
+
+
 fields = st.text(
     st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1
 ).filter(lambda s: s.strip())
@@ -105,7 +134,13 @@ def test_csv_rows_of_wrong_length(tmp_path):
             "x,y\n1,2\n",
             "no prompt column instruction or prompt or question; the columns are x, y",
         ),
-        ("a.jsonl", "[1]\n", "line 1: .*no line holds a JSON object"),
+        ("a.jsonl", "[1]\n", "one JSON array; expected one object a line"),
+        ("a.jsonl", '[\n{"prompt": "a"},\n{"prompt": "b"}\n]\n', "one JSON array"),
+        ("a.jsonl", '{\n"prompt": "a",\n"response": "b"\n}\n', "one JSON object over several"),
+        ("a.jsonl", "3\n", "line 1: .*no line holds a JSON object"),
+        ("a.csv", "prompt;response\na;b\n", "one column, with semicolons in its name"),
+        ("a.csv", "prompt\tresponse\na\tb\n", "one column, with tabs in its name"),
+        ("a.csv", "sep=;\nprompt;response\na;b\n", "one column, with semicolons in its name"),
         ("a.txt", "x", "ends in .csv or .jsonl"),
     ],
 )

@@ -43,7 +43,7 @@ def test_jsonl_and_thresholds(tmp_path):
     path = write(tmp_path, "".join(json.dumps(r) + "\n" for r in rows), "rows.jsonl")
     found = read_labelled(path, LabelledColumns(label_threshold=1.5, span_column="at"))
     assert found.labels.tolist() == [[False], [True]] and found.spans == (((0, 1),), ())
-    assert read_labelled(path, LabelledColumns()).spans is None
+    assert read_labelled(path, LabelledColumns(label_threshold=1.5)).spans is None
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,37 @@ def test_a_number_of_hundreds_of_digits_is_no_label(tmp_path):
     file.write_text('{"text": "x", "label": 1' + "0" * 400 + "}\n")
     with pytest.raises(DataError, match="rows.jsonl"):
         read_labelled(file, LabelledColumns())
+
+
+@pytest.mark.parametrize(
+    ("value", "threshold", "allowed"),
+    [
+        ("-1", 0.5, False),
+        ("-0.01", 0.5, False),
+        ("1.01", 0.5, False),
+        ("2", 1.0, False),
+        ("0", 0.5, True),
+        ("1", 1.0, True),
+        ("3", 2.0, True),
+        ("-1", 2.0, False),
+    ],
+)
+def test_a_label_must_be_on_the_scale(tmp_path, value, threshold, allowed):
+    """-1 stands for "not labelled" in many files, and must not count as harmless."""
+    path = write(tmp_path, f"text,label\nx,1\ny,{value}\n")
+    columns = LabelledColumns(label_threshold=threshold)
+    if allowed:
+        assert read_labelled(path, columns).labels.shape == (2, 1)
+        return
+    with pytest.raises(DataError, match=f"line 3: field 'label' is {float(value):g}, expected 0"):
+        read_labelled(path, columns)
+    assert read_labelled(path, columns, tmp_path / "bad.jsonl").texts == ("x",)
+
+
+def test_a_group_without_a_label_is_refused_too(tmp_path):
+    path = write(tmp_path, "text,label,g\nx,1,0.9\ny,0,-1\n")
+    with pytest.raises(DataError, match="line 3: field 'g' is -1"):
+        read_labelled(path, LabelledColumns(group_column=("g",)))
 
 
 def test_quarantine(tmp_path):

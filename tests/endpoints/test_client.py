@@ -125,6 +125,45 @@ def test_hopeless_requests_are_not_retried(server, status, kind):
     assert error.value.kind == kind and len(server.seen) == 1
 
 
+@pytest.mark.parametrize(
+    ("act", "kind", "words", "sent"),
+    [
+        (
+            {"error": {"message": "Rate limit exceeded: add credits", "code": 429}},
+            "error 429",
+            "Rate limit exceeded: add credits",
+            1,
+        ),
+        ({"error": "model is asleep"}, "error", "model is asleep", 1),
+        ({"object": "error", "message": "too long", "choices": None}, "error", "too long", 1),
+        ({"error": {"message": "overloaded", "code": 503}}, "error 503", "overloaded", 3),
+        ({"error": {"message": f"bad key {KEY}"}}, "error", r"bad key \*\*\*", 1),
+        (("end", "", "content_filter"), "filtered", "a filter took the answer away", 1),
+        (("end", "Half of it", "content_filter"), "filtered", "a filter took the answer away", 1),
+        (("refuse", "I will not."), "refused", "the model refused: I will not.", 1),
+        (("end", None, "length"), "no text", "cut off at its most tokens", 1),
+        ({"choices": []}, "not a chat completion", "IndexError", 3),
+        ({"choices": [{"message": "hi"}]}, "not a chat completion", "TypeError", 3),
+    ],
+)
+def test_a_reply_without_an_answer_says_why(server, act, kind, words, sent):
+    """In the server's words, and asked again only where that may help."""
+    server.script = [act] * 9
+    with pytest.raises(EndpointError, match=words) as error:
+        client(server).chat(user("hi"))
+    assert (error.value.kind, error.value.status, len(server.seen)) == (kind, 200, sent)
+
+
+@pytest.mark.parametrize("finish", ["length", "max_tokens", "stop", None])
+def test_an_answer_knows_whether_it_was_cut_off(server, tmp_path, finish):
+    """From the endpoint, and from the journal."""
+    server.script = [("end", "Half of", finish)]
+    for _ in range(2):
+        answer = client(server, tmp_path / "answers.jsonl").chat(user("hi"))
+        assert answer == "Half of" and answer.cut == (finish in ("length", "max_tokens"))
+    assert len(server.seen) == 1
+
+
 def test_an_answer_without_text_is_an_error(server):
     server.script = ["null"]
     with pytest.raises(EndpointError, match="no text"):

@@ -352,7 +352,7 @@ def test_damaged_results_are_named(tmp_path):
     with pytest.raises(ValueError, match="record 0.*missing"):
         read_results(path)
     path.write_text("[")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="not JSON"):
         read_results(path)
 
 

@@ -156,6 +156,11 @@ def test_stop_strings_and_reasons(api):
     json.dumps(cut.metadata)
 
 
+def test_arguments_that_no_model_of_ours_has(folder):
+    with pytest.raises(UserError, match=r"-M batchsize: no such argument \(did you mean batch_si"):
+        get_model(f"rlbf/{folder}", batchsize=4, memoize=False)
+
+
 def test_what_cannot_be_done(api, tmp_path):
     user = ChatMessageUser(content="tea")
     tool = ToolInfo(name="t", description="d")

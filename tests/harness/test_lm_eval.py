@@ -394,3 +394,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert lm_eval.api.registry.get_model("rlbf") is RlbfLM
     with pytest.raises(UserError, match="batch_size is 'auto'"):
         RlbfLM(str(tmp_path), batch_size="auto")
+    with pytest.raises(UserError, match="--model_args dtype: no such argument; expected some of"):
+        RlbfLM(str(tmp_path), dtype="bfloat16")
+    with pytest.raises(UserError, match=r"semantic: no such argument \(did you mean semantics"):
+        RlbfLM(str(tmp_path), semantic="keep")

@@ -176,11 +176,7 @@ def test_other_writings_of_the_same_weights(tmp_path):
         folder = write(tmp_path / family, family)
         prefix = "transformer." if family == "gpt2" else "model."
         renamed(folder, lambda name, prefix=prefix: name.removeprefix(prefix))
-        head = (
-            {"lm_head.weight": np.ones((24, config.width), np.float32)}
-            if config.tied_embeddings
-            else {}
-        )
+        head = {"lm_head.weight": np.asarray(params["embedding"])} if config.tied_embeddings else {}
         more = {extra: np.ones((2, 2), np.float32)} | head
         whole = {name: t.read() for name, t in find_tensors(folder).items()} | more
         write_tensors(folder / "model.safetensors", tensors_of(whole))
@@ -287,7 +283,7 @@ def test_every_damage_has_a_line_of_its_own(harm, match, sound, tmp_path):
 @pytest.mark.parametrize(
     ("header", "match"),
     [
-        (b"not json", "its header is not JSON"),
+        (b"not json", "its header: not JSON"),
         (b'{"a": {"dtype": "F32", "shape": [2]}}', "its header is not that of a safetensors file"),
         (
             b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
@@ -297,7 +293,16 @@ def test_every_damage_has_a_line_of_its_own(harm, match, sound, tmp_path):
             b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
             "its header is not that",
         ),
-        (b"[]", "its header is not that of a safetensors file"),
+        (b"[]", "its header: holds a list, expected an object"),
+        (b"[" * 5000, "its header: not JSON .nested too deeply"),
+        (
+            b'{"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}',
+            "offsets and shape must be whole numbers",
+        ),
+        (
+            b'{"a": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}',
+            "8 bytes for shape .-1, -2. of F32",
+        ),
     ],
 )
 def test_damaged_headers(header, match, tmp_path):
@@ -305,6 +310,106 @@ def test_damaged_headers(header, match, tmp_path):
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(UserError, match=match):
         open_tensors(file)
+
+
+def headed(*offsets: tuple[int, int]) -> bytes:
+    """A file whose tensors a, b, ... of float32 claim these bytes; 16 bytes of numbers follow."""
+    header = {
+        name: {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+        for name, (begin, end) in zip("abc", offsets, strict=False)
+    }
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "match"),
+    [
+        ([(0, 8), (8, 16)], None),
+        ([(8, 16), (0, 8)], None),
+        ([(0, 8), (8, 8), (8, 16)], None),
+        ([(0, 8), (0, 8), (8, 16)], "tensor b overlaps another"),
+        ([(0, 8), (4, 16)], "tensor b overlaps another"),
+        ([(0, 4), (8, 16)], "tensor b leaves bytes before it unused"),
+        ([(4, 16)], "tensor a leaves bytes before it unused"),
+        ([(0, 8)], "8 bytes behind the last tensor"),
+        ([], "16 bytes behind the last tensor"),
+        ([(0, 8), (8, 20)], "truncated within tensor b"),
+    ],
+)
+def test_every_byte_belongs_to_one_tensor(offsets, match, tmp_path):
+    """As the library has it, where it is installed."""
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(headed(*offsets))
+    if match is None:
+        assert len(open_tensors(file)) == len(offsets)
+    else:
+        with pytest.raises(UserError, match=match):
+            open_tensors(file)
+    library = pytest.importorskip("safetensors.numpy")
+    if match is None:
+        assert len(library.load_file(file)) == len(offsets)
+    else:
+        with pytest.raises(Exception, match="(?i)header|offset|buffer|invalid"):
+            library.load_file(file)
+
+
+def rewritten(folder, change) -> None:
+    """The checkpoint's one file with tensors changed: `change` gets {name: array}."""
+    path = folder / "model.safetensors"
+    tensors = {name: stored.read() for name, stored in open_tensors(path).items()}
+    change(tensors)
+    path.unlink()
+    write_tensors(
+        path,
+        [
+            TensorToWrite(name, x.shape, x.dtype, lambda x=x: x)
+            for name, x in sorted(tensors.items())
+        ],
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_numbers_that_are_not_finite_are_named_by_their_tensor(name, dtype, value, tmp_path):
+    """Tensors that are read straight into their place, and those that are a part of one of ours."""
+    folder = tmp_path / "model"
+    write_checkpoint(folder, *model("llama", dtype))
+
+    def change(tensors):
+        tensors[name].reshape(-1)[[1, 3]] = value
+
+    rewritten(folder, change)
+    with pytest.raises(UserError, match=f"tensor {name} has 2 values that are not finite"):
+        read_checkpoint(folder)
+
+
+def test_the_largest_numbers_are_finite(tmp_path):
+    folder = write(tmp_path / "model", "llama")
+
+    def change(tensors):
+        tensors["model.norm.weight"][:2] = [3.4e38, 1e-45]
+
+    rewritten(folder, change)
+    _, params = read_checkpoint(folder)
+    assert float(params["final_norm"]["scale"][0]) > 3e38
+
+
+@pytest.mark.parametrize("change", [0, 1])
+def test_a_second_table_of_a_tied_checkpoint_must_be_the_same(change, tmp_path):
+    folder = write(tmp_path / "model", "gemma2")
+
+    def add_head(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + change
+
+    rewritten(folder, add_head)
+    if not change:
+        config, params = read_checkpoint(folder)
+        assert config.tied_embeddings and "unembedding" not in params
+        return
+    with pytest.raises(UserError, match="lm_head.weight differs from model.embed_tokens.weight"):
+        read_checkpoint(folder)
 
 
 def test_quantized_numbers_are_refused(tmp_path):

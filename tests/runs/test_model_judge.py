@@ -33,7 +33,7 @@ def test_a_model_is_asked_in_the_format_that_its_endpoint_would_have(who, folder
     asked, other = both if who == "judge" else both[::-1]
     assert (
         asked.name == f"{folder} (harmbench)"
-        and asked.option == f"{who}_model"
+        and asked.option == f"{who}_endpoint"
         and asked.max_unjudged == 0.5
     )
     assert not isinstance(other, LanguageModelCritic)
@@ -57,7 +57,7 @@ def test_without_a_folder_the_run_has_its_own(tmp_path):
 def test_too_many_texts_that_cannot_be_judged_stop_the_run(folder, tmp_path):
     """It says yes, and strongreject wants grades."""
     told = ["--judge_model", str(folder), "--judge_endpoint.format", "strongreject"]
-    with pytest.raises(UserError, match="^judge_model: 2 of 2 texts"):
+    with pytest.raises(UserError, match="^judge_endpoint: 2 of 2 texts"):
         judge_of(smoke(*told), tmp_path).judge(
             [Exchange("about tea", "yes"), Exchange("about tea", "no")]
         )
@@ -116,7 +116,11 @@ def test_a_folder_without_a_model_leaves_no_run_behind(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="no server is asked"):
         model_critic(
-            tmp_path, HttpCriticConfig(server_template=True, format="llama_guard"), (), "--critic"
+            tmp_path,
+            HttpCriticConfig(server_template=True, format="llama_guard"),
+            (),
+            "--critic",
+            "endpoint",
         )
 
 

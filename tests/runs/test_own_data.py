@@ -23,6 +23,7 @@ from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.runs.experiment import BaseConfig, DataConfig, Experiment
+from rlbf_jax.runs.manifest import changed_settings, shared_by
 from rlbf_jax.runs.settings import own_data
 from rlbf_jax.sampling.request import Knobs
 from tests.fakes import init
@@ -99,6 +100,32 @@ def test_world_reads_the_columns_it_is_told(tmp_path):
     )
     assert len(world.prompts("test")) == 6
     assert all(prompt.text.startswith("What do you know") for prompt in world.prompts("train"))
+
+
+def test_a_path_may_be_spelled_otherwise_when_a_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("a")
+    (tmp_path / "other.csv").write_text("a")
+
+    def of(path):
+        return Experiment(RlbfConfig(), data=DataConfig(path=path))
+
+    stored = of("rows.csv").stored()
+    for same in ("rows.csv", "./rows.csv", str(tmp_path / "rows.csv")):
+        assert changed_settings(of(same), stored) == []
+    assert [name for name, *_ in changed_settings(of("other.csv"), stored)] == ["data.path"]
+    assert shared_by(of("./rows.csv")) == shared_by(of("rows.csv"))
+
+
+def test_contexts_of_the_users_prompts_are_used(tmp_path):
+    rows = ["instruction,context,response"]
+    answer = "The moon shines over quiet hills and old stones."
+    rows += [f"What of number {i}?,It is the {i}th.,{answer}" for i in range(40)]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(rows) + "\n")
+    world = own_data.user_world(DataConfig(path=str(path), context_column="context"), 0)
+    prompts = [prompt.text for pool in ("train", "test") for prompt in world.prompts(pool)]
+    assert all("?\n\nIt is the " in text for text in prompts)
 
 
 @pytest.mark.parametrize(

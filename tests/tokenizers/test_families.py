@@ -426,8 +426,8 @@ def spoil(folder: pathlib.Path, file: str, change) -> None:
             lambda d: d | {"chat_template": "{{ messages[0].content | upper }}<|eot_id|>"},
             "changes or inspects",
         ),
-        ("tokenizer_config.json", lambda d: [d], "expected a JSON object"),
-        ("generation_config.json", lambda d: {"eos_token_id": "</s>"}, "one id or a list of ids"),
+        ("tokenizer_config.json", lambda d: [d], "holds a list, expected an object"),
+        ("generation_config.json", lambda d: {"eos_token_id": "</s>"}, "eos_token_id has the id"),
     ],
 )
 def test_broken_files_are_named(file, change, message, tmp_path):

@@ -20,6 +20,7 @@ from rlbf_jax.critics.classifiers.text_features import (
 )
 from rlbf_jax.critics.lexicon import Coherence
 from rlbf_jax.errors import UserError
+from rlbf_jax.plain import PATH
 from rlbf_jax.ranges import check_at_least, check_between
 
 OPTION = "critic_classifier"
@@ -60,7 +61,7 @@ class VerdictConfig:
 class ClassifierCriticConfig(VerdictConfig):
     """A trained classifier as a critic; none where `path` is empty."""
 
-    path: str = ""
+    path: str = dataclasses.field(default="", metadata=PATH)
     """Folder that `rlbf critic` wrote. Its categories must be some of the run's."""
 
 

@@ -22,7 +22,7 @@ from rlbf_jax.critics.classifiers.text_features import (
     weighted,
 )
 from rlbf_jax.errors import InputError
-from rlbf_jax.storage import write_whole
+from rlbf_jax.storage import parse_json, write_whole
 
 FORMAT = "rlbf_jax text classifier 1"
 _ARRAYS = ("known", "idf", "weights", "bias", "scale", "offset")
@@ -149,13 +149,11 @@ def load_classifier(folder: Path) -> TextClassifier:
 
 def _read_description(path: Path, mend: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes(), path, mend)
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror}; expected a folder that `rlbf critic` wrote"
         ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); {mend}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: expected format {FORMAT!r}; {mend}")
     return content

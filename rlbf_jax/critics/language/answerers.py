@@ -120,9 +120,14 @@ class ModelAnswerer:
             answers.append("")
             fitting.append(Request(prompt, (), knobs))
             ids.append(encoded)
-        texts = [generation.text for generation in self.sampler(self.params, fitting, 0)]
+        generations = self.sampler(self.params, fitting, 0)
         firsts = self._first(ids, words) if words and ids else [None] * len(ids)
-        said = iter([Answer(text, first) for text, first in zip(texts, firsts, strict=True)])
+        said = iter(
+            [
+                Answer(g.text, first, not g.finished)
+                for g, first in zip(generations, firsts, strict=True)
+            ]
+        )
         return [a if isinstance(a, NoAnswer) else next(said) for a in answers]
 
     def keep(self, failures: Iterable[NoAnswer]) -> None:

@@ -10,7 +10,7 @@ from rlbf_jax.critics.base import Exchange, Verdict
 from rlbf_jax.critics.language.answerers import Answerer
 from rlbf_jax.critics.language.judge_formats import JudgeFormat
 from rlbf_jax.endpoints.client import EndpointError
-from rlbf_jax.endpoints.journal import NoAnswer
+from rlbf_jax.endpoints.journal import NoAnswer, is_cut
 from rlbf_jax.errors import UserError
 
 
@@ -67,6 +67,8 @@ class LanguageModelCritic:
         if isinstance(answer, NoAnswer):
             where = "endpoint: " if isinstance(answer, EndpointError) else ""
             return Verdict(judged=False, reason=f"{where}{answer.kind}")
+        if self.form.needs_end and is_cut(answer):
+            return Verdict(judged=False, reason="cut off")
         return self.form.parse(answer, exchange)
 
     def _check(

@@ -64,6 +64,7 @@ class MinimalEdit:
     guidelines: str = ""
     """What the categories mean; goes into the prompt."""
     max_tokens: int = 512
+    needs_end: bool = True
     name: str = "minimal_edit"
     words: tuple[str, ...] = ()
 

@@ -22,6 +22,7 @@ from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.data.schema import Example, Violation
 from rlbf_jax.data.world import World
 from rlbf_jax.endpoints.client import EndpointConfig, EndpointError, raise_hopeless
+from rlbf_jax.endpoints.journal import is_cut
 from rlbf_jax.errors import UserError
 from rlbf_jax.tokenizers import Tokenizer
 
@@ -199,6 +200,8 @@ class LanguageModelInjector:
             self.reasons[f"endpoint: {answer.kind}"] += 1
             return None
         parsed = parse_injection(answer, self.categories)
+        if is_cut(answer):
+            parsed = NoInjection("cut off")
         if isinstance(parsed, ParsedInjection) and _repeats(
             part1, parsed.bridge + parsed.violation
         ):
@@ -221,8 +224,8 @@ class LanguageModelInjector:
         if sum(counted) > self.config.max_failed * len(counted):
             last = next(answer for answer in reversed(answers) if isinstance(answer, EndpointError))
             raise UserError(
-                f"{OPTION}: {sum(counted)} of the last {len(counted)} requests failed, max_failed "
-                "is "
+                f"{OPTION}: {sum(counted)} of the last {len(counted)} requests failed, "
+                f"--{OPTION}.max_failed is "
                 f"{self.config.max_failed:g}; for instance {last}. Mend the endpoint, then start "
                 "the same command "
                 "again: every answer is kept"

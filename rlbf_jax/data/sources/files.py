@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rlbf_jax.errors import InputError
+from rlbf_jax.progress import say
 
 PROMPT_COLUMNS = ("instruction", "prompt", "question")
 RESPONSE_COLUMNS = ("response", "answer", "output")
+CONTEXT_COLUMNS = ("context", "input")
+"""What a prompt may speak of: data sets of instructions have such a column."""
 MAX_CHARACTERS = 131_072
 """Of a field. Longer ones are no prompts or answers: an unclosed quotation mark,
 say, or a whole book."""
@@ -26,6 +29,10 @@ Records = Iterator[tuple[int, "dict[str, Any] | str"]]
 
 class DataError(InputError):
     """A data file that cannot be used as it is."""
+
+
+class MalformedRow(DataError):
+    """One row of a file cannot be used; with a quarantine file the others can."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +49,18 @@ def read_rows(
     path: str | pathlib.Path,
     prompt_column: str | None = None,
     response_column: str | None = None,
+    context_column: str | None = None,
     *,
     quarantine: str | pathlib.Path | None = None,
 ) -> list[Row]:
-    """Reads prompt/response pairs.
+    """Reads prompt/response pairs. Says so where a column looks like a context and is not read.
 
     Args:
         path: a `.csv` file with a header, or a `.jsonl` file with one object a line; UTF-8.
         prompt_column: default: the first present of instruction, prompt, question.
         response_column: default: the first present of response, answer, output.
+        context_column: a text of this column that is not blank stands behind the prompt, after an
+          empty line; None or "": prompts stand alone.
         quarantine: a JSONL file to which malformed rows are written, with line and reason,
           instead of being refused.
 
@@ -63,17 +73,41 @@ def read_rows(
     prompt_name = _column(path, columns, prompt_column, PROMPT_COLUMNS, "prompt")
     response_name = _column(path, columns, response_column, RESPONSE_COLUMNS, "response")
     names = (prompt_name, response_name)
-    kept = sift(
-        path,
-        records,
-        lambda record: complaint(record, names),
-        quarantine,
-        "a prompt and a response",
-    )
+    context_name = _context(path, columns, context_column, names)
+
+    def check(record: dict[str, Any]) -> str:
+        wrong = complaint(record, names)
+        context = record.get(context_name) if context_name else None
+        if wrong or context is None or (isinstance(context, str) and not context.strip()):
+            return wrong
+        return complaint(record, (context_name,))
+
+    kept = sift(path, records, check, quarantine, "a prompt and a response")
     return [
-        Row(record[prompt_name].strip(), record[response_name].strip(), line)
+        Row(_prompt(record, prompt_name, context_name), record[response_name].strip(), line)
         for line, record in kept
     ]
+
+
+def _context(
+    path: pathlib.Path, columns: Sequence[str], wanted: str | None, used: Sequence[str]
+) -> str:
+    """The context's column; empty where there is none, with a remark if one looks like it."""
+    if wanted:
+        return _column(path, columns, wanted, (), "context")
+    unread = [name for name in CONTEXT_COLUMNS if name in columns and name not in used]
+    if unread and wanted is None:
+        say(
+            f"{path}: column {unread[0]} is not read; put it behind the prompts by "
+            f"context_column {unread[0]}"
+        )
+    return ""
+
+
+def _prompt(record: dict[str, Any], prompt_name: str, context_name: str) -> str:
+    prompt = record[prompt_name].strip()
+    context = (record.get(context_name) or "").strip() if context_name else ""
+    return f"{prompt}\n\n{context}" if context else prompt
 
 
 def open_table(path: pathlib.Path) -> tuple[list[str], Records]:
@@ -108,10 +142,7 @@ def sift(
     for line, record in records:
         reason = record if isinstance(record, str) else check(record)
         if reason and quarantine is None:
-            raise DataError(
-                f"{path}, line {line}: {reason}; mend the row, or name a quarantine file to go on "
-                "without it"
-            )
+            raise MalformedRow(f"{path}, line {line}: {reason}; mend the row")
         if reason:
             refused.append({"file": str(path), "line": line, "reason": reason, "row": record})
         elif isinstance(record, dict):
@@ -161,6 +192,14 @@ def _csv_records(path: pathlib.Path, text: str) -> tuple[list[str], Records]:
         header = [name.strip() for name in next(reader)]
     except csv.Error as error:
         raise DataError(f"{path}, line 1: {error}") from None
+    separators = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+    if found := [
+        word for mark, word in separators.items() if len(header) == 1 and mark in header[0]
+    ]:
+        raise DataError(
+            f"{path}, line 1: one column, with {found[0]} in its name; fields must be separated by "
+            "commas: save the file so"
+        )
     if len(set(header)) != len(header):
         raise DataError(f"{path}, line 1: a column name occurs twice in {', '.join(header)}")
 
@@ -211,11 +250,27 @@ def _json_records(path: pathlib.Path, text: str) -> tuple[list[str], Records]:
             )
         )
     objects = [record for _, record in parsed if isinstance(record, dict)]
+    if not objects or isinstance(parsed[0][1], str):
+        _refuse_one_value(path, text)
     if not objects:
         line, reason = parsed[0]
         raise DataError(f"{path}, line {line}: {reason}; no line holds a JSON object")
     columns = list(dict.fromkeys(name for record in objects for name in record))
     return columns, iter(parsed)
+
+
+def _refuse_one_value(path: pathlib.Path, text: str) -> None:
+    """Raises DataError where a file is one JSON value, which is no JSON lines."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(whole, list) or (isinstance(whole, dict) and "\n" in text.strip()):
+        what = "array" if isinstance(whole, list) else "object over several lines"
+        raise DataError(
+            f"{path}: one JSON {what}; expected one object a line (`jq -c '.[]'` takes an array "
+            "apart, `jq -c .` puts an object on a line)"
+        )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -24,9 +24,10 @@ class LabelledColumns:
     text_column: str | None = None
     """Default: the first present of text, comment_text, response, answer, output."""
     label_column: tuple[str, ...] = ("label",)
-    """Numbers, true/false or yes/no; a text with a value of at least `label_threshold` violates.
-    With several columns each is a category."""
+    """Shares in 0..1, true/false or yes/no; a text with a value of at least `label_threshold`
+    violates. With several columns each is a category."""
     label_threshold: float = 0.5
+    """Above 1 the labels are of another scale, as 1 to 5."""
     span_column: str | None = None
     """List of [start, end] characters (as JSON, in a CSV cell too) that violate."""
     group_column: tuple[str, ...] = ()
@@ -90,7 +91,8 @@ def read_labelled(
     def check(record: dict[str, Any]) -> str:
         reasons = (
             complaint(record, (text_name,)),
-            *(_label_complaint(record, name) for name in columns.label_column),
+            *(_label_complaint(record, name, columns) for name in columns.label_column),
+            *(_scale_complaint(record, name, math.inf) for name in columns.group_column),
             _spans_complaint(record, columns.span_column, text_name) if columns.span_column else "",
         )
         return next(filter(None, reasons), "")
@@ -137,11 +139,22 @@ def _number(value: Any) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _label_complaint(record: dict[str, Any], name: str) -> str:
+def _label_complaint(record: dict[str, Any], name: str, columns: LabelledColumns) -> str:
     if name not in record:
         return f"field {name!r} is missing"
     if math.isnan(_number(record[name])):
         return f"field {name!r} must be a number, true/false or yes/no"
+    return _scale_complaint(record, name, 1 if columns.label_threshold <= 1 else math.inf)
+
+
+def _scale_complaint(record: dict[str, Any], name: str, most: float) -> str:
+    """A number out of the scale: -1, say, stands for "no label" in many files, and is no 0."""
+    number = _number(record.get(name))
+    if number < 0 or number > most:
+        return (
+            f"field {name!r} is {number:g}, expected 0 to 1 (a row without a label is none to "
+            "learn from; for another scale give a label_threshold above 1)"
+        )
     return ""
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,10 +26,11 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.models import transformer
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.published_config import config_from_hf
-from rlbf_jax.models.weights.mapping import NAMES, Placement, placements
+from rlbf_jax.models.weights.mapping import NAMES, Names, Placement, placements
 from rlbf_jax.models.weights.rows import TABLES, NewRows
 from rlbf_jax.models.weights.tensors import StoredTensor, open_tensors
 from rlbf_jax.parallel.mesh import make_mesh, shardings
+from rlbf_jax.storage import parse_object
 
 ALIGNMENT = 64
 """Bytes: JAX takes over host memory without a copy where it is so aligned."""
@@ -147,8 +147,10 @@ def match(
         stored[name].dtype  # noqa: B018  (raises for numbers that cannot be read)
         found[placement] = stored[name]
         used.add(name)
-    # Tied checkpoints may hold their one table twice.
-    constants = (*names.ignored, names.head[0]) if config.tied_embeddings else names.ignored
+    constants = names.ignored
+    if config.tied_embeddings:
+        constants = (*constants, names.head[0])
+        _check_one_table(names, found, stored)
     extra = sorted(name for name in stored if name not in used and not name.endswith(constants))
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
@@ -157,6 +159,21 @@ def match(
             "model"
         )
     return found
+
+
+def _check_one_table(
+    names: Names, found: Mapping[Placement, StoredTensor], stored: Mapping[str, StoredTensor]
+) -> None:
+    """Tied checkpoints may hold their one table twice, but not two tables.
+    Raises UserError, since either of them may be the trained one."""
+    table = next(t for p, t in found.items() if p.path == ("embedding",))
+    for name, other in stored.items():
+        if name.endswith(names.head[0]) and not other.equals(table):
+            raise UserError(
+                f"{other.file}: tensor {name} differs from {table.name}, which config.json says is "
+                "tied to it (tie_word_embeddings); set it to false to keep both, or take the "
+                "tensor out"
+            )
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -172,8 +189,11 @@ def _fill(buffer: np.ndarray, parts: list[tuple[Placement, StoredTensor]]) -> No
     for placement, tensor in parts:
         if placement.is_whole and tensor.dtype == buffer.dtype:
             tensor.read_into(buffer)
+            tensor.check_finite(buffer)
             continue
-        target, source = placement.part(buffer), placement.to_ours(tensor.read())
+        stored = tensor.read()
+        tensor.check_finite(stored)
+        target, source = placement.part(buffer), placement.to_ours(stored)
         if target.dtype == source.dtype == ml_dtypes.bfloat16:
             target, source = (
                 target.view(np.uint16),
@@ -190,11 +210,7 @@ def _store(tree: dict, path: tuple[str, ...], leaf: Any) -> None:
 
 def _read_json(path: Path, expected: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; {expected}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); {expected}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected an object")
-    return content
+    return parse_object(content, path, expected)

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from rlbf_jax.errors import UserError
+from rlbf_jax.storage import parse_object
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -26,7 +27,16 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+_EXPONENTS = {
+    "F32": (np.uint32, np.uint32(0x7F800000)),
+    "F16": (np.uint16, np.uint16(0x7C00)),
+    "BF16": (np.uint16, np.uint16(0x7F80)),
+}
+"""Words of a number's size and the bits of its exponent, which are all set in NaN and inf alone.
+Several times as fast as `np.isfinite` on bfloat16."""
 _LONGEST_HEADER = 100 << 20
+_PIECE = 1 << 22
+"""Numbers that are looked at together: what that takes counts against the memory of reading."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +85,30 @@ class StoredTensor:
             self.read_into(array)
         return array
 
+    def equals(self, other: StoredTensor) -> bool:
+        """Whether both hold the same bytes; read piece by piece."""
+        if (self.code, self.shape) != (other.code, other.shape):
+            return False
+        with open(self.file, "rb") as ours, open(other.file, "rb") as theirs:
+            ours.seek(self.start)
+            theirs.seek(other.start)
+            for begin in range(0, self.size, _PIECE):
+                count = min(_PIECE, self.size - begin)
+                if ours.read(count) != theirs.read(count):
+                    return False
+        return True
+
+    def check_finite(self, values: np.ndarray) -> None:
+        """Raises UserError where some of its values are not finite, and says how many."""
+        words, exponent = _EXPONENTS[self.code]
+        flat = values.reshape(-1).view(words)
+        pieces = (flat[i : i + _PIECE] & exponent for i in range(0, flat.size, _PIECE))
+        if bad := sum(int(np.count_nonzero(piece == exponent)) for piece in pieces):
+            raise UserError(
+                f"{self.file}: tensor {self.name} has {bad} values that are not finite (NaN or "
+                "inf); the checkpoint is damaged, or was saved after training broke down"
+            )
+
 
 def open_tensors(file: Path) -> dict[str, StoredTensor]:
     """Header of a safetensors file. Raises UserError for a missing, damaged or truncated one."""
@@ -87,13 +121,11 @@ def open_tensors(file: Path) -> dict[str, StoredTensor]:
                     f"{file}: truncated, or not a safetensors file ({size} bytes); copy the file "
                     "again"
                 )
-            header = json.loads(stream.read(length))
+            header = parse_object(stream.read(length), f"{file}: its header", "copy the file again")
     except OSError as error:
         raise UserError(
             f"{file}: {error.strerror}; expected a safetensors file of the checkpoint"
         ) from error
-    except ValueError as error:
-        raise UserError(f"{file}: its header is not JSON ({error}); copy the file again") from error
     try:
         found = {
             name: _stored(file, name, told, 8 + length)
@@ -104,23 +136,35 @@ def open_tensors(file: Path) -> dict[str, StoredTensor]:
         raise UserError(
             f"{file}: its header is not that of a safetensors file ({error!r})"
         ) from error
-    for tensor in found.values():
+    _check_bytes(file, found.values(), 8 + length, size)
+    return found
+
+
+def _check_bytes(file: Path, tensors: Iterable[StoredTensor], begin: int, size: int) -> None:
+    """Every byte belongs to one tensor, as the safetensors library demands: no file has two
+    readings. Raises UserError."""
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.size)):
         if tensor.start + tensor.size > size:
             raise UserError(
                 f"{file}: truncated within tensor {tensor.name} ({size} bytes, expected at least "
                 f"{tensor.start + tensor.size}); copy the file again"
             )
-    return found
+        if tensor.start != begin:
+            what = "overlaps another" if tensor.start < begin else "leaves bytes before it unused"
+            raise UserError(f"{file}: tensor {tensor.name} {what}; copy the file again")
+        begin += tensor.size
+    if begin != size:
+        raise UserError(f"{file}: {size - begin} bytes behind the last tensor; copy the file again")
 
 
 def _stored(file: Path, name: str, told: Mapping[str, Any], base: int) -> StoredTensor:
-    begin, end = (int(offset) for offset in told["data_offsets"])
-    tensor = StoredTensor(
-        file, name, str(told["dtype"]), tuple(map(int, told["shape"])), base + begin, end - begin
-    )
+    (begin, end), shape, code = told["data_offsets"], told["shape"], told["dtype"]
+    if not isinstance(code, str) or not all(type(n) is int for n in (begin, end, *shape)):
+        raise ValueError(f"{name}: offsets and shape must be whole numbers, dtype a name")
+    tensor = StoredTensor(file, name, code, tuple(shape), base + begin, end - begin)
     wide = DTYPES.get(tensor.code)
     if (
-        begin < 0
+        min(begin, *shape, 0) < 0
         or end < begin
         or (wide is not None and math.prod(tensor.shape) * wide.itemsize != tensor.size)
     ):

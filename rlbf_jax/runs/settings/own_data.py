@@ -77,7 +77,8 @@ def user_world(data: DataConfig, seed: int) -> UserWorld:
 
 def user_rows(data: DataConfig) -> list[Row]:
     """All rows of the user's file. Raises DataError."""
-    return read_rows(data.path, data.prompt_column, data.response_column)
+    columns = (data.prompt_column, data.response_column, data.context_column)
+    return read_rows(data.path, *columns)
 
 
 def check_fit(run: Run, max_prompt: int) -> None:
