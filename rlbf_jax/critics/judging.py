@@ -46,7 +46,7 @@ def judge_generations(
         texts = [g.text] + [tokenizer.decode(edit.before) for edit in g.edits]
         exchanges += [Exchange(g.request.prompt, text, topic) for text in texts]
     verdicts = iter(critic.judge(exchanges))
-    torn = [False] * len(generations)
+    torn: list[bool | None] = [None] * len(generations)
     if config.torn_is_failed:
         torn = [bool(any_torn(places)) for places in seam_verdicts(seams, generations, tokenizer)]
     judged = []

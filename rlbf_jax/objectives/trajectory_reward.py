@@ -68,8 +68,8 @@ class Outcome:
     """Ids retracted outside the violating sentences."""
     regenerated: bool = False
     """A retracted violation came back, word for word, later in the response."""
-    torn: bool = False
-    """An erasure left the final text torn. Always false where `torn_is_failed` does not ask."""
+    torn: bool | None = None
+    """An erasure left the final text torn; None: nobody asked."""
 
 
 def trajectory_reward(outcome: Outcome, config: RewardConfig = RewardConfig()) -> float:
@@ -80,7 +80,7 @@ def trajectory_reward(outcome: Outcome, config: RewardConfig = RewardConfig()) -
         good = outcome.coherent and outcome.useful
         return config.clean if good or config.poor is None else config.poor
     reward = config.failed
-    torn = outcome.torn and config.torn_is_failed
+    torn = bool(outcome.torn) and config.torn_is_failed
     if not outcome.retracted_bad:
         reward = config.unneeded
     elif outcome.final_safe and outcome.coherent and outcome.useful and not torn:

@@ -251,7 +251,10 @@ def test_seams_are_asked_about_where_the_reward_reads_them():
     strict = collector(reward=RewardConfig(torn_is_failed=True))
     strict = dataclasses.replace(strict, critic=Fond(), seams=Torn())
     params = first_params(plain)
-    rows, others = (c(params, (), 0).rows["rollouts"] for c in (plain, strict))
+    collected = [c(params, (), 0) for c in (plain, strict)]
+    rows, others = (c.rows["rollouts"] for c in collected)
+    erasing = np.mean([any(d["removed"] for d in row["directives"]) for row in rows])
+    assert [c.metrics.get("torn") for c in collected] == [None, pytest.approx(erasing)]
     assert [r["trace"] for r in rows] == [r["trace"] for r in others]
     recovered = [i for i, r in enumerate(rows) if r["reward"] == 1.0 and r["directives"]]
     assert recovered
