@@ -239,11 +239,11 @@ def test_seams_are_asked_about_where_the_reward_reads_them():
             return [(True,) * len(answer.seams) for answer in answers]
 
     class Fond(EvenCritic):
-        """All that was taken back was a violation, and all that is left is good."""
+        """All that was taken back was a violation, also nothing, and what is left is good."""
 
         def judge(self, exchanges):
             return [
-                Verdict((Span(0, len(e.text), "one", complete=False),), True, True)
+                Verdict((Span(0, len(e.text) + 1, "one", complete=False),), True, True)
                 for e in exchanges
             ]
 
