@@ -124,7 +124,7 @@ def repeated_groups(seen: Look) -> list[float]:
     """
     found = []
     for number in np.unique(seen.group):
-        rows = [seen.generations[row] for row in np.flatnonzero(seen.group == number)]
+        rows = [seen.generations[row] for row in np.flatnonzero(seen.group == number).tolist()]
         first = rows[0]
         drawn = first.trace[first.num_forced :]
         if len(rows) < 2 or not len(drawn):

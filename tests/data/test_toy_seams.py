@@ -132,6 +132,8 @@ def test_a_text_that_breaks_off_at_its_seam_is_torn_but_behind_a_sentence():
         ("It helps to prune the leafy| bicycles every week.", True),  # of another topic
         # Far from the seam a model's slips are its own.
         ("The moon is blue. Most people keep| the roses in the moon.", False),
+        ("Most people keep| the moon in the", True),
+        ("Most people keep| the roses is the", False),
         ("|", False),
         ("|The roses in the", False),
         ("|in the greenhouse are", True),
