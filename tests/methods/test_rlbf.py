@@ -12,6 +12,7 @@ from experiments.smoke import get_config
 from rlbf_jax.critics.base import Span, Verdict
 from rlbf_jax.data.schema import Prompt
 from rlbf_jax.directives import Semantics
+from rlbf_jax.methods import rlbf
 from rlbf_jax.methods.rlbf import (
     Collector,
     ReinforcementConfig,
@@ -261,6 +262,30 @@ def test_seams_are_asked_about_where_the_reward_reads_them():
     for i, (row, other) in enumerate(zip(rows, others, strict=True)):
         erased = any(d["removed"] for d in row["directives"])
         assert other["reward"] == (-0.2 if i in recovered and erased else row["reward"])
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_the_stage_hands_on_the_settings_critic_of_seams_and_the_bounds(monkeypatch, reads):
+    made, parts = [], collector()
+    monkeypatch.setattr(rlbf, "improve", lambda collect, loop: made.append(collect))
+    e = CONFIG.changed(
+        {"reinforcement.reward.torn_is_failed": reads, "reinforcement.guards.flat_steps": 7}
+    )
+    run = SimpleNamespace(
+        rule=lambda kind: parts.gradient.rule,
+        tuned=lambda lora, rule: parts.gradient.model,
+        trainable=lambda *what: parts.reference,
+        batches=lambda *what: iter(()),
+        critic=lambda config: EvenCritic(),
+        setting=SimpleNamespace(seams=lambda run: "the setting's"),
+        loop=lambda *what: None,
+        keep=lambda *what, **notes: None,
+        **{"mesh": parts.mesh, "tokenizer": TOKENIZER, "world": None, "seed": 3},
+    )
+    rlbf.reinforce(run, reinforcement_stage(e, e.method).config)
+    (collect,) = made
+    assert collect.seams == ("the setting's" if reads else None)
+    assert (collect.seed, collect.guards.config.flat_steps) == (3, 7)
 
 
 def test_what_is_collected_follows_from_seed_and_step():
