@@ -280,7 +280,10 @@ def test_the_stage_hands_on_the_settings_critic_of_seams_and_the_bounds(monkeypa
         setting=SimpleNamespace(seams=lambda run: "the setting's"),
         loop=lambda *what: None,
         keep=lambda *what, **notes: None,
-        **{"mesh": parts.mesh, "tokenizer": TOKENIZER, "world": None, "seed": 3},
+        mesh=parts.mesh,
+        tokenizer=TOKENIZER,
+        world=None,
+        seed=3,
     )
     rlbf.reinforce(run, reinforcement_stage(e, e.method).config)
     (collect,) = made
