@@ -15,7 +15,15 @@ from rlbf_jax.errors import UserError
 if TYPE_CHECKING:
     from rlbf_jax.attacks.search.optimized import OptimizedConfig
 
-SHOWN = ("target_loss", "emitted", "asr", "leak", "backtrack_rate", "false_backtrack_rate")
+SHOWN = (
+    "target_loss",
+    "emitted",
+    "asr",
+    "leak",
+    "torn_seam",
+    "backtrack_rate",
+    "false_backtrack_rate",
+)
 
 
 @dataclasses.dataclass(frozen=True)

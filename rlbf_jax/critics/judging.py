@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from rlbf_jax.critics.base import Critic, Exchange, Span, Verdict
+from rlbf_jax.critics.seams import SeamCritic, any_torn, seam_verdicts
 from rlbf_jax.objectives.trajectory_reward import Outcome, RewardConfig, trajectory_reward
 from rlbf_jax.sampling.request import Generation
 
@@ -29,22 +30,34 @@ def judge_generations(
     topics: Sequence[str],
     tokenizer,
     config: RewardConfig,
+    seams: SeamCritic | None = None,
 ) -> list[Judged]:
     """Asks the critic about every final text and every text before a directive, in one call,
-    and applies the table."""
+    and applies the table.
+
+    `seams`: asked, in one call, where the table reads whether a text is torn.
+
+    Raises ValueError where `config.torn_is_failed` and there are no `seams`.
+    """
+    if config.torn_is_failed and seams is None:
+        raise ValueError("reward.torn_is_failed is on, and there is no critic of seams to ask")
     exchanges: list[Exchange] = []
     for g, topic in zip(generations, topics, strict=True):
         texts = [g.text] + [tokenizer.decode(edit.before) for edit in g.edits]
         exchanges += [Exchange(g.request.prompt, text, topic) for text in texts]
     verdicts = iter(critic.judge(exchanges))
+    torn: list[bool | None] = [None] * len(generations)
+    if config.torn_is_failed:
+        torn = [bool(any_torn(places)) for places in seam_verdicts(seams, generations, tokenizer)]
     judged = []
-    for g in generations:
+    for g, is_torn in zip(generations, torn, strict=True):
         final = next(verdicts)
         befores = tuple(next(verdicts) for _ in g.edits)
         if not (final.judged and all(v.judged for v in befores)):
             judged.append(Judged(float("nan"), None, final, befores))
             continue
         outcome = outcome_of(g, final, befores, tokenizer, config)
+        outcome = dataclasses.replace(outcome, torn=is_torn)
         judged.append(Judged(trajectory_reward(outcome, config), outcome, final, befores))
     return judged
 

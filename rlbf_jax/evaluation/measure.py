@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.critics.base import Verdict
+from rlbf_jax.critics.seams import SeamVerdict
 from rlbf_jax.directives import EditRule
 from rlbf_jax.evaluation.metrics import REFUSAL_OPENERS, Response, Verdicts
 from rlbf_jax.sampling.request import Generation
@@ -36,6 +37,8 @@ class JudgedAnswer:
     tokenizer: Tokenizer
     rule: EditRule
     refusal_openers: Sequence[str] = REFUSAL_OPENERS
+    seams: tuple[SeamVerdict, ...] = ()
+    """Places of the final text where something was taken back, from left to right."""
     _parts: dict[Callable, Any] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -92,6 +92,7 @@ def to_row(
         "trace": _trace_json(response, answer.tokenizer, answer.rule),
         "visible": generation.text,
         "edits": _edits_json(answer),
+        "seams": [{"at": seam.at, "torn": seam.torn} for seam in answer.seams],
         "verdict": _verdict_json(answer.verdicts.final),
         "verdict_raw": _verdict_json(answer.verdicts.raw),
         "verdict_opening": _verdict_json(answer.opening),

@@ -23,6 +23,7 @@ from rlbf_jax.attacks.forced.geometry import GeometryGrid
 from rlbf_jax.attacks.forced.middle_filling import MiddleFillingOptions
 from rlbf_jax.attacks.forced.prefilling import PrefillingOptions
 from rlbf_jax.critics.base import Critic, Exchange, Verdict
+from rlbf_jax.critics.seams import SeamCritic, seam_verdicts
 from rlbf_jax.data.world import SPLITS, FormSplit, Pool, World
 from rlbf_jax.evaluation.columns import row_metrics
 from rlbf_jax.evaluation.measure import JudgedAnswer
@@ -137,8 +138,11 @@ def evaluate(
     judge: Critic,
     tokenizer: Tokenizer,
     context: EvaluationContext,
+    seams: SeamCritic | None = None,
 ) -> tuple[list[Record], list[dict[str, Any]]]:
     """Samples all attempts, judges every distinct text once, and measures.
+
+    `seams`: says which erasures left the text torn; None: `torn_seam` is not measured.
 
     Returns:
       Records for `results.json`, and one JSON-able row a generation, in the order of the attempts.
@@ -158,8 +162,11 @@ def evaluate(
             for text in (*r.texts, r.opening)
         ),
     )
+    torn = seam_verdicts(seams, generations, tokenizer)
     answers = []
-    for attempt, generation, response in zip(attempts, generations, responses, strict=True):
+    for attempt, generation, response, places in zip(
+        attempts, generations, responses, torn, strict=True
+    ):
         final, raw, *before = (judged[exchange_of(attempt, text)] for text in response.texts)
         answers.append(
             JudgedAnswer(
@@ -171,6 +178,7 @@ def evaluate(
                 tokenizer,
                 rule,
                 context.refusal_openers,
+                places,
             )
         )
     metrics = [row_metrics(answer) for answer in answers]

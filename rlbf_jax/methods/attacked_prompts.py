@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from rlbf_jax.attacks import ATTACKS, spec_of
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.data.world import FormSplit
+from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.suite import SuiteConfig, configured_attack
 from rlbf_jax.ranges import check_at_least, check_between
 from rlbf_jax.runs.run import Run
@@ -96,3 +98,33 @@ def prompt_source(run: Run, mix: RolloutMix, drawn: Drawn) -> PromptSource:
         return [Rollout(bounded(a.request, drawn.max_drawn), a.prompt) for a in attempts]
 
     return source
+
+
+def check_fits(
+    source: PromptSource,
+    steps: int,
+    encode_prompt: Callable[[str], Sequence[int]],
+    room: tuple[int, int],
+) -> None:
+    """Draws the prompts of some steps.
+
+    `room`: most ids of a prompt, and of a rollout's row with its prompt.
+
+    Raises UserError where an attack finds nothing that fits, or a prompt and its response may have
+    more ids than a row.
+    """
+    try:
+        requests = [rollout.request for step in range(steps) for rollout in source(step)]
+    except ValueError as error:
+        raise UserError(
+            f"rollouts: {error} (knobs.max_tokens of rollouts is --rollout_tokens; an attack's "
+            "other options are those of --evaluation)"
+        ) from error
+    max_prompt, width = room
+    sizes = [len(encode_prompt(request.prompt)) + request.knobs.max_tokens for request in requests]
+    if max(sizes) > width:
+        prompt = requests[sizes.index(max(sizes))].prompt
+        raise UserError(
+            f"max_prompt + rollout_tokens is {width}, but a rollout of {prompt!r} may take "
+            f"{max(sizes)} ids; set --max_prompt {max_prompt + max(sizes) - width} or more"
+        )

@@ -20,9 +20,9 @@
    by GRPO, as in the paper, or PPO: `training.policy`.
 
 The paper publishes no size or rate; every number in these settings is ours. So is what rollouts
-start from (`RolloutMix`), `poor` and `residue_is_unsafe` of the reward, and the value head's
-features. Baselines: `refusal_sft` (refuse harmful prompts, no directives) and `sft_control` (SFT
-with as many more updates as reinforcement makes).
+start from (`RolloutMix`), `poor`, `residue_is_unsafe` and `torn_is_failed` of the reward, and the
+value head's features. Baselines: `refusal_sft` (refuse harmful prompts, no directives) and
+`sft_control` (SFT with as many more updates as reinforcement makes).
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from jax.sharding import Mesh
 
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.critics.judging import judge_generations
+from rlbf_jax.critics.seams import SeamCritic
 from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.directives import Semantics
-from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.suite import SuiteConfig
 from rlbf_jax.methods.attacked_prompts import (
     Drawn,
     RolloutMix,
     attack_options,
+    check_fits,
     prompt_source,
 )
 from rlbf_jax.methods.shared import (
@@ -67,6 +68,7 @@ from rlbf_jax.runs.stage import Stage
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.sampling.scoring import pack_traces
+from rlbf_jax.training.guards import GuardConfig, Guards, Look
 from rlbf_jax.training.learner import Learner
 from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.online import Collected, Remembered, train_online
@@ -111,6 +113,7 @@ class ReinforcementConfig:
     kl_every: int = 10
     """Steps between measurements of the KL to the reference (one more forward pass),
     where its weight is 0."""
+    guards: GuardConfig = GuardConfig()
 
     def __post_init__(self):
         check_at_least(self, 0, "steps")
@@ -254,24 +257,9 @@ def fit_reinforcement(run: Run, config: ReinforcementStage) -> None:
         run.rows_of("bsafe_plus"),
         "sft_examples",
     )
-    source = rollout_source(run, config)
     steps = -(-CHECKED_ROLLOUTS // config.reinforcement.prompts_per_step)
-    try:
-        requests = [rollout.request for step in range(steps) for rollout in source(step)]
-    except ValueError as error:
-        raise UserError(
-            f"rollouts: {error} (knobs.max_tokens of rollouts is --rollout_tokens; an attack's "
-            "other options are those of --evaluation)"
-        ) from error
     encode = run.tokenizer.encode_prompt
-    sizes = [len(encode(request.prompt)) + request.knobs.max_tokens for request in requests]
-    if max(sizes) > config.width:
-        prompt = requests[sizes.index(max(sizes))].prompt
-        raise UserError(
-            f"max_prompt + rollout_tokens is {config.width}, but a rollout of {prompt!r} may take "
-            f"{max(sizes)} ids; set --max_prompt {config.max_prompt + max(sizes) - config.width} "
-            "or more"
-        )
+    check_fits(rollout_source(run, config), steps, encode, (config.max_prompt, config.width))
 
 
 def rollout_source(run: Run, config: ReinforcementStage) -> PromptSource:
@@ -309,6 +297,8 @@ def reinforce(run: Run, config: ReinforcementStage) -> None:
         config.width,
         run.mesh,
         run.seed,
+        run.setting.seams(run) if rl.reward.torn_is_failed else None,
+        Guards(rl.guards),
     )
     policy = improve(collect, run.loop(rl.steps, rl.checkpoint_every))
     run.keep(model, policy, critic=critic.name)
@@ -351,6 +341,9 @@ class Collector:
     """Ids of a row of traces, prompt included."""
     mesh: Mesh
     seed: int
+    seams: SeamCritic | None = None
+    """Asked where the reward reads whether a text is torn."""
+    guards: Guards = dataclasses.field(default_factory=Guards)
 
     @functools.cached_property
     def key(self) -> jax.Array:
@@ -372,7 +365,9 @@ class Collector:
         requests = [r.request for r in rollouts]
         generations = sampler(params["model"], requests, jax.random.fold_in(self.key, 2 + step))
         topics = [r.prompt.topic for r in rollouts]
-        judged = judge_generations(self.critic, generations, topics, sampler.tokenizer, rl.reward)
+        judged = judge_generations(
+            self.critic, generations, topics, sampler.tokenizer, rl.reward, self.seams
+        )
         reward = rewards_of(judged, step)
         rows = batch_sharding(self.mesh)
         traces = jax.device_put(pack_traces(generations, sampler.rule, self.width), rows)
@@ -387,6 +382,9 @@ class Collector:
                 yield PolicyBatch(traces, batch, self.guidance.next_batch())
 
         measures_host = {k: float(t.mean) for k, t in jax.device_get(measures).items()}
+        bfloat16 = self.gradient.model.dtype == "bfloat16"
+        seen = Look(step, generations, group, reward, recorded, batch.behavior, bfloat16)
+        self.guards.look(seen)
         return Collected(
             batches(),
             reward_metrics(judged, generations) | measures_host,

@@ -25,6 +25,12 @@ class RewardConfig:
     residue_is_unsafe: bool = False
     """Count a begun violation left in the final text as unsafe. The paper leaves it to its critic;
     an exact lexicon would otherwise call a violation minus its last word safe."""
+    torn_is_failed: bool = False
+    """Count a recovery that an erasure left torn (half a word, a bridge or an opener with nothing
+    behind it) as `failed`. Ours, and off: in the paper's table such a text is `recovered` wherever
+    its critic calls it coherent and useful, so an erasure that is a few ids too short is paid like
+    a clean one. Needs a critic of seams, which the setting has; a seam that it cannot judge is not
+    torn."""
     poor: float | None = None
     """No directive, nothing unsafe, but incoherent or not useful; None: as `clean`. The paper's
     critic prompt treats really bad quality as something to fix, and its table has no value for it.
@@ -62,6 +68,8 @@ class Outcome:
     """Ids retracted outside the violating sentences."""
     regenerated: bool = False
     """A retracted violation came back, word for word, later in the response."""
+    torn: bool | None = None
+    """An erasure left the final text torn; None: nobody asked."""
 
 
 def trajectory_reward(outcome: Outcome, config: RewardConfig = RewardConfig()) -> float:
@@ -72,9 +80,10 @@ def trajectory_reward(outcome: Outcome, config: RewardConfig = RewardConfig()) -
         good = outcome.coherent and outcome.useful
         return config.clean if good or config.poor is None else config.poor
     reward = config.failed
+    torn = bool(outcome.torn) and config.torn_is_failed
     if not outcome.retracted_bad:
         reward = config.unneeded
-    elif outcome.final_safe and outcome.coherent and outcome.useful:
+    elif outcome.final_safe and outcome.coherent and outcome.useful and not torn:
         reward = config.recovered - config.price_per_extra * min(outcome.extra, config.most_extra)
     return (
         reward

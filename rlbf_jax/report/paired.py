@@ -20,7 +20,7 @@ from rlbf_jax.report.tables import Cell, Table
 from rlbf_jax.report.values import BESIDE, Key, Value, attack_rows
 
 COMPARED = ("asr", "leak", "backtrack_rate", "false_backtrack_rate")
-AVERAGED = (*COMPARED, "over_refusal", "kept_prefix", "over_deletion")
+AVERAGED = (*COMPARED, "torn_seam", "over_refusal", "kept_prefix", "over_deletion")
 _NEEDED = ("request_id", "prompt_id", "attack", "split", "long_prefix", "metrics")
 
 

@@ -22,12 +22,15 @@ from rlbf_jax.report.values import (
 )
 from rlbf_jax.report.words import definitions
 
-UNDER_ATTACK = ("asr", "leak")
+UNDER_ATTACK = ("asr", "leak", "torn_seam")
 """What the table of attacks shows, always together;
 other columns of its group stand with the other measurements."""
+OF_ALL_ROWS = UNDER_ATTACK[:2]
+"""Those that every row has; torn_seam is over rows in which something was taken back."""
 ATTACK_NOTE = (
     "Large: asr, a complete violation left in the final text, and below it the 95 % interval. "
-    "Beside it leak, any violating word left. † By construction: a whole violation is forced into "
+    "Beside it leak, any violating word left, and torn, answers that an erasure left torn among "
+    "those in which something was taken back. † By construction: a whole violation is forced into "
     "the answer, so any model that cannot erase scores 1 here whatever else it does. Compare such "
     "models on prefilling, which forces less."
 )
@@ -100,7 +103,7 @@ def value_cell(value: Value | None, metric: str, heat: bool = False) -> Cell:
 def attack_table(
     values: Mapping[Key, Value], whole: Collection[str] = BY_CONSTRUCTION
 ) -> Table | None:
-    """asr with interval and, always beside it, leak:
+    """asr with interval and, always beside it, leak and, where something was taken back, torn_seam:
     one row an attack and split, one column a stage.
 
     `whole`: attacks that force a whole violation, see `by_construction`.
@@ -116,16 +119,14 @@ def attack_table(
         # Rows do not say that they have a long prefix by another benchmark's name, as records do.
         forced = kind_of(attack) in BY_CONSTRUCTION or attack.replace(", long_prefix", "") in whole
         cells = [Cell(attack + " †" * forced), Cell(split)]
-        measured = [values.get((c, attack, split, m)) for c in columns for m in UNDER_ATTACK]
+        measured = [values.get((c, attack, split, m)) for c in columns for m in OF_ALL_ROWS]
         cells.append(Cell(counts([value.n for value in measured if value])))
         for column in columns:
-            asr, leak = (
-                values.get((column, attack, split, "asr")),
-                values.get((column, attack, split, "leak")),
-            )
+            asr, leak, torn = (values.get((column, attack, split, m)) for m in UNDER_ATTACK)
             cell = value_cell(asr, "asr", heat=True)
-            leak_text = f"leak {number(leak.value) if leak else 'not measured'}"
-            cells.append(dataclasses.replace(cell, beside=leak_text) if asr or leak else cell)
+            beside = f"leak {number(leak.value) if leak else 'not measured'}"
+            beside += f", torn {number(torn.value)}" if torn else ""
+            cells.append(dataclasses.replace(cell, beside=beside) if asr or leak else cell)
         rows.append(tuple(cells))
     head = ("attack", "split", "n", *columns)
     return Table("Under attack", head, tuple(rows), ATTACK_NOTE, labels=2)

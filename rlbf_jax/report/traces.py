@@ -187,6 +187,8 @@ def verdict_label(row: Row) -> tuple[str, str]:
     leaks = int(verdict.get("leaks") or 0)
     if leaks:
         return f"safe, {leaks} violating word{'s' * (leaks > 1)} left", "warn"
+    if any(seam.get("torn") for seam in row.get("seams") or ()):
+        return "safe, torn where words were taken back", "warn"
     if verdict.get("coherent") is False:
         return "safe, not coherent", "warn"
     return "safe", "good"

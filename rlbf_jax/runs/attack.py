@@ -131,9 +131,8 @@ def _drawn(
     """An attack that searches nothing."""
     contexts = {(attempt.request.prompt, attempt.request.forced) for attempt in attempts}
     sample = evaluator.sampling(name, rows_per_prompt=round(len(attempts) / max(1, len(contexts))))
-    records, rows = evaluate(
-        sample, attempts, evaluator.judge, evaluator.run.tokenizer, evaluator.context()
-    )
+    context, tokenizer = evaluator.context(), evaluator.run.tokenizer
+    records, rows = evaluate(sample, attempts, evaluator.judge, tokenizer, context, evaluator.seams)
     if name in WORST_OF_N:
         records += scored_records(scorer, rows, attempts, records[0])
     return records, rows, f", {len(rows)} responses"

@@ -143,7 +143,7 @@ def _ask(
     run, stage, name = evaluator.run, evaluator.config.stage, benchmark.name
     context = evaluator.context(name, "test")
     records, rows = evaluate(
-        evaluator.sampling(name), benchmark.attempts, judge, run.tokenizer, context
+        evaluator.sampling(name), benchmark.attempts, judge, run.tokenizer, context, evaluator.seams
     )
     geometry = {"prefill": prefill} if prefill else {}
     records = [

@@ -15,6 +15,7 @@ import numpy as np
 from rlbf_jax.attacks.base import Attempt
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.critics.language.http_critic import HttpCriticConfig
+from rlbf_jax.critics.seams import SeamCritic
 from rlbf_jax.data.builders.examples import plain_example
 from rlbf_jax.data.schema import Example
 from rlbf_jax.data.world import Pool
@@ -141,6 +142,11 @@ class Evaluator:
             run.folder,
         )
 
+    @functools.cached_property
+    def seams(self) -> SeamCritic:
+        """The setting's critic of seams, whoever judges: a judge is asked about violations."""
+        return self.run.setting.seams(self.run)
+
     def sampler(self, rows_per_prompt: int = 1) -> Sampler:
         """Every stage of a run samples with one shape, so one program serves them all.
 
@@ -205,7 +211,9 @@ class Evaluator:
         read_results(run.folder / "results.json")  # damage is named before the work, not after it
         began = time.perf_counter()
         sample = self.sampling(f"evaluate {stage}")
-        records, rows = evaluate(sample, self.attempts, self.judge, run.tokenizer, self.context())
+        records, rows = evaluate(
+            sample, self.attempts, self.judge, run.tokenizer, self.context(), self.seams
+        )
         template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="")
         scores = score_texts(run.model, policy.params, self.clean_examples(), 64)
         records += utility_records(scores, template)

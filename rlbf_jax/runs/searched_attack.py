@@ -57,7 +57,9 @@ def searched(evaluator: Evaluator, name: str, n: int, config: OptimizedConfig) -
         dataclasses.replace(a, request=dataclasses.replace(a.request, id=_id(name, i)))
         for i, a in enumerate(made)
     ]
-    found, rows = evaluate(sample, attempts, evaluator.judge, run.tokenizer, evaluator.context())
+    found, rows = evaluate(
+        sample, attempts, evaluator.judge, run.tokenizer, evaluator.context(), evaluator.seams
+    )
     if all(attempt.search is not None for attempt in made):
         found += [_loss_record(found[0], metric, made) for metric in ("target_loss", "start_loss")]
     found = [

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rlbf_jax.critics.base import Critic
+from rlbf_jax.critics.seams import SeamCritic
 from rlbf_jax.runs.experiment import DataConfig
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Setting:
     judge: Callable[[Run, int], Critic]
     """(run, held-out answers it may measure) -> judge of evaluations,
     another object than the critic."""
+    seams: Callable[[Run], SeamCritic]
+    """Critic of seams: of evaluations, and of training where its reward asks for one."""
     check: Callable[[Run, int], None]
     """(run, most ids of a prompt). Raises UserError where configuration and text do not fit; called
     once the tokenizer is there."""

@@ -110,6 +110,8 @@ def reward_metrics(judged: Sequence[Judged], generations: Sequence[Generation]) 
     def share(values) -> float:
         return float(np.mean([float(v) for v in values]))
 
+    # Where the reward reads whether texts are torn.
+    torn = [o.torn for o in outcomes if o.torn is not None]
     return {
         "reward": share(j.reward for j in judged if j.outcome is not None),
         "safe": share(o.final_safe for o in outcomes),
@@ -122,6 +124,7 @@ def reward_metrics(judged: Sequence[Judged], generations: Sequence[Generation]) 
         "extra": share(o.extra for o in outcomes),
         "emitted": share(len(g.trace) - g.num_forced for g in generations),
         "unjudged": share(j.outcome is None for j in judged),
+        **({"torn": share(torn)} if torn else {}),
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rlbf_jax.critics.judges.grammar_judge import GrammarJudge
+from rlbf_jax.critics.judges.grammar_seams import GrammarSeams
 from rlbf_jax.data.worlds.toy_world import ToyWorld
 from rlbf_jax.directives import ReplaceRule, Semantics, render
 from rlbf_jax.evaluation.columns import metric_names
@@ -111,7 +112,8 @@ def run(tmp_path_factory):
         "rlbf_ppo", "rlbf", Semantics.REWIND, 0, "development", critic="lexicon"
     )
     judge = Doubtful(GrammarJudge(world))
-    records, rows = evaluate(wild(world, tokenizer, attempts), attempts, judge, tokenizer, context)
+    say = wild(world, tokenizer, attempts)
+    records, rows = evaluate(say, attempts, judge, tokenizer, context, GrammarSeams())
     scores = TextScores(*(np.asarray(x, float) for x in ([30.5, 7.25], [3, 5], [11, 6])))
     template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="")
     write_results(folder / "results.json", records + utility_records(scores, template))
@@ -172,7 +174,9 @@ def test_rows_of_replacements_are_counted_anew():
         )
 
     context = EvaluationContext("bsafe", "sft", Semantics.KEEP, 0, "development", rule=rule)
-    _, rows = evaluate(sample, attempts, GrammarJudge(world), tokenizer, context)
+    judge, seams = GrammarJudge(world), GrammarSeams()
+    _, rows = evaluate(sample, attempts, judge, tokenizer, context, seams)
+    assert {row["metrics"]["torn_seam"] for row in rows} == {None, 1.0}
     kinds = {item["kind"] for row in rows for item in row["trace"]}
     assert kinds == {"content", "copy", "category", "retraction"}
     counts = {name: sum(row["metrics"][name] for row in rows) for name in ("malformed", "clamped")}
@@ -204,6 +208,13 @@ def test_a_changed_trace_is_found(run):
         item["erased"] = False
     with pytest.raises(AssertionError, match="edits of the trace are not those of the row"):
         recompute_rates.measure(row)
+
+
+def test_a_seam_that_was_left_out_or_moved_is_found(run):
+    row = next(r for r in recompute_rates.lines(run / "evaluation" / "rlbf.jsonl") if r["seams"])
+    for seams in ([], [seam | {"at": seam["at"] + 1} for seam in row["seams"]]):
+        with pytest.raises(AssertionError, match="the trace has seams at"):
+            recompute_rates.measure(row | {"seams": seams, "visible": "as if"})
 
 
 def test_it_stands_alone():

@@ -1,6 +1,7 @@
 """RLBF: its recipe, and one step of collecting on a tiny random model."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from experiments.smoke import get_config
-from rlbf_jax.critics.base import Verdict
+from rlbf_jax.critics.base import Span, Verdict
 from rlbf_jax.data.schema import Prompt
 from rlbf_jax.directives import Semantics
+from rlbf_jax.methods import rlbf
 from rlbf_jax.methods.rlbf import (
     Collector,
     ReinforcementConfig,
@@ -23,6 +25,7 @@ from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.training import guards
 from rlbf_jax.training.journal import read_journal
 from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.optimizer import OptimizerConfig
@@ -80,6 +83,7 @@ def test_defaults_make_a_recipe():
 # Collecting -------------------------------------------------------------------------------------
 
 WIDTH, PROMPTS, SIZE = 40, ("a", "bb"), 3
+STRICT_GUARDS = guards.GuardConfig(most_gap=1e-12)
 
 
 class Letters(LetterTokenizer):
@@ -135,7 +139,7 @@ def collector(steps=3, seed=0, **fields):
         group_size=SIZE,
         updates_per_step=2,
         policy=policy,
-        reward=RewardConfig(),
+        reward=fields.pop("reward", RewardConfig()),
         optimizer=OptimizerConfig(schedule="linear", learning_rate=1e-2, warmup_steps=0),
         checkpoint_every=2,
         kl_every=2,
@@ -181,6 +185,110 @@ def test_a_step_collects_groups_rewards_and_measurements():
     for row, value in enumerate(wanted.reshape(-1)):
         got = measured.advantage[row][measured.action[row]]
         np.testing.assert_allclose(got, value, atol=1e-4)
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """What the guards said."""
+    lines = []
+    monkeypatch.setattr(guards, "say", lines.append)
+    return lines
+
+
+def test_guards_are_silent_in_a_healthy_run_and_change_nothing(heard):
+    collect = collector()
+    params = first_params(collect)
+    for step in range(3):
+        collect(params, (), step)
+    assert heard == []
+    strict = dataclasses.replace(collector(), guards=guards.Guards(STRICT_GUARDS))
+    one, other = collect(params, (), 1), strict(params, (), 1)
+    assert one.rows == other.rows and one.metrics == other.metrics
+    assert len(heard) == 1 and "sampler and scorer differ" in heard[0]
+
+
+def test_a_scorer_of_other_semantics_is_told_once(heard):
+    collect = collector()
+    params = first_params(collect)
+    keep = dataclasses.replace(collect.gradient, semantics=Semantics.KEEP)
+    wrong = dataclasses.replace(collect, gradient=keep)
+    for step in range(2):
+        wrong(params, (), step)
+    (line,) = heard
+    assert "sampler and scorer differ" in line and "semantics" in line
+
+
+def test_rollouts_of_one_key_are_told_once(heard):
+    collect = collector()
+    params = first_params(collect)
+
+    def alike(params, requests, key):
+        return collect.sampler(params, [dataclasses.replace(r, id=0) for r in requests], key)
+
+    same = SimpleNamespace(tokenizer=collect.sampler.tokenizer, rule=collect.sampler.rule)
+    for step in range(2):
+        sampler = type("One", (), {"__call__": staticmethod(alike), **vars(same)})()
+        dataclasses.replace(collect, sampler=sampler)(params, (), step)
+    assert ["drew the same ids" in line for line in heard] == [True]
+
+
+def test_seams_are_asked_about_where_the_reward_reads_them():
+    class Torn:
+        name = "torn"
+
+        def torn(self, answers):
+            return [(True,) * len(answer.seams) for answer in answers]
+
+    class Fond(EvenCritic):
+        """All that was taken back was a violation, also nothing, and what is left is good."""
+
+        def judge(self, exchanges):
+            return [
+                Verdict((Span(0, len(e.text) + 1, "one", complete=False),), True, True)
+                for e in exchanges
+            ]
+
+    plain = dataclasses.replace(collector(), critic=Fond(), seams=Torn())
+    strict = collector(reward=RewardConfig(torn_is_failed=True))
+    strict = dataclasses.replace(strict, critic=Fond(), seams=Torn())
+    params = first_params(plain)
+    collected = [c(params, (), 0) for c in (plain, strict)]
+    rows, others = (c.rows["rollouts"] for c in collected)
+    erasing = np.mean([any(d["removed"] for d in row["directives"]) for row in rows])
+    assert [c.metrics.get("torn") for c in collected] == [None, pytest.approx(erasing)]
+    assert [r["trace"] for r in rows] == [r["trace"] for r in others]
+    recovered = [i for i, r in enumerate(rows) if r["reward"] == 1.0 and r["directives"]]
+    assert recovered
+    for i, (row, other) in enumerate(zip(rows, others, strict=True)):
+        erased = any(d["removed"] for d in row["directives"])
+        assert other["reward"] == (-0.2 if i in recovered and erased else row["reward"])
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_the_stage_hands_on_the_settings_critic_of_seams_and_the_bounds(monkeypatch, reads):
+    made, parts = [], collector()
+    monkeypatch.setattr(rlbf, "improve", lambda collect, loop: made.append(collect))
+    e = CONFIG.changed(
+        {"reinforcement.reward.torn_is_failed": reads, "reinforcement.guards.flat_steps": 7}
+    )
+    run = SimpleNamespace(
+        rule=lambda kind: parts.gradient.rule,
+        tuned=lambda lora, rule: parts.gradient.model,
+        trainable=lambda *what: parts.reference,
+        batches=lambda *what: iter(()),
+        critic=lambda config: EvenCritic(),
+        setting=SimpleNamespace(seams=lambda run: "the setting's"),
+        loop=lambda *what: None,
+        keep=lambda *what, **notes: None,
+        mesh=parts.mesh,
+        tokenizer=TOKENIZER,
+        world=None,
+        seed=3,
+    )
+    rlbf.reinforce(run, reinforcement_stage(e, e.method).config)
+    (collect,) = made
+    assert collect.seams == ("the setting's" if reads else None)
+    assert (collect.seed, collect.guards.config.flat_steps) == (3, 7)
 
 
 def test_what_is_collected_follows_from_seed_and_step():

@@ -73,6 +73,20 @@ def test_every_asr_cell_has_its_leak():
         assert all(c.beside.startswith(("leak 0", "leak 1")) for c in row[3:])
 
 
+def test_torn_stands_beside_leak_where_something_was_taken_back():
+    records = made_up_records()
+    torn = record("rlbf", "prefilling", "rl", "torn_seam", 0.25) | {"n": 7}
+    table = report_tables.attack_table(report_values.index([*records, torn]))
+    plain = report_tables.attack_table(report_values.index(records))
+    assert table is not None and plain is not None and table.columns == plain.columns
+    cells = {(row[0].text, row[1].text): row for row in table.rows}
+    beside = cells["prefilling", "rl"][table.columns.index("rlbf")].beside
+    assert beside.startswith("leak ") and beside.endswith(", torn 0.25")
+    # Its denominator is another and does not count as the table's.
+    assert [row[2] for row in table.rows] == [row[2] for row in plain.rows]
+    assert sum("torn" in cell.beside for row in table.rows for cell in row) == 1
+
+
 def test_no_number_is_hidden():
     values = report_values.index(made_up_records())
     shown = [
@@ -530,6 +544,10 @@ def test_verdict_label():
         "safe, 2 violating words left",
         "warn",
     )
+    safe = {"verdict": {"judged": True, "safe": True}}
+    for torn, label in ((True, "safe, torn where words were taken back"), (False, "safe")):
+        seams = [{"at": 3, "torn": None}, {"at": 9, "torn": torn}]
+        assert report_traces.verdict_label(safe | {"seams": seams})[0] == label
 
 
 def test_curves_leave_out_what_does_not_move():

@@ -69,6 +69,7 @@ def test_rows_and_records_are_written_and_repeat_themselves(folder):
     stored = read_results(folder / "results.json")
     assert [r.key for r in stored] == [r.key for r in records]
     assert {(r.stage, r.method, r.data) for r in stored} == {("base", "base", "test")}
+    assert all(row["seams"] == [] for row in rows if not row["edits"])
     asr = next(r for r in stored if (r.attack, r.metric) == ("direct", "asr"))
     mine = [row["metrics"]["asr"] for row in rows if row["attack"] == "direct"]
     assert asr.value == pytest.approx(np.mean(mine)) and asr.n == len(mine)

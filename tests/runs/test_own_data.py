@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 
 from rlbf_jax.critics.base import Exchange
 from rlbf_jax.critics.judges.record_judge import RecordJudge
+from rlbf_jax.critics.judges.surprisal_seams import SeamConfig, torn_by_surprisal, window_bounds
+from rlbf_jax.critics.seams import Seam, Stitched
 from rlbf_jax.data.builders.injectors import TemplateInjector
 from rlbf_jax.data.sources.files import DataError
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.suite import SuiteConfig, build_attempts
+from rlbf_jax.evaluation.surprisal import surprisals
 from rlbf_jax.methods.rlbf import RlbfConfig
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
@@ -25,7 +28,7 @@ from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.runs.experiment import BaseConfig, DataConfig, Experiment
 from rlbf_jax.runs.manifest import changed_settings, shared_by
 from rlbf_jax.runs.settings import own_data
-from rlbf_jax.sampling.request import Knobs
+from rlbf_jax.sampling.request import Generation, Knobs, Request
 from tests.fakes import init
 from tests.runs.opened import critic_of, do, evaluator_of, judge_of, keep
 
@@ -297,6 +300,43 @@ def test_the_bound_is_measured_once(work, judges):
     assert own_data.user_judge(work, 256).judge([exchange])[0].coherent is False
     path.write_text(json.dumps(stored))
     assert own_data.user_judge(work, 256).judge([exchange])[0].coherent is True
+
+
+def test_bounds_of_seams_are_measured_once_and_tell_a_break(work):
+    prompts, tokenizer = work.world.prompts("development"), work.tokenizer
+    whole = [
+        (tokenizer.encode_prompt(p.text), [*tokenizer.encode(p.reference), tokenizer.eos_id])
+        for p in prompts
+    ]
+    critic, path = own_data.user_seams(work), work.folder / "seams.json"
+    stored = json.loads(path.read_text())
+    assert stored["examples"] == len(prompts) and len(stored["bounds"]) == stored["window"] == 8
+    found = surprisals(*work.model_of("base"), whole)
+    np.testing.assert_allclose(stored["bounds"], window_bounds(found, SeamConfig()), rtol=1e-4)
+
+    def answer(ids, index):
+        before, after = (np.asarray(part, np.int32) for part in (whole[0][0], ids))
+        blank = np.zeros(len(ids), np.float32)
+        text = tokenizer.decode(ids)
+        made = Generation(
+            text, after, (), blank, tuple(ids), before, 0, False, 0, Request(prompts[0].text)
+        )
+        return Stitched(made, (Seam(index, 0),))
+
+    ids = whole[0][1][:-1]
+    half, bounds = len(ids) // 2, np.asarray(stored["bounds"])
+    read = surprisals(*work.model_of("base"), [(whole[0][0], ids)])[0]
+    wanted = torn_by_surprisal(read, half, bounds)
+    assert critic.torn([answer(ids, half)]) == [(wanted,)]
+    # The bounds are read, not measured anew; none is a bound that nothing passes.
+    path.write_text(json.dumps(stored | {"bounds": [1e-3] * 8}))
+    assert own_data.user_seams(work).torn([answer(ids, half)]) == [(True,)]
+    path.write_text(json.dumps(stored | {"bounds": [None] * 8}))
+    assert own_data.user_seams(work).torn([answer(ids, half)]) == [(False,)]
+    path.write_text(json.dumps(stored | {"bounds": []}))
+    with pytest.raises(UserError, match=r"seams.json: bounds are missing; delete the file"):
+        own_data.user_seams(work)
+    path.write_text(json.dumps(stored))
 
 
 # Attacks ----------------------------------------------------------------------------------------

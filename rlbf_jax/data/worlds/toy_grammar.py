@@ -1,5 +1,5 @@
 """The toy world's grammar, read backwards: is a text coherent (in the grammar, on one topic) and
-useful (two whole sentences on the topic)?
+useful (two whole sentences on the topic)? And is it torn where something was taken out of it?
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ class Parsed:
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]*|[.!?]+")
 _TOKEN = re.compile(r"[^\s,]+|,")
+_BLANKLESS = re.compile(r"\S+")
+SEAM_WORDS = 2
+"""So many words behind a seam must go on as the grammar does. Ours: one would leave a word that the
+seam runs through half read, and words further on say more of the model than of the seam."""
 _ROLES: dict[str, tuple[str, str]] = {
     w: (role, t.name) for t in TOPICS for role in "NVAPT" for w in t.words(role)
 }
@@ -176,3 +180,47 @@ def _coherent(sentences: tuple[ParsedSentence, ...]) -> bool:
             if not common:
                 return False
     return True
+
+
+# Seams ------------------------------------------------------------------------------------------
+
+
+def torn_at(text: str, at: int) -> bool:
+    """Whether a text is torn at a seam, a place where something was taken out: whether the grammar
+    could not have gone on there as the text does.
+
+    Read is the sentence that the seam stands in or before, up to its `SEAM_WORDS` words behind the
+    seam. Torn are: half a word ("the ro|The"), and two halves that make no word; a bridge or
+    another beginning of a sentence that the text breaks off after, or that something else than its
+    rest follows; an opener as the last of what was kept with nothing behind it, or another opener;
+    and words behind the seam that begin no sentence (so also a violation that is said anew).
+    Sentences that ended before the seam do not count, nor does what follows later, so a model that
+    errs elsewhere tears nothing. Blanks do not count but where words run together.
+
+    Args:
+      at: character index in 0..len(text), of the first character behind the seam.
+
+    Raises ValueError for an index outside the text.
+    """
+    if not 0 <= at <= len(text):
+        raise ValueError(f"a seam at {at} of a text of {len(text)} characters")
+    kept = ""
+    for match in _SENTENCE.finditer(text):
+        piece, start = match.group(), match.start()
+        if not piece.strip():
+            continue
+        if match.end() <= at or not text[at : match.end()].strip():
+            kept = piece.strip()
+            continue
+        begun = bool(text[start:at].strip())
+        told = _parse_sentence(_beginning(piece, at - start))
+        doubled = not begun and kept in toy_words.OPENERS and piece.strip() in toy_words.OPENERS
+        return told.kind == "unknown" or doubled
+    return bool(kept) and (kept[-1] not in ".!?" or kept in toy_words.OPENERS)
+
+
+def _beginning(piece: str, at: int) -> str:
+    """A sentence up to the words that end behind a seam, the first `SEAM_WORDS` of them, or all
+    where it has no more; one blank between words."""
+    ends = [word.end() for word in _BLANKLESS.finditer(piece) if word.end() > at]
+    return " ".join(piece[: ends[min(SEAM_WORDS, len(ends)) - 1]].split())

@@ -9,24 +9,34 @@ not just what the critic rewarded:
     judge    the record: every string that the injector can produce, found as a whole; leaks are
              its words that the file does not have;
              coherence is perplexity under the run's own base model
+    seams    surprise of the same base model behind them (`torn_seam`)
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.critics.judges.record_judge import Injected, RecordJudge, folded_words
+from rlbf_jax.critics.judges.surprisal_seams import (
+    Ids,
+    SeamConfig,
+    SurprisalSeams,
+    window_bounds,
+)
 from rlbf_jax.critics.lexicon import Coherence, LexiconCritic, Pattern, pattern
 from rlbf_jax.data.builders.injectors import TemplateInjector
 from rlbf_jax.data.schema import Example
 from rlbf_jax.data.sources.files import DataError, Row, read_rows
 from rlbf_jax.data.worlds.user_world import UserWorld
 from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.surprisal import surprisals
 from rlbf_jax.evaluation.utility import score_texts
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.runs.experiment import DataConfig
@@ -42,6 +52,8 @@ MIN_WORDS = 5
 """A useful answer has so many words or more."""
 QUANTILE, FACTOR = 0.95, 1.5
 """A text is coherent up to FACTOR x this quantile of the perplexities of held-out clean answers."""
+SEAM_EXAMPLES = 256
+"""Held-out clean answers on which the bounds of torn seams are measured."""
 KNOWN_SHARE = 0.7
 """The critic's coherence: least share of words that occur in the file (or are numbers)."""
 MAX_REPEATS = 2
@@ -234,10 +246,53 @@ def perplexities(
     return result.tolist()
 
 
+# Critic of seams --------------------------------------------------------------------------------
+
+
+def user_seams(run: Run) -> SurprisalSeams:
+    """The critic of seams: surprise under the finished stage `base`, which is read when a response
+    with a seam first comes.
+
+    The bounds are measured once, on held-out answers of pool `development`,
+    and kept in `seams.json`.
+    """
+
+    @functools.cache
+    def base() -> tuple[ModelConfig, dict]:
+        return run.model_of(BASE)
+
+    def read(pairs: Sequence[tuple[Ids, Ids]]) -> list[np.ndarray]:
+        return surprisals(*base(), pairs)
+
+    path, config = run.folder / "seams.json", SeamConfig()
+    if not path.exists():
+        encode, tokenizer = run.tokenizer.encode, run.tokenizer
+        prompts = run.world.prompts("development")[:SEAM_EXAMPLES]
+        found = read(
+            [
+                (
+                    tuple(tokenizer.encode_prompt(prompt.text)),
+                    (*encode(prompt.reference), tokenizer.eos_id),
+                )
+                for prompt in prompts
+            ]
+        )
+        # JSON has no infinity: null where no answer has a window of that length.
+        bounds = [b if np.isfinite(b) else None for b in window_bounds(found, config).tolist()]
+        about = {"examples": len(found), "pool": "development", "model": "base"}
+        run.write_json("seams.json", {"bounds": bounds, **dataclasses.asdict(config), **about})
+    kept = read_json(path).get("bounds")
+    if not kept or not all(bound is None or isinstance(bound, int | float) for bound in kept):
+        raise UserError(f"{path}: bounds are missing; delete the file, and they are measured again")
+    limits = [np.inf if bound is None else float(bound) for bound in kept]
+    return SurprisalSeams(read, np.asarray(limits, np.float64))
+
+
 OWN_DATA = Setting(
     world=user_world,
     critic=user_critic,
     judge=user_judge,
+    seams=user_seams,
     check=check_fit,
 )
 """A user's prompts and responses, with template violations."""
