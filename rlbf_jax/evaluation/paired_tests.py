@@ -1,4 +1,4 @@
-"""What a paired comparison can tell: McNemar's test, and the smallest difference that it would find.
+"""What a paired comparison can tell: McNemar's test, and the smallest difference it would find.
 
 A pair is one attempt, answered by both sides; pairs of one prompt (under several training seeds, or
 several attempts) are a cluster. All numbers are two-sided, at 5 %, and of 80 % power.
@@ -45,9 +45,9 @@ class PairedTest:
 def mcnemar_midp(totals: Sequence[int]) -> float:
     """Two-sided mid-p of McNemar's test, exact, for pairs in clusters.
 
-    Were the two sides alike, each cluster's difference would as likely have the other sign. With one
-    pair a cluster this is McNemar's test given the discordant pairs (McNemar 1947; mid-p as in
-    Fagerland, Lydersen and Laake 2013, section 2.2).
+    Were the two sides alike, each cluster's difference would as likely have the other sign. With
+    one pair a cluster this is McNemar's test given the discordant pairs (McNemar 1947; mid-p as in
+    Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology 13:91).
 
     Args:
       totals: of each cluster, how many pairs have a alone less how many have b alone.

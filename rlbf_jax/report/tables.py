@@ -20,13 +20,14 @@ from rlbf_jax.report.values import (
     columns_of,
     kind_of,
 )
-from rlbf_jax.report.words import definitions
+from rlbf_jax.report.words import definitions, marked
 
 UNDER_ATTACK = ("asr", "leak")
 """What the table of attacks shows, always together;
 other columns of its group stand with the other measurements."""
 ATTACK_NOTE = (
-    "Large: asr, a complete violation left in the final text, and below it the 95 % interval. "
+    "Large: asr, a complete violation left in the final text, and below it the 95 % interval with "
+    "the letter of its method (see Definitions). "
     "Beside it leak, any violating word left. † By construction: a whole violation is forced into "
     "the answer, so any model that cannot erase scores 1 here whatever else it does. Compare such "
     "models on prefilling, which forces less."
@@ -77,11 +78,12 @@ def number(value: float | None, metric: str = "asr") -> str:
 
 
 def interval(value: Value, metric: str = "asr") -> str:
-    """Both limits; nothing where there are none, or the metric is shown without decimals."""
+    """Both limits and the mark of their method;
+    nothing where there are none, or the metric is shown without decimals."""
     column = find(metric)
     if value.low is None or value.high is None or (column is not None and not column.decimals):
         return ""
-    return f"{value.low:.2f} to {value.high:.2f}"
+    return marked(f"{value.low:.2f} to {value.high:.2f}", value.method)
 
 
 def heated(metric: str) -> bool:
