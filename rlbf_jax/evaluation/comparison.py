@@ -9,8 +9,10 @@ are held fixed, and answer the same prompts), and each seed's difference is list
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,9 +95,10 @@ NOTHING = Estimate(math.nan, math.nan, math.nan, {}, 0, 0)
 
 
 def load_arm(name: str, folders: Mapping[int, Path], stage: str) -> Arm:
-    """Reads a stage's rows of several runs, one a training seed.
+    """Reads a stage's rows of several runs, one a training seed; also from files that were packed
+    since (`STAGE.jsonl.gz`).
 
-    Raises UserError for a missing file, a line that is not JSON,
+    Raises UserError for a missing or damaged file, a line that is not JSON,
     or a run whose seed is another than stated.
     """
     rows, texts = {}, {}
@@ -109,23 +112,35 @@ def load_arm(name: str, folders: Mapping[int, Path], stage: str) -> Arm:
                 "seed"
             )
         extra = folder / "evaluation" / "clean_text" / f"{stage}.jsonl"
-        texts[seed] = _read(extra) if extra.exists() else []
+        texts[seed] = _read(extra) if extra.exists() or _packed(extra).exists() else []
     return Arm(name, rows, texts)
 
 
+def _packed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
+
+
 def _read(path: Path) -> list[Row]:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; evaluate that stage first")
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(
-                    f"{path}, line {number}: not JSON ({error}); evaluate that stage again"
-                ) from None
+    rows, lines = [], _text(path).split("\n")  # splitlines() would split texts at other marks
+    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: not JSON ({error}); evaluate that stage again"
+            ) from None
     return rows
+
+
+def _text(path: Path) -> str:
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    if not _packed(path).exists():
+        raise UserError(f"{path}: no such file; evaluate that stage first")
+    try:
+        return gzip.decompress(_packed(path).read_bytes()).decode()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{_packed(path)}: damaged ({error}); pack that file again") from None
 
 
 def column(rows: Sequence[Row], where: Slice, metric: str) -> dict[Any, tuple[str, float]]:

@@ -81,8 +81,7 @@ def detectable_difference(n: int, discordant: float) -> float:
     """
     if n < 1 or not 0 <= discordant <= 1:
         raise ValueError(
-            "detectable_difference needs n >= 1 and 0 <= discordant <= 1, "
-            f"got {n} and {discordant}"
+            f"detectable_difference needs n >= 1 and 0 <= discordant <= 1, got {n} and {discordant}"
         )
     a, b = _Z_LEVEL, _Z_POWER
     if n <= a * a:

@@ -19,7 +19,7 @@ from rlbf_jax.report import tables
 from rlbf_jax.report.files import RunFiles
 from rlbf_jax.report.tables import Cell, Table
 from rlbf_jax.report.values import BESIDE, Key, Value, attack_rows
-from rlbf_jax.report.words import PAIRED, legend, marked
+from rlbf_jax.report.words import PAIRED, legend, marked, p_value
 
 COMPARED = ("asr", "leak", "backtrack_rate", "false_backtrack_rate")
 AVERAGED = (*COMPARED, "over_refusal", "kept_prefix", "over_deletion")
@@ -225,8 +225,7 @@ def _difference_cell(estimate: Estimate, num_seeds: int) -> Cell:
 
 def _test_words(test: PairedTest) -> str:
     """`p 0.012, MDE 0.15 C`."""
-    p = "<0.001" if test.p < 0.001 else f"{test.p:.2g}" if test.p < 0.1 else f"{test.p:.2f}"
-    known = [] if math.isnan(test.p) else [f"p {p}"]
+    known = [] if math.isnan(test.p) else [f"p {p_value(test.p)}"]
     if not math.isnan(test.mde):
         known.append(marked(f"MDE {test.mde:.2f}", test.mde_method))
     return ", ".join(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from rlbf_jax.evaluation import columns, intervals, paired_tests
@@ -32,6 +33,11 @@ def definitions() -> dict[str, str]:
 def marked(text: str, method: str) -> str:
     """A number followed by the mark of its method; as it is where the method is not known."""
     return f"{text} {MARKS[method]}" if method in MARKS else text
+
+
+def p_value(p: float) -> str:
+    """With three digits; a dash for NaN."""
+    return "–" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def legend(methods: Collection[str] | None = None) -> str:
