@@ -175,7 +175,7 @@ def _needed(compared: Sequence[Compared]) -> str:
     if not effects:
         return ""
     low, high = number(min(effects)), number(max(effects))
-    return f" Detectable were differences from {low} to {high} on, by comparison."
+    return f" Detectable were differences from {low} to {high} on."
 
 
 def changes(variants: Sequence[tuple[str, Sequence[Compared]]], most: int = 4) -> str:
