@@ -5,12 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlbf_jax.evaluation import intervals
 from rlbf_jax.evaluation.intervals import (
     METHODS,
     bootstrap,
     interval,
     paired_difference,
     pooled,
+    resampled_means,
     wilson,
 )
 
@@ -184,8 +186,8 @@ def coverage(kind, num_seeds, trials, num_prompts=64, replicates=500):
 
 @pytest.mark.parametrize("kind", ["rate", "difference"])
 def test_pooled_intervals_cover_about_as_often_as_they_say(kind):
-    """Prompts drawn for each seed apart would give about 0.8 here."""
-    assert 0.9 <= coverage(kind, 3, 200, replicates=200) <= 0.99
+    """Prompts drawn for each seed apart would give 0.7 to 0.8 here."""
+    assert 0.9 <= coverage(kind, 5, 200, replicates=200) <= 0.99
 
 
 @pytest.mark.slow
@@ -193,6 +195,24 @@ def test_pooled_intervals_cover_about_as_often_as_they_say(kind):
 @pytest.mark.parametrize("kind", ["rate", "difference"])
 def test_coverage_of_pooled_intervals(kind, num_seeds):
     assert 0.93 <= coverage(kind, num_seeds, 3000) <= 0.97
+
+
+def drawn_apart(sums, counts, n, rng):
+    """`resampled_means` as version 0.1 had it: prompts drawn for each seed by itself."""
+    return np.mean(
+        [resampled_means(a[None], b[None], n, rng) for a, b in zip(sums, counts, strict=True)], 0
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_seeds", [3, 5, 10])
+@pytest.mark.parametrize("kind", ["rate", "difference"])
+def test_prompts_drawn_for_each_seed_apart_cover_less(kind, num_seeds, monkeypatch):
+    """Why they are drawn jointly; docs/report.md has these numbers."""
+    monkeypatch.setattr(intervals, "resampled_means", drawn_apart)
+    share = coverage(kind, num_seeds, 3000)
+    print(f"{kind}, {num_seeds} seeds, drawn apart: {share:.2f}")
+    assert share < 0.92
 
 
 @settings(max_examples=30)
