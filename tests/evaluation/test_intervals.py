@@ -116,6 +116,7 @@ def test_seeds_that_agree_are_no_more_evidence_than_one():
     )
     assert (one.method, four.method) == ("bootstrap", "joint_bootstrap")
     assert {one.method, four.method} <= METHODS.keys()
+    assert one.se == pytest.approx(math.sqrt(one.value * (1 - one.value) / 50), rel=0.05)
     # Prompts of each seed's own are independent, and four seeds are then four times the evidence.
     apart = pooled(values * 4, range(200), [s for s in range(4) for _ in range(50)])
     assert apart.high - apart.low == pytest.approx((one.high - one.low) / 2, rel=0.1)
