@@ -68,7 +68,7 @@ def _fair_coins(n: int) -> np.ndarray:
     return np.exp(log_factorial[n] - log_factorial - log_factorial[::-1] - n * math.log(2))
 
 
-def detectable_difference(n: int, discordant: float) -> float:
+def detectable_difference(n: float, discordant: float) -> float:
     """The difference of two paired rates that n independent pairs find at 5 % with 80 % power.
 
     Solves n = (z_a sqrt(d) + z_b sqrt(d - e^2))^2 / e^2 for the difference e (Connor 1987,
@@ -111,7 +111,8 @@ def paired_test(
       yes_no: a and b are 0 or 1; otherwise (counts, shares) there is no McNemar test.
 
     The effect is Connor's with one pair a prompt, else 2.80 standard errors, and then never below
-    what as many independent pairs would find without a discordant one: a standard error that a few
+    Connor's of as many independent pairs as these are worth (their variance over the squared
+    standard error, Kish's effective size) without a discordant one: a standard error that a few
     pairs made is no promise. Where all pairs are alike it is Connor's for as many as prompts.
     """
     n, n_prompts = len(differences), len(set(prompts))
@@ -129,5 +130,6 @@ def paired_test(
     discordant = sum(map(bool, differences)) / n
     if (n == n_prompts and alike) or not se > 0:
         return PairedTest(p, p_method, detectable_difference(n_prompts, discordant), "connor")
-    effect = max(STANDARD_ERRORS * se, detectable_difference(n, 0.0))
+    worth = min(n, max(n_prompts, float(np.var(differences)) / se**2))
+    effect = max(STANDARD_ERRORS * se, detectable_difference(worth, 0.0))
     return PairedTest(p, p_method, effect, "bootstrap_se")

@@ -103,7 +103,14 @@ def test_few_discordant_pairs_promise_nothing():
     seeds = [s for s in range(3) for _ in range(64)]
     se = pooled(values, prompts, seeds).se
     test = paired_test(values, prompts, seeds, se, True)
-    assert STANDARD_ERRORS * se < 0.02 and test.mde == detectable_difference(192, 0.0) > 0.04
+    assert STANDARD_ERRORS * se < 0.02
+    assert test.mde == pytest.approx(detectable_difference(192, 0.0), rel=0.1)
+    # The same prompt under all three seeds: no more than sixty-four pairs would tell.
+    values[64] = values[128] = 1.0
+    se = pooled(values, prompts, seeds).se
+    test = paired_test(values, prompts, seeds, se, True)
+    assert STANDARD_ERRORS * se < 0.05
+    assert test.mde == pytest.approx(detectable_difference(64, 0.0), rel=0.1)
     alike = paired_test([0.0] * 192, prompts, seeds, 0.0, True)
     assert (alike.p, alike.mde) == (1.0, detectable_difference(64, 0.0))
     nothing = paired_test([0.0] * 192, prompts, seeds, 0.0, False)

@@ -310,12 +310,12 @@ def test_sentences_are_computed(written):
     text = written.read_text(encoding="utf-8")
     assert (
         "rlbf_ppo has 0.40 lower asr on middle filling, rl forms than sft_control (95 % interval "
-        "−0.5" in text
+        "−0.60 to −0.20" in text
     )
     assert "each seed: −0.40, −0.40), an interval without 0." in text
     # Twenty prompts, of which eight end worse under both seeds.
-    assert "; p 0.004; detectable from 0.31 on; each seed" in text
-    assert "| **−0.40** [−0.60, −0.20] (0.31) | 0.004 | −0.40, −0.40 |" in text
+    assert "; p 0.004; detectable from 0.32 on; each seed" in text
+    assert "| **−0.40** [−0.60, −0.20] (0.32) | 0.004 | −0.40, −0.40 |" in text
     # Nothing differs; seven of the twenty prompts would have to, all in one direction.
     assert "0.00 [−0.16, +0.16] W (0.35)" in text and "MDE" not in text
     assert (
