@@ -314,8 +314,8 @@ def test_sentences_are_computed(written):
     )
     assert "each seed: −0.40, −0.40), an interval without 0." in text
     # Twenty prompts, of which eight end worse under both seeds.
-    assert "; p 0.004; detectable from 0.32 on; each seed" in text
-    assert "| **−0.40** [−0.60, −0.20] (0.32) | 0.004 | −0.40, −0.40 |" in text
+    assert "; p 0.004; detectable from 0.35 on; each seed" in text
+    assert "| **−0.40** [−0.60, −0.20] (0.35) | 0.004 | −0.40, −0.40 |" in text
     # Nothing differs; seven of the twenty prompts would have to, all in one direction.
     assert "0.00 [−0.16, +0.16] W (0.35)" in text and "MDE" not in text
     assert (
