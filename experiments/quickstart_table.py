@@ -5,7 +5,8 @@ Paper: arXiv 2602.08377, sections 4 and 5, at toy scale.
 Command: python experiments/quickstart_table.py
     --list shows what is run; --only NAME (may be repeated) runs that piece and what it builds on.
     Killed anywhere, the same command goes on where it stopped, and finished pieces are not run
-    again. The document is written from whatever is finished, and names what is not.
+    again. The document is written from whatever is finished, and names what is not. Its rows are
+    kept in WORKDIR/rows (--rows); --from_rows FOLDER makes the document from such a folder alone.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="the document")
     parser.add_argument(
+        "--rows", type=Path, help="where rows and metrics are kept (default: WORKDIR/rows)"
+    )
+    parser.add_argument(
+        "--from_rows", type=Path, metavar="FOLDER", help="run nothing: write from kept rows alone"
+    )
+    parser.add_argument(
         "--pool", choices=("development", "test"), default="test", help="tune on development only"
     )
     parser.add_argument("--list", action="store_true", help="show the pieces and run nothing")
@@ -50,6 +57,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.workdir = args.workdir or Path("runs") / (
         "table" if args.pool == "test" else f"table_{args.pool}"
     )
+    args.rows = args.rows or args.workdir / "rows"
     return args
 
 
@@ -69,8 +77,14 @@ def command(args: argparse.Namespace) -> str:
 def run(args: argparse.Namespace) -> None:
     import dataclasses
 
-    from table import document, pieces, running
+    from table import document, kept, pieces, running
 
+    if args.from_rows:
+        if args.only or args.list:
+            raise UserError("--from_rows runs nothing and writes all; leave out --only and --list")
+        document.write_document(kept.open_kept(args.from_rows), args.out)
+        print(f"results: {args.out}")
+        return
     config, _ = load_experiment(args.config)
     config = dataclasses.replace(
         config, evaluation=dataclasses.replace(config.evaluation, pool=args.pool)
@@ -86,7 +100,8 @@ def run(args: argparse.Namespace) -> None:
             print(f"{piece.name:24} {mark:5} {piece.purpose}")
         return
     running.run_pieces(chosen, args.workdir)
-    document.write_document(everything, args.workdir, args.ablation_seeds, args.out, command(args))
+    rows = kept.keep(everything, args.workdir, args.rows, args.ablation_seeds, command(args))
+    document.write_document(rows, args.out)
     print(f"results: {args.out}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from matplotlib.figure import Figure
 from rlbf_jax.storage import write_whole
 
 from . import sections
-from .pieces import ATTACKED_SHARES, Piece
-from .running import commits, finished, seconds
+from .kept import Kept
+from .pieces import ATTACKED_SHARES
 from .sections import BiasPoint, Results, Section
 
 INTRO = """# Results at toy scale
@@ -28,27 +27,32 @@ how a large model behaves.
 † A whole violation is
 forced into the answer by middle filling and deep prefilling, \
 so a model that cannot erase has asr 1 there by
-construction. Intervals are at 95 %, by bootstrap over prompts within training seeds \
-(Wilson's where all rows are
-alike); seeds are held fixed, so what another seed would do is to be read from the seeds' \
-own differences. Differences
+construction. Intervals are at 95 %, by bootstrap over prompts, which are drawn once for all \
+training seeds, as all
+answer the same ones (W: Wilson's for as many rows as there are prompts, where all rows are \
+alike); seeds are held
+fixed, so what another seed would do is to be read from the seeds' own differences. Differences
 are paired by seed and attempt, over the attempts at which both sides have the number. \
 Bold: the interval excludes 0;
-among twenty such comparisons of equals one is bold by chance, and nothing is corrected for that."""
+among twenty such comparisons of equals one is bold by chance, and nothing is corrected for that. \
+In parentheses the
+minimum detectable effect: the smallest true difference that a comparison of this size finds at \
+5 % with 80 % power
+(Connor's formula for paired rates with one pair a prompt, otherwise 2.80 standard errors of the \
+bootstrap). *p*:
+McNemar's exact test, mid-p; pairs of one prompt change sides together."""
 
 
-def write_document(
-    pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int], out: Path, command: str
-):
+def write_document(kept: Kept, out: Path) -> None:
     """Writes the document and, where the sweep has run, OUT_bias.png beside it.
     Unfinished pieces are named."""
-    results = Results(pieces, workdir, ablation_seeds)
+    results = Results(kept)
     picture = out.with_name(f"{out.stem}_bias.png")
     points = sections.bias_points(results)
     if points:
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(bias_plot(points))
-    parts = [INTRO, _facts(pieces, workdir, ablation_seeds, command)]
+    parts = [INTRO, _facts(kept)]
     parts += [
         _section(section)
         for section in _sections(results, points, picture.name)
@@ -85,22 +89,18 @@ def _section(section: Section) -> str:
     return "\n\n".join([f"## {section.title}", section.intro, *section.tables, section.sentence])
 
 
-def _facts(
-    pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int], command: str
-) -> str:
-    done = [piece for piece in pieces if finished(piece, workdir)]
-    missing = [piece.name for piece in pieces if piece not in done]
-    suite = pieces[0].config.evaluation
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def _facts(kept: Kept) -> str:
+    done = [piece for piece in kept.pieces if piece.finished]
+    missing = [piece.name for piece in kept.pieces if not piece.finished]
+    minutes = sum(piece.seconds for piece in done) / 60
     listed = {
-        "command": f"`{command}`",
-        "commit": ", ".join(commits(done, workdir)) or "unknown",
-        "training seeds": ", ".join(map(str, dict.fromkeys(piece.seed for piece in pieces)))
-        + f"; ablations: {', '.join(map(str, ablation_seeds))}",
-        "pool": f"{suite.pool}, {suite.n} prompts an attack and form split, "
-        f"temperature {suite.knobs.temperature:g}",
-        "wall clock": f"{seconds(done, workdir) / 60:.0f} minutes of training and evaluation "
-        f"in all, on {cores} cores",
+        "command": f"`{kept.command}`",
+        "commit": ", ".join(dict.fromkeys(piece.commit for piece in done)) or "unknown",
+        "training seeds": ", ".join(map(str, dict.fromkeys(piece.seed for piece in kept.pieces)))
+        + f"; ablations: {', '.join(map(str, kept.ablation_seeds))}",
+        "pool": kept.suite,
+        "wall clock": f"{minutes:.0f} minutes of training and evaluation "
+        f"in all, on {kept.cores} cores",
     }
     if missing:
         listed["not run yet"] = ", ".join(missing)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 from rlbf_jax.evaluation.comparison import (
     Arm,
@@ -18,8 +17,8 @@ from rlbf_jax.evaluation.comparison import (
 )
 
 from . import words
-from .pieces import BIASES, Piece, bias_group, changed
-from .running import finished
+from .kept import Kept
+from .pieces import BIASES, bias_group
 from .words import Compared, number
 
 SPLITS = ("sft", "rl", "unseen")
@@ -75,15 +74,15 @@ class Results:
     """What the finished pieces have measured. A stage of a group is an `Arm`,
     or None where a seed is missing."""
 
-    def __init__(self, pieces: Sequence[Piece], workdir: Path, ablation_seeds: Sequence[int]):
-        self.pieces, self.workdir, self.ablation_seeds = pieces, workdir, tuple(ablation_seeds)
+    def __init__(self, kept: Kept):
+        self.kept = kept
 
     @functools.cache  # noqa: B019 (lives as long as the command)
     def arm(self, group: str, stage: str, name: str, seeds: tuple[int, ...] = ()) -> Arm | None:
-        mine = [p for p in self.pieces if p.group == group and (not seeds or p.seed in seeds)]
-        if not mine or not all(finished(piece, self.workdir) for piece in mine):
+        mine = [p for p in self.kept.pieces if p.group == group and (not seeds or p.seed in seeds)]
+        if not mine or not all(piece.finished for piece in mine):
             return None
-        return load_arm(name, {piece.seed: self.workdir / piece.name for piece in mine}, stage)
+        return load_arm(name, {piece.seed: self.kept.folder / piece.name for piece in mine}, stage)
 
     def methods(self, semantics: str = "") -> list[Arm]:
         """Every finished method, in the order of training; `semantics="keep"`:
@@ -105,17 +104,12 @@ class Results:
         return [arm for arm in arms if arm is not None]
 
     def ablated(self, group: str, name: str, stage: str = "rlbf") -> Arm | None:
-        return self.arm(group, stage, name, self.ablation_seeds)
+        return self.arm(group, stage, name, self.kept.ablation_seeds)
 
-    def purpose(self, group: str) -> str:
-        return next(piece.purpose for piece in self.pieces if piece.group == group)
-
-    def settings(self, group: str) -> str:
-        """How a group's configuration differs from the quickstart's."""
-        main = next(piece for piece in self.pieces if piece.group == "main")
-        return changed(
-            next(piece for piece in self.pieces if piece.group == group).config, main.config
-        )
+    def about(self, group: str) -> str:
+        """What a group is for, and how its configuration differs from the quickstart's."""
+        piece = next(piece for piece in self.kept.pieces if piece.group == group)
+        return f"`{group}`: {piece.purpose} ({piece.settings})."
 
 
 def compared(a: Arm, b: Arm, rows: Sequence[tuple[str, Slice]]) -> list[Compared]:
@@ -134,7 +128,10 @@ def methods(results: Results) -> Section | None:
     sentence = words.one_difference(
         ppo.name, control.name, compared(ppo, control, [("asr", CLAIM)])[0]
     )
-    intro = "Means over seeds; in brackets 95 % intervals (bootstrap over prompts within seeds)."
+    intro = (
+        "Means over seeds; in brackets 95 % intervals (bootstrap over prompts, drawn once for all "
+        "seeds; W: Wilson's)."
+    )
     return Section("Under attack", intro, tuple(tables), sentence)
 
 
@@ -169,14 +166,15 @@ def differences(results: Results, a: str, b: str) -> Section | None:
         compared(one, other, [(m, where) for where in UNDER_ATTACK]) for m in ("asr", "leak")
     )
     rows = [[_where(x.where), *_both(x), *_both(y)] for x, y in zip(asr, leak, strict=True)]
-    head = ["on", "asr", "each seed", "leak", "each seed"]
+    head = ["on", "asr", "p", "each seed", "leak", "p", "each seed"]
     sentence = words.many_differences(a, b, [*asr, *leak])
     intro = f"{a} minus {b}, paired by seed and attempt; below 0, {a} leaves less."
     return Section(f"{a} against {b}", intro, (words.table(head, rows),), sentence)
 
 
 def _both(found: Compared) -> list[str]:
-    return [words.difference_cell(found.estimate), words.seeds_cell(found.estimate)]
+    e = found.estimate
+    return [words.difference_cell(e), words.p_cell(e), words.seeds_cell(e)]
 
 
 def costs(results: Results) -> Section | None:
@@ -260,7 +258,7 @@ def ablation(
         "as it is",
         *(c for group, _ in variants for c in (group, "difference")),
     ]
-    told = [f"`{g}`: {results.purpose(g)} ({results.settings(g)})." for g, _ in variants]
+    described = [results.about(group) for group, _ in variants]
     sentence = words.changes(
         [
             (group, [*found[group], words.relative_perplexity(ratios[group])])
@@ -268,7 +266,10 @@ def ablation(
         ]
     )
     return Section(
-        title, " ".join([*([intro] if intro else []), *told]), (words.table(head, rows),), sentence
+        title,
+        " ".join([*([intro] if intro else []), *described]),
+        (words.table(head, rows),),
+        sentence,
     )
 
 

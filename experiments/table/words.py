@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from rlbf_jax.evaluation.columns import is_rate
 from rlbf_jax.evaluation.comparison import Estimate, Slice
+from rlbf_jax.report.words import p_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,14 @@ def relative_perplexity(ratio: Estimate) -> Compared:
     """A ratio of perplexities as a difference:
     by which share the perplexity of clean answers is higher."""
     seeds = {seed: value - 1 for seed, value in ratio.by_seed.items()}
+    test = ratio.test and dataclasses.replace(ratio.test, mde=ratio.test.mde - 1)
     shifted = dataclasses.replace(
-        ratio, value=ratio.value - 1, low=ratio.low - 1, high=ratio.high - 1, by_seed=seeds
+        ratio,
+        value=ratio.value - 1,
+        low=ratio.low - 1,
+        high=ratio.high - 1,
+        by_seed=seeds,
+        test=test,
     )
     return Compared("perplexity (share)", Slice("clean answers"), shifted)
 
@@ -47,24 +54,42 @@ def signed(value: float) -> str:
 
 
 def mean_cell(found: Estimate | None) -> str:
-    """`0.03 [0.01, 0.06]`."""
+    """`0.03 [0.01, 0.06]`, with W where the interval is Wilson's and no bootstrap."""
     if found is None or math.isnan(found.value):
         return "–"
-    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]{_wilson(found)}"
+
+
+def _wilson(estimate: Estimate) -> str:
+    return " W" if estimate.method.startswith("wilson") else ""
+
+
+def _detectable(estimate: Estimate) -> str:
+    """` (0.12)`: the minimum detectable effect, where there is one."""
+    mde = estimate.test.mde if estimate.test else math.nan
+    return "" if math.isnan(mde) else f" ({number(mde)})"
+
+
+def p_cell(estimate: Estimate) -> str:
+    return p_value(estimate.test.p if estimate.test else math.nan)
 
 
 def difference_cell(found: Estimate | None) -> str:
-    """`**−0.12** [−0.20, −0.05]`, bold where the interval excludes 0."""
+    """`**−0.12** [−0.20, −0.05] (0.11)`, bold where the interval excludes 0;
+    in parentheses the minimum detectable effect."""
     if found is None or math.isnan(found.value):
         return "–"
     value = f"**{signed(found.value)}**" if found.excludes_zero else signed(found.value)
-    return f"{value} [{signed(found.low)}, {signed(found.high)}]"
+    limits = f"[{signed(found.low)}, {signed(found.high)}]"
+    return f"{value} {limits}{_wilson(found)}{_detectable(found)}"
 
 
 def ratio_cell(found: Estimate | None) -> str:
     if found is None or math.isnan(found.value):
         return "–"
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    mde = found.test.mde if found.test else math.nan
+    detectable = "" if math.isnan(mde) else f" ({mde:.3f})"
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]{detectable}"
 
 
 def seeds_cell(found: Estimate | None) -> str:
@@ -97,7 +122,9 @@ def one_difference(a: str, b: str, found: Compared) -> str:
     e, what = found.estimate, f"{found.metric} on {found.where.label}"
     if math.isnan(e.value):
         return f"There is no number for {what}, so {a} and {b} are not compared."
-    interval = f"95 % interval {signed(e.low)} to {signed(e.high)}; each seed: {seeds_cell(e)}"
+    interval = (
+        f"95 % interval {signed(e.low)} to {signed(e.high)}{_tested(e)}; each seed: {seeds_cell(e)}"
+    )
     if e.excludes_zero:
         direction = "lower" if e.value < 0 else "higher"
         return (
@@ -115,7 +142,10 @@ def many_differences(a: str, b: str, compared: Sequence[Compared]) -> str:
     known = [c for c in compared if not math.isnan(c.estimate.value)]
     told = [c for c in known if c.estimate.excludes_zero]
     if not told:
-        return f"None of {len(known)} intervals excludes 0: {a} and {b} are not told apart here."
+        return (
+            f"None of {len(known)} intervals excludes 0: {a} and {b} are not told apart "
+            f"here.{_needed(known)}"
+        )
     lower = sum(c.estimate.value < 0 for c in told)
     largest = max(told, key=lambda c: abs(c.estimate.value))
     return (
@@ -124,6 +154,28 @@ def many_differences(a: str, b: str, compared: Sequence[Compared]) -> str:
         f"{len(told) - lower}; the largest difference is {signed(largest.estimate.value)} "
         f"({largest.label})."
     )
+
+
+def _tested(estimate: Estimate) -> str:
+    """`; p 0.012; detectable from 0.12 on`."""
+    p, test = p_cell(estimate), estimate.test
+    said = [f"p {p}"] if p != "–" else []
+    if test is not None and not math.isnan(test.mde):
+        said.append(f"detectable from {number(test.mde)} on")
+    return "".join(f"; {words}" for words in said)
+
+
+def _needed(compared: Sequence[Compared]) -> str:
+    """A sentence of what differences would have been found, shares alone."""
+    effects = [
+        c.estimate.test.mde
+        for c in compared
+        if c.estimate.test and is_rate(c.metric) and not math.isnan(c.estimate.test.mde)
+    ]
+    if not effects:
+        return ""
+    low, high = number(min(effects)), number(max(effects))
+    return f" Detectable were differences from {low} to {high} on."
 
 
 def changes(variants: Sequence[tuple[str, Sequence[Compared]]], most: int = 4) -> str:

@@ -151,7 +151,11 @@ def show(records: Sequence) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
+    from rlbf_jax.evaluation.intervals import METHODS
+
+    methods = {record.ci_method for record in records if record.metric in SHOWN}
+    named = [f"{name} ({words})" for name, words in METHODS.items() if name in methods]
+    table = Table(caption=f"95 % intervals: {'; '.join(named)}" if named else None)
     for name in ("attack", "split", "cell"):
         table.add_column(name, no_wrap=True)
     for name in SHOWN:

@@ -2,15 +2,17 @@
 `evaluation/STAGE.jsonl`.
 
 Every stage, method and training seed answers the same attempts, so a comparison is paired by
-(training seed, attempt); its interval is a bootstrap over prompts within seeds, seeds held fixed,
-and each seed's difference is listed.
+(training seed, attempt); its interval is a bootstrap over prompts, drawn once for all seeds (which
+are held fixed, and answer the same prompts), and each seed's difference is listed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ import numpy as np
 from rlbf_jax.attacks import HAS_FORMS, WORST_OF_N
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.columns import check_of_rows, is_rate
-from rlbf_jax.evaluation.intervals import paired_difference, wilson
+from rlbf_jax.evaluation.intervals import Pooled, pooled, resampled_means, wilson
+from rlbf_jax.evaluation.paired_tests import STANDARD_ERRORS, PairedTest, paired_test
 from rlbf_jax.evaluation.records import ANY_OF_N
 
 Row = Mapping[str, Any]
@@ -68,23 +71,34 @@ class Estimate:
     n: int
     """Rows, or pairs of rows, over all seeds."""
     n_prompts: int
-    """Prompts, summed over seeds."""
+    """Distinct prompts: all seeds answer the same."""
     left_out: int = 0
     """Differences only: attempts at which one side has no such number
     (say, no directive), over all seeds."""
+    method: str = "none"
+    """Of the interval, see `intervals.METHODS`."""
+    test: PairedTest | None = None
+    """Differences only: p and minimum detectable effect; of `perplexity_ratio` the latter alone, as
+    the smallest ratio above 1 that would be found."""
 
     @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval's width: how far from the value this many rows leave the truth open."""
+        return (self.high - self.low) / 2
 
 
 NOTHING = Estimate(math.nan, math.nan, math.nan, {}, 0, 0)
 
 
 def load_arm(name: str, folders: Mapping[int, Path], stage: str) -> Arm:
-    """Reads a stage's rows of several runs, one a training seed.
+    """Reads a stage's rows of several runs, one a training seed; also from files that were packed
+    since (`STAGE.jsonl.gz`).
 
-    Raises UserError for a missing file, a line that is not JSON,
+    Raises UserError for a missing or damaged file, a line that is not JSON,
     or a run whose seed is another than stated.
     """
     rows, texts = {}, {}
@@ -98,23 +112,35 @@ def load_arm(name: str, folders: Mapping[int, Path], stage: str) -> Arm:
                 "seed"
             )
         extra = folder / "evaluation" / "clean_text" / f"{stage}.jsonl"
-        texts[seed] = _read(extra) if extra.exists() else []
+        texts[seed] = _read(extra) if extra.exists() or _packed(extra).exists() else []
     return Arm(name, rows, texts)
 
 
+def _packed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
+
+
 def _read(path: Path) -> list[Row]:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; evaluate that stage first")
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(
-                    f"{path}, line {number}: not JSON ({error}); evaluate that stage again"
-                ) from None
+    rows, lines = [], _text(path).split("\n")  # splitlines() would split texts at other marks
+    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: not JSON ({error}); evaluate that stage again"
+            ) from None
     return rows
+
+
+def _text(path: Path) -> str:
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    if not _packed(path).exists():
+        raise UserError(f"{path}: no such file; evaluate that stage first")
+    try:
+        return gzip.decompress(_packed(path).read_bytes()).decode()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{_packed(path)}: damaged ({error}); pack that file again") from None
 
 
 def column(rows: Sequence[Row], where: Slice, metric: str) -> dict[Any, tuple[str, float]]:
@@ -145,7 +171,7 @@ def _within(row: Row, where: Slice) -> bool:
 
 
 def mean_over_seeds(arm: Arm, where: Slice, metric: str) -> Estimate:
-    """The mean of the seeds' means, with an interval over prompts within seeds.
+    """The mean of the seeds' means, with an interval over prompts, drawn once for all seeds.
 
     Where every row is 0, or every row is 1, a bootstrap has no spread to show; there the interval
     is Wilson's for as many rows as one seed has prompts, because all seeds ask the same prompts.
@@ -154,12 +180,12 @@ def mean_over_seeds(arm: Arm, where: Slice, metric: str) -> Estimate:
     values, prompts, seeds = _flat(columns)
     if not values:
         return NOTHING
-    estimate = paired_difference(values, [0.0] * len(values), prompts, seeds)
-    low, high = estimate.low, estimate.high
+    estimate = _estimate(pooled(values, prompts, seeds), len(values))
     if is_rate(metric) and set(values) in ({0.0}, {1.0}):
         n = _fewest_prompts(columns)
         low, high = wilson(n * values[0], n)
-    return Estimate(estimate.value, low, high, estimate.by_seed, len(values), estimate.n_prompts)
+        estimate = dataclasses.replace(estimate, low=low, high=high, method="wilson_prompts")
+    return estimate
 
 
 def difference(a: Arm, b: Arm, where: Slice, metric: str) -> Estimate:
@@ -192,14 +218,24 @@ def difference(a: Arm, b: Arm, where: Slice, metric: str) -> Estimate:
     values, prompts, seeds = _flat(columns)
     if not values:
         return dataclasses.replace(NOTHING, left_out=left_out)
-    estimate = paired_difference(values, [0.0] * len(values), prompts, seeds)
-    low, high = estimate.low, estimate.high
-    if is_rate(metric) and len(set(values)) == 1 and abs(values[0]) in (0.0, 1.0):
+    mean = pooled(values, prompts, seeds)
+    yes_no = is_rate(metric) and set(values) <= {-1.0, 0.0, 1.0}
+    estimate = dataclasses.replace(
+        _estimate(mean, len(values)),
+        left_out=left_out,
+        test=paired_test(values, prompts, seeds, mean.se, yes_no),
+    )
+    if yes_no and len(set(values)) == 1:
         n = _fewest_prompts(columns)
         doubt = wilson(0, n)[1] * (1 if values[0] == 0 else 2)
         low, high = max(-1.0, values[0] - doubt), min(1.0, values[0] + doubt)
+        estimate = dataclasses.replace(estimate, low=low, high=high, method="wilson_prompts")
+    return estimate
+
+
+def _estimate(mean: Pooled, n: int) -> Estimate:
     return Estimate(
-        estimate.value, low, high, estimate.by_seed, len(values), estimate.n_prompts, left_out
+        mean.value, mean.low, mean.high, mean.by_seed, n, mean.n_prompts, method=mean.method
     )
 
 
@@ -226,31 +262,45 @@ def _fewest_prompts(columns: Mapping[int, Mapping[Any, tuple[str, float]]]) -> i
 
 def perplexity_ratio(a: Arm, b: Arm, *, replicates: int = 2000, seed: int = 0) -> Estimate:
     """Perplexity of held-out clean answers, a divided by b: geometric mean over seeds, bootstrap
-    over answers within seeds (both arms read the same answers). `by_seed` holds the seeds' ratios;
-    an interval without 1 is a difference.
+    over answers, drawn once for all seeds (both arms and all seeds read the same answers, in one
+    order). `by_seed` holds the seeds' ratios; an interval without 1 is a difference.
 
     Raises ValueError if the arms were read on other answers.
     """
-    rng = np.random.default_rng(seed)
-    by_seed: dict[int, float] = {}
-    drawn, n = np.zeros(replicates), 0
+    gaps: dict[int, tuple[list[float], list[float]]] = {}
     for each in sorted(set(a.texts) & set(b.texts)):
-        counts = np.asarray([row["count"] for row in a.texts[each]], float)
-        if counts.tolist() != [row["count"] for row in b.texts[each]]:
+        counts = [float(row["count"]) for row in a.texts[each]]
+        if counts != [row["count"] for row in b.texts[each]]:
             raise ValueError(
                 f"{a.name} and {b.name}, seed {each}: perplexity of other answers; evaluate both "
                 "alike"
             )
-        if not len(counts):
-            continue
         pairs = zip(a.texts[each], b.texts[each], strict=True)
-        gap = np.asarray([one["nll"] - other["nll"] for one, other in pairs])
-        by_seed[each] = math.exp(float(gap.sum()) / float(counts.sum()))
-        picks = rng.integers(0, len(counts), (replicates, len(counts)))
-        drawn += gap[picks].sum(1) / counts[picks].sum(1)
-        n += len(counts)
-    if not by_seed:
+        if counts:
+            gaps[each] = [one["nll"] - other["nll"] for one, other in pairs], counts
+    if not gaps:
         return NOTHING
-    value = math.exp(sum(map(math.log, by_seed.values())) / len(by_seed))
-    low, high = np.exp(np.quantile(drawn / len(by_seed), [0.025, 0.975]))
-    return Estimate(value, float(low), float(high), by_seed, n, n)
+    longest = max(len(counts) for _, counts in gaps.values())
+    sums, ids = np.zeros((2, len(gaps), longest))
+    for place, (gap, counts) in enumerate(gaps.values()):
+        sums[place, : len(gap)], ids[place, : len(counts)] = gap, counts
+    logs = (sums.sum(1) / ids.sum(1)).tolist()
+    drawn = resampled_means(sums, ids, replicates, np.random.default_rng(seed))
+    low, high = np.exp(np.quantile(drawn, [0.025, 0.975]))
+    return Estimate(
+        value=math.exp(sum(logs) / len(logs)),
+        low=float(low),
+        high=float(high),
+        by_seed=dict(zip(gaps, map(math.exp, logs), strict=True)),
+        n=sum(len(counts) for _, counts in gaps.values()),
+        n_prompts=longest,
+        method="bootstrap" if len(gaps) == 1 else "joint_bootstrap",
+        test=_detectable_ratio(float(drawn.std(ddof=1))),
+    )
+
+
+def _detectable_ratio(se: float) -> PairedTest:
+    """`se`: of the ratio's logarithm."""
+    if not se > 0:
+        return PairedTest(math.nan, "none", math.nan, "none")
+    return PairedTest(math.nan, "none", math.exp(STANDARD_ERRORS * se), "bootstrap_se")

@@ -1,8 +1,9 @@
 """Confidence intervals: Wilson for independent yes/no rows,
 bootstrap over prompts for everything else.
 
-Rows that share a prompt are not independent, so the bootstrap draws whole prompts (clusters). All
-functions are numpy, vectorized over replicates, and deterministic given their seed.
+Rows that share a prompt are not independent, also where they are of several training seeds, so the
+bootstrap draws whole prompts (clusters), once for all seeds. All functions are numpy, vectorized
+over replicates, and deterministic given their seed. Every interval names its method, see `METHODS`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,15 @@ import numpy as np
 T = TypeVar("T")
 _CHUNK = 2_000_000
 """Most cluster draws held in memory at once."""
+METHODS = {
+    "wilson": "Wilson's score interval of one yes/no row a prompt",
+    "wilson_prompts": "Wilson's for as many rows as there are prompts, where all rows are alike",
+    "bootstrap": "bootstrap over prompts, each with all of its rows",
+    "joint_bootstrap": "bootstrap over prompts, drawn once for all training seeds, which are fixed",
+    "span": "from the lowest to the highest limit of the seeds' own intervals",
+    "none": "no interval",
+}
+"""Every method that an interval may name, and what it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Interval:
     low: float
     high: float
     method: str
-    """`wilson`, `wilson_prompts`, `bootstrap` or `none`."""
+    """`wilson`, `wilson_prompts`, `bootstrap` or `none`, see `METHODS`."""
     n: int
     """Rows."""
     n_prompts: int
@@ -56,27 +66,46 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
 
 
 def _cluster_sums(
-    values: np.ndarray, clusters: Sequence[Hashable]
+    values: np.ndarray, clusters: Sequence[Hashable], seeds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and count of the values of each cluster, in order of first appearance."""
+    """Two [S, P] arrays: sum and count of the values of each seed's (in rising order) part of each
+    cluster (in order of first appearance)."""
     index: dict[Hashable, int] = {}
     member = np.array([index.setdefault(cluster, len(index)) for cluster in clusters], np.int64)
-    return np.bincount(member, values, len(index)), np.bincount(
-        member, minlength=len(index)
-    ).astype(float)
+    names, owner = np.unique(seeds, return_inverse=True)
+    shape = len(names), len(index)
+    place, size = owner * len(index) + member, len(names) * len(index)
+    counts = np.bincount(place, minlength=size).astype(float)
+    return np.bincount(place, values, size).reshape(shape), counts.reshape(shape)
 
 
-def _replicates(
+def resampled_means(
     sums: np.ndarray, counts: np.ndarray, n: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """[n] means of resamples of whole clusters."""
-    size = len(sums)
-    means = np.empty(n)
+    """Resamples of whole clusters, drawn once for all seeds.
+
+    All seeds answer the same prompts, so what a draw leaves out is missing from all of them;
+    draws of each seed's own would take the seeds for independent, and intervals come out too short.
+
+    Args:
+      sums, counts: [S, P] floats, sum and number of the values of each seed's rows of each cluster;
+        0 and 0 where a seed has none of a cluster, and at least one row a seed.
+      n: resamples.
+
+    Returns:
+      [n]: of each, the mean over seeds of each seed's mean over rows. A draw in which no row of a
+      seed occurs says nothing of that seed, which then stands there with the mean of all its rows.
+    """
+    size = sums.shape[1]
+    means, own = np.zeros(n), sums.sum(1) / counts.sum(1)
     step = max(1, _CHUNK // size)
     for start in range(0, n, step):
         drawn = rng.integers(0, size, (min(step, n - start), size))
-        means[start : start + step] = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return means
+        for total, count, mean in zip(sums, counts, own, strict=True):
+            rows = count[drawn].sum(1)
+            there = total[drawn].sum(1) / np.maximum(rows, 1)
+            means[start : start + step] += np.where(rows > 0, there, mean)
+    return means / len(sums)
 
 
 def bootstrap(
@@ -106,8 +135,8 @@ def bootstrap(
         raise ValueError(
             "bootstrap got a value that is not finite; leave rows out that have no value"
         )
-    sums, counts = _cluster_sums(array, prompts)
-    means = _replicates(sums, counts, replicates, np.random.default_rng(seed))
+    sums, counts = _cluster_sums(array, prompts, np.zeros(len(array), int))
+    means = resampled_means(sums, counts, replicates, np.random.default_rng(seed))
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 
@@ -188,16 +217,66 @@ def clustered(
 
 
 @dataclasses.dataclass(frozen=True)
-class PairedDifference:
-    """Mean of `a - b` over seeds, with its interval and what each seed says."""
+class Pooled:
+    """The mean over seeds of each seed's mean over rows, with its interval
+    and what each seed says."""
 
     value: float
-    """Mean of the seeds' differences."""
     low: float
     high: float
+    method: str
+    """`joint_bootstrap`, or `bootstrap` of one seed."""
     by_seed: dict[int, float]
     n_prompts: int
-    """Prompts, summed over seeds."""
+    """Distinct prompts: a prompt's rows of all seeds are drawn together."""
+    se: float
+    """Standard error: the standard deviation over resamples."""
+
+
+def pooled(
+    values: Sequence[float],
+    prompts: Sequence[Hashable],
+    seeds: Sequence[int],
+    *,
+    level: float = 0.95,
+    replicates: int = 2000,
+    seed: int = 0,
+) -> Pooled:
+    """Percentile bootstrap over prompts, drawn jointly for all seeds, which are held fixed.
+
+    Seeds are few, so they are not resampled; their spread is to be read from `by_seed`. They may
+    have other prompts, or other numbers of rows a prompt; each weighs alike.
+
+    Args:
+      values: one finite number a row.
+      prompts: what the row answers; equal ones in two seeds are one prompt.
+      seeds: the training seed of each row.
+
+    Raises ValueError for unequal lengths, no row, or a value that is not finite.
+    """
+    array = np.asarray(values, float)
+    lengths = {len(array), len(prompts), len(seeds)}
+    if len(lengths) != 1 or not len(array):
+        raise ValueError(
+            "pooled needs three sequences of one length >= 1, got lengths "
+            f"{[len(array), len(prompts), len(seeds)]}"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError("pooled got a value that is not finite; leave out rows that have none")
+    owner = np.asarray(seeds)
+    by_seed = {int(each): float(array[owner == each].mean()) for each in np.unique(owner)}
+    sums, counts = _cluster_sums(array, prompts, owner)
+    means = resampled_means(sums, counts, replicates, np.random.default_rng(seed))
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return Pooled(
+        value=float(np.mean(list(by_seed.values()))),
+        low=float(low),
+        high=float(high),
+        method="bootstrap" if len(by_seed) == 1 else "joint_bootstrap",
+        by_seed=by_seed,
+        n_prompts=sums.shape[1],
+        se=float(means.std(ddof=1)) if replicates > 1 else math.nan,
+    )
 
 
 def paired_difference(
@@ -209,35 +288,17 @@ def paired_difference(
     level: float = 0.95,
     replicates: int = 2000,
     seed: int = 0,
-) -> PairedDifference:
-    """Compares two methods on the same rows: bootstrap over prompts within seeds, seeds held fixed.
+) -> Pooled:
+    """Compares two methods on the same rows: `pooled` of a - b.
 
     Row i of `a` and of `b` must be the same attempt (seed and prompt).
-    Seeds are few, so they are not resampled; their spread is to be read from `by_seed`.
-    Raises ValueError for unequal lengths or empty input.
+    Raises ValueError for unequal lengths, empty input, or a value that is not finite.
     """
-    lengths = {len(values_a), len(values_b), len(prompts), len(seeds)}
-    if len(lengths) != 1 or not values_a:
+    if len(values_a) != len(values_b):
         raise ValueError(
-            "paired_difference needs four sequences of one length >= 1, got lengths "
-            f"{sorted(lengths)}"
+            f"paired_difference needs pairs, got {len(values_a)} and {len(values_b)} values"
         )
     difference = np.asarray(values_a, float) - np.asarray(values_b, float)
-    if not np.isfinite(difference).all():
-        raise ValueError(
-            "paired_difference got a value that is not finite; leave out pairs that lack one"
-        )
-    rng = np.random.default_rng(seed)
-    owner = np.asarray(seeds)
-    by_seed: dict[int, float] = {}
-    total, n_prompts = np.zeros(replicates), 0
-    for each in sorted({int(s) for s in seeds}):
-        rows = np.flatnonzero(owner == each).tolist()
-        sums, counts = _cluster_sums(difference[rows], [prompts[i] for i in rows])
-        by_seed[each] = float(difference[rows].mean())
-        total += _replicates(sums, counts, replicates, rng)
-        n_prompts += len(sums)
-    low, high = np.quantile(total / len(by_seed), [0.5 - level / 2, 0.5 + level / 2])
-    return PairedDifference(
-        float(np.mean(list(by_seed.values()))), float(low), float(high), by_seed, n_prompts
+    return pooled(
+        difference.tolist(), prompts, seeds, level=level, replicates=replicates, seed=seed
     )

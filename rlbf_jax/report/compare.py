@@ -224,8 +224,9 @@ def _seed_tables(groups: Sequence[Group], whole: frozenset[str]) -> list[Table |
             continue
         values = seed_means(group)
         note = (
-            f"Means over the training seeds of {group.name}; 95 % by bootstrap over prompts "
-            "within seeds. "
+            f"Means over the training seeds of {group.name}; 95 % by bootstrap over prompts, "
+            "drawn once for all seeds, which answer the same ones (Wilson's where all rows are "
+            "alike). "
         )
         for table in (tables.attack_table(values, whole), tables.cost_table(values)):
             if table is not None:

@@ -35,7 +35,7 @@ from rlbf_jax.report.values import (
     columns_of,
     index,
 )
-from rlbf_jax.report.words import definitions
+from rlbf_jax.report.words import definitions, of_intervals
 from rlbf_jax.storage import write_whole
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -312,6 +312,7 @@ def render(template: str, **values: Any) -> str:
     )
     text = env.get_template(template).render(
         definitions=definitions(),
+        intervals=of_intervals(),
         style=Markup(style),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

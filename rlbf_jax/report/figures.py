@@ -30,7 +30,8 @@ TIME_CAPTION = (
 TRADEOFF_CAPTION = (
     "The bias is added to the logits of the ids that begin a directive: the one knob that a user "
     "of a finished model has. Left: asr of all harmful attempts (solid) and false backtracks of "
-    "all benign ones (dashed), shaded their 95 % intervals. "
+    "all benign ones (dashed), shaded their 95 % intervals (Wilson's with one row a "
+    "prompt or where all are alike, else by bootstrap over prompts). "
     "Right: one against the other, a dot a bias; better is lower left."
 )
 REINFORCEMENT_CAPTION = (

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlbf_jax.evaluation.comparison import Arm, Estimate, Slice, difference, mean_over_seeds
+from rlbf_jax.evaluation.paired_tests import PairedTest
 from rlbf_jax.report import tables
 from rlbf_jax.report.files import RunFiles
 from rlbf_jax.report.tables import Cell, Table
 from rlbf_jax.report.values import BESIDE, Key, Value, attack_rows
+from rlbf_jax.report.words import PAIRED, legend, marked, p_value
 
 COMPARED = ("asr", "leak", "backtrack_rate", "false_backtrack_rate")
 AVERAGED = (*COMPARED, "torn_seam", "over_refusal", "kept_prefix", "over_deletion")
@@ -123,6 +125,7 @@ def seed_means(group: Group) -> dict[Key, Value]:
                         estimate.n,
                         estimate.n_prompts,
                         len(estimate.by_seed),
+                        estimate.method,
                     )
     return values
 
@@ -176,6 +179,7 @@ def difference_table(
     metrics = [m for m in COMPARED if _measured(one, m) and _measured(other, m)]
     rows: list[tuple[Cell, ...]] = []
     unpaired: list[str] = []
+    methods: set[str] = set()
     for where in slices(one, other):
         try:
             estimates = [difference(one, other, where, metric) for metric in metrics]
@@ -184,6 +188,7 @@ def difference_table(
             continue
         if any(math.isfinite(t.value) for t in estimates):
             cells = [_difference_cell(t, len(seeds)) for t in estimates]
+            methods |= {m for t in estimates if t.test for m in (t.method, t.test.mde_method)}
             pairs = tables.counts([t.n for t in estimates if t.n])
             rows.append((Cell(where.attack), Cell(where.split or "all"), Cell(pairs), *cells))
     notes = []
@@ -196,10 +201,10 @@ def difference_table(
         return None, notes
     note = (
         f"{one.name} minus {other.name}, paired by training seed and attempt (seeds "
-        f"{_seeds(list(seeds))}); 95 % by "
-        "bootstrap over prompts within seeds. Below 0, the first has less. * marks intervals "
+        f"{_seeds(list(seeds))}). Below 0, the first has less. * marks 95 % intervals "
         "without 0; among so many "
-        "differences, some are marked by chance. Cells of one attack are pooled."
+        "differences, some are marked by chance. Cells of one attack are pooled. "
+        f"{PAIRED}. {legend(methods)}."
     )
     title = f"{one.name} minus {other.name}"
     return Table(
@@ -210,10 +215,20 @@ def difference_table(
 def _difference_cell(estimate: Estimate, num_seeds: int) -> Cell:
     if not math.isfinite(estimate.value):
         return Cell("–")
-    small = [f"{_signed(estimate.low)} to {_signed(estimate.high)}"]
+    limits = f"{_signed(estimate.low)} to {_signed(estimate.high)}"
+    small = [marked(limits, estimate.method)]
     if num_seeds > 1:
         small.append("seeds: " + ", ".join(_signed(v) for v in estimate.by_seed.values()))
+    small += filter(None, [_test_words(estimate.test)] if estimate.test else [])
     return Cell(_signed(estimate.value) + " *" * estimate.excludes_zero, tuple(small))
+
+
+def _test_words(test: PairedTest) -> str:
+    """`p 0.012, MDE 0.15 C`."""
+    known = [] if math.isnan(test.p) else [f"p {p_value(test.p)}"]
+    if not math.isnan(test.mde):
+        known.append(marked(f"MDE {test.mde:.2f}", test.mde_method))
+    return ", ".join(known)
 
 
 def _signed(value: float) -> str:

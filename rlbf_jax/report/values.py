@@ -40,6 +40,8 @@ class Value:
     n: int
     num_prompts: int
     seeds: int = 1
+    method: str = ""
+    """Of the interval, see `intervals.METHODS`; empty where a record does not say."""
 
 
 def index(
@@ -186,6 +188,7 @@ def _mean(group: Sequence[Record]) -> Value:
         n=sum(int(r.get("n") or 0) for r in group),
         num_prompts=max(int(r.get("n_prompts") or 0) for r in group),
         seeds=len({str(r.get("seed")) for r in group}),
+        method=str(group[0].get("ci_method") or "") if len(group) == 1 else "span",
     )
 
 

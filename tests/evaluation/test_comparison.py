@@ -1,3 +1,4 @@
+import gzip
 import json
 import math
 
@@ -18,6 +19,7 @@ from rlbf_jax.evaluation.comparison import (
     perplexity_ratio,
 )
 from rlbf_jax.evaluation.intervals import paired_difference, wilson
+from rlbf_jax.evaluation.paired_tests import detectable_difference
 
 
 def row(request, prompt, attack="middle_filling", split="rl", seed=0, long=False, **metrics):
@@ -32,32 +34,32 @@ def row(request, prompt, attack="middle_filling", split="rl", seed=0, long=False
     }
 
 
+def mean(numbers):
+    return sum(numbers) / len(numbers)
+
+
 def slow_paired(a, b, prompts, seeds, replicates, seed):
-    """DESIGN 6 by loops: prompts are drawn within seeds, each with all of its rows."""
-    rng = np.random.default_rng(seed)
-    by_seed, curves = {}, []
-    for s in sorted(set(seeds)):
-        rows_of = {}
-        for x, y, prompt, owner in zip(a, b, prompts, seeds, strict=True):
-            if owner == s:
-                rows_of.setdefault(prompt, []).append(x - y)
-        groups = list(rows_of.values())
-        everything = [d for group in groups for d in group]
-        by_seed[s] = sum(everything) / len(everything)
-        draws = rng.integers(0, len(groups), (replicates, len(groups)))
-        curve = []
-        for draw in draws.tolist():
-            chosen = [d for g in draw for d in groups[g]]
-            curve.append(sum(chosen) / len(chosen))
-        curves.append(curve)
-    means = sorted(sum(column) / len(curves) for column in zip(*curves, strict=True))
+    """By loops: prompts are drawn once for all seeds, each with all of its rows; a seed of which
+    nothing is drawn has the mean of all its rows."""
+    names = list(dict.fromkeys(prompts))
+    rows = list(zip([x - y for x, y in zip(a, b, strict=True)], prompts, seeds, strict=True))
+    by_seed = {s: mean([d for d, _, owner in rows if owner == s]) for s in sorted(set(seeds))}
+    draws = np.random.default_rng(seed).integers(0, len(names), (replicates, len(names)))
+    means = []
+    for draw in draws.tolist():
+        drawn = {
+            s: [d for g in draw for d, prompt, owner in rows if (prompt, owner) == (names[g], s)]
+            for s in by_seed
+        }
+        means.append(mean([mean(some) if some else by_seed[s] for s, some in drawn.items()]))
+    means.sort()
 
     def quantile(q):
         at = q * (len(means) - 1)
         low = math.floor(at)
         return means[low] + (at - low) * (means[min(low + 1, len(means) - 1)] - means[low])
 
-    return sum(by_seed.values()) / len(by_seed), quantile(0.025), quantile(0.975), by_seed
+    return mean(list(by_seed.values())), quantile(0.025), quantile(0.975), by_seed
 
 
 @given(
@@ -75,7 +77,7 @@ def test_paired_difference_equals_its_slow_twin(rows):
     value, low, high, by_seed = slow_paired(a, b, prompts, seeds, 50, 5)
     assert (found.value, found.low, found.high) == pytest.approx((value, low, high))
     assert found.by_seed == pytest.approx(by_seed) and list(found.by_seed) == sorted(by_seed)
-    assert found.n_prompts == len(set(zip(seeds, prompts, strict=True)))
+    assert found.n_prompts == len(set(prompts))
 
 
 def test_seeds_weigh_alike_however_many_rows_they_have():
@@ -111,7 +113,9 @@ def test_difference_pairs_attempts_not_places():
     )
     found = difference(a, b, WHERE, "asr")
     assert found.by_seed == {0: 0.25, 1: 0.25} and found.value == 0.25
-    assert (found.n, found.n_prompts, found.left_out) == (8, 8, 0)
+    assert (found.n, found.n_prompts, found.left_out) == (8, 4, 0)
+    assert found.method == "joint_bootstrap" and found.test.p_method == "mcnemar_midp_prompts"
+    assert found.half_width == (found.high - found.low) / 2
     twin = paired_difference(
         [1, 0, 1, 0, 1, 1, 0, 0], [0, 0, 1, 0, 1, 0, 0, 0], list(range(4)) * 2, [0] * 4 + [1] * 4
     )
@@ -143,20 +147,21 @@ def test_alike_rows_claim_no_certainty():
         arm("zeros", {0: [0.0] * 20, 1: [0.0] * 20}),
         arm("ones", {0: [1.0] * 20, 1: [1.0] * 20}),
     )
-    mean = mean_over_seeds(zeros, WHERE, "asr")
-    assert (mean.value, mean.low, mean.high) == (
-        0.0,
-        *wilson(0, 20),
-    )  # both seeds ask the same twenty prompts
+    rate = mean_over_seeds(zeros, WHERE, "asr")
+    # Both seeds ask the same twenty prompts.
+    assert (rate.value, rate.low, rate.high) == (0.0, *wilson(0, 20))
+    assert (rate.method, rate.test) == ("wilson_prompts", None)
     assert (
         mean_over_seeds(ones, WHERE, "asr").low,
         mean_over_seeds(ones, WHERE, "asr").high,
     ) == wilson(20, 20)
     same = difference(zeros, zeros, WHERE, "asr")
     assert (same.low, same.high) == (-wilson(0, 20)[1], wilson(0, 20)[1]) and not same.excludes_zero
+    assert (same.method, same.test.p) == ("wilson_prompts", 1.0)
+    assert same.test.mde == detectable_difference(20, 0.0)
     apart = difference(zeros, ones, WHERE, "asr")
     assert (apart.value, apart.low, apart.excludes_zero) == (-1.0, -1.0, True)
-    assert apart.high == pytest.approx(-1 + 2 * wilson(0, 20)[1])
+    assert apart.high == pytest.approx(-1 + 2 * wilson(0, 20)[1]) and apart.test.p < 1e-5
     counts = arm("counts", {0: [0.0] * 20}, metric="wasted_tokens")
     assert (
         mean_over_seeds(counts, WHERE, "wasted_tokens").high == 0.0
@@ -195,9 +200,15 @@ def test_perplexity_ratio():
     found = perplexity_ratio(a, b)
     assert found.by_seed == pytest.approx({0: math.exp(8 / 60), 1: 1.0})
     assert found.value == pytest.approx(math.exp(4 / 60)) and found.low <= found.value <= found.high
-    assert (
-        found.low == pytest.approx(1.0) and found.n == 6
-    )  # the worst draw is the second answer three times
+    # The worst draw is the second answer three times.
+    assert found.low == pytest.approx(1.0) and (found.n, found.n_prompts) == (6, 3)
+    assert found.method == "joint_bootstrap" and found.test.mde > 1
+    agreeing = perplexity_ratio(
+        *(Arm("", {}, dict.fromkeys(range(4), arm.texts[0])) for arm in (a, b))
+    )
+    alone = perplexity_ratio(*(Arm("", {}, {0: arm.texts[0]}) for arm in (a, b)))
+    assert (agreeing.low, agreeing.high) == pytest.approx((alone.low, alone.high))
+    assert alone.method == "bootstrap" and alone.low < alone.value < alone.high
     with pytest.raises(ValueError, match="other answers"):
         perplexity_ratio(a, Arm("c", {}, {0: texts([1], [1])}))
     assert math.isnan(perplexity_ratio(a, Arm("d", {})).value)
@@ -214,6 +225,17 @@ def test_load_arm(tmp_path):
         0: [],
         1: [],
     }
+    for folder in folders.values():  # rows may be packed since
+        plain = folder / "evaluation" / "sft.jsonl"
+        packed = plain.with_name("sft.jsonl.gz")
+        packed.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.rename(folder / "unpacked")
+    assert load_arm("sft", folders, "sft") == loaded
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(UserError, match="sft.jsonl.gz: damaged"):
+        load_arm("sft", folders, "sft")
+    for folder in folders.values():
+        (folder / "unpacked").rename(folder / "evaluation" / "sft.jsonl")
     with pytest.raises(UserError, match="rows of seed 1, expected seed 0"):
         load_arm("sft", {0: folders[1]}, "sft")
     with pytest.raises(UserError, match="rlbf.jsonl: no such file"):

@@ -2,20 +2,23 @@
 training is left out."""
 
 import dataclasses
+import gzip
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from experiments.quickstart import get_config
-from experiments.table import document, pieces, running, words
+from experiments.table import document, kept, pieces, running, words
 from experiments.table.sections import ABLATED, UNDER_ATTACK
 from experiments.table.words import Compared
 from rlbf_jax.directives import NEVER, Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.columns import metric_names
 from rlbf_jax.evaluation.comparison import Estimate, Slice
+from rlbf_jax.evaluation.paired_tests import PairedTest
 from rlbf_jax.plain import differences
 from rlbf_jax.runs.execute import recipe
 from rlbf_jax.runs.files import write_json
@@ -269,7 +272,10 @@ def test_a_folder_of_other_settings_is_refused(undisturbed):
 def written(undisturbed):
     workdir, _ = undisturbed
     out = workdir / "docs" / "results.md"
-    document.write_document(PLAN, workdir, (0,), out, "python experiments/quickstart_table.py")
+    rows = kept.keep(
+        PLAN, workdir, workdir / "rows", (0,), "python experiments/quickstart_table.py"
+    )
+    document.write_document(rows, out)
     return out
 
 
@@ -304,9 +310,14 @@ def test_sentences_are_computed(written):
     text = written.read_text(encoding="utf-8")
     assert (
         "rlbf_ppo has 0.40 lower asr on middle filling, rl forms than sft_control (95 % interval "
-        "−0.5" in text
+        "−0.60 to −0.20" in text
     )
     assert "each seed: −0.40, −0.40), an interval without 0." in text
+    # Twenty prompts, of which eight end worse under both seeds.
+    assert "; p 0.004; detectable from 0.35 on; each seed" in text
+    assert "| **−0.40** [−0.60, −0.20] (0.35) | 0.004 | −0.40, −0.40 |" in text
+    # Nothing differs; seven of the twenty prompts would have to, all in one direction.
+    assert "0.00 [−0.16, +0.16] W (0.35)" in text and "MDE" not in text
     assert (
         "22 of 22 intervals exclude 0, rlbf_ppo being lower than sft_control in 22 of them and "
         "higher in 0" in text
@@ -315,6 +326,45 @@ def test_sentences_are_computed(written):
         "None of 22 intervals excludes 0: rlbf_grpo and rlbf_ppo are not told apart here." in text
     )
     assert "*forbid_all* changes 6 of" in text and "asr on prefilling, all forms +0.80" in text
+
+
+def test_the_document_is_made_again_from_kept_rows_alone(written, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    script = importlib.import_module("quickstart_table")
+    rows = tmp_path / "elsewhere"
+    shutil.copytree(written.parent.parent / "rows", rows)
+    again = tmp_path / "again.md"
+    assert script.main(["--from_rows", str(rows), "--out", str(again)]) == 0
+    picture = "results_bias.png", "again_bias.png"
+    assert again.read_text() == written.read_text().replace(*picture)
+    assert (tmp_path / picture[1]).read_bytes() == written.with_name(picture[0]).read_bytes()
+    assert capsys.readouterr().out == f"results: {again}\n"
+    assert script.main(["--from_rows", str(rows), "--only", "noise"]) == 2
+    assert script.main(["--from_rows", str(tmp_path)]) == 2
+    assert "kept.json: no such file" in capsys.readouterr().err
+    (rows / "kept.json").write_text("{}")
+    assert script.main(["--from_rows", str(rows)]) == 2
+    assert "kept.json: damaged" in capsys.readouterr().err
+
+
+def test_kept_rows_are_those_of_the_pieces(undisturbed, tmp_path):
+    workdir, _ = undisturbed
+    rows, pieces_kept = tmp_path / "rows", pieces.chosen(PLAN, ["grpo"])
+    kept.keep(SOME, workdir, rows, (0,), "x")
+    stale = rows / "forbid_all/seed0/evaluation/rlbf.jsonl.gz"
+    assert stale.exists()
+    made = kept.keep(pieces_kept, workdir, rows, (0,), "x")
+    assert not stale.exists() and kept.open_kept(rows) == made
+    (line, *_) = gzip.open(rows / "grpo/seed1/evaluation/rlbf.jsonl.gz", "rt").readlines()
+    row = json.loads(line)
+    assert tuple(row) == kept.FIELDS and row["seed"] == 1 and "asr" in row["metrics"]
+    before = {path: path.read_bytes() for path in rows.rglob("*.gz")}
+    kept.keep(pieces_kept, workdir, rows, (0,), "x")
+    assert {path: path.read_bytes() for path in rows.rglob("*.gz")} == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="other holds something else"):
+        kept.keep(pieces_kept, workdir, tmp_path / "other", (0,), "x")
 
 
 def estimate(value, low, high, by_seed=None):
@@ -343,6 +393,18 @@ def test_words_follow_the_numbers():
         and words.signed(0.0) == "0.00"
         and words.mean_cell(None) == "–"
     )
+    tested = dataclasses.replace(
+        estimate(0.2, -0.3, 0.5),
+        method="wilson_prompts",
+        test=PairedTest(0.25, "mcnemar_midp", 0.123, "connor"),
+    )
+    assert words.difference_cell(tested) == "+0.20 [−0.30, +0.50] W (0.12)"
+    assert words.p_cell(tested) == "0.250" and words.p_cell(estimate(0.2, 0.1, 0.3)) == "–"
+    none = words.many_differences("a", "b", [Compared("asr", where, tested)])
+    assert none.endswith("told apart here. Detectable were differences from 0.12 to 0.12 on.")
+    shifted = words.relative_perplexity(dataclasses.replace(tested, value=1.2, test=PairedTest(
+        float("nan"), "none", 1.05, "bootstrap_se")))  # fmt: skip
+    assert shifted.estimate.test.mde == pytest.approx(0.05)
     with pytest.raises(ValueError, match="2 cells, the head 1"):
         words.table(["a"], [["1", "2"]])
 

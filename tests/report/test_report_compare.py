@@ -131,6 +131,11 @@ def test_two_settings_are_paired_by_seed_and_attempt(tmp_path):
     # Prompts 2 to 6 differ: 5 of 10.
     assert texts(first) == [["middle_filling", "rl", "10", "+0.50 *", "0.00", "0.00", "–"]]
     assert texts(second)[0][3] == "0.00"
+    assert first.rows[0][3].small[0].endswith(" B")
+    assert first.rows[0][3].small[1] == "p 0.031, MDE 0.62 C"
+    # All rows alike: Wilson's interval, and what ten prompts could have shown.
+    assert second.rows[0][3].small == ("−0.28 to +0.28 WP", "p 1.000, MDE 0.62 C")
+    assert attack.rows[0][3].small == ("0.84 to 0.96 W",) and "C: Connor" in first.note
     assert texts(titled(found, "What differs")[0]) == [["sft.steps", "160", "99"]]
     (costs,) = titled(found, "What it costs")
     ratios = {
@@ -149,7 +154,13 @@ def test_seeds_of_one_setting_are_averaged_and_their_stages_compared(tmp_path):
     (paired,) = (t for t in found.tables if " minus " in t.title)
     assert paired.title == "rlbf minus sft"
     assert paired.rows[0][3].text == "−0.50 *"
-    assert paired.rows[0][3].small[1] == "seeds: −0.70, −0.50, −0.30"
+    limits, seeds, tested = paired.rows[0][3].small
+    # All seeds answer the same ten prompts, of which three never differ.
+    assert limits.endswith(" J") and seeds == "seeds: −0.70, −0.50, −0.30"
+    assert re.fullmatch(r"p 0\.008, MDE 0\.\d\d SE", tested)
+    for words in ("MDE, the minimum detectable effect", "J: bootstrap", "SE: 2.80 standard"):
+        assert words in paired.note
+    assert mean.rows[0][3].small[0].endswith(" J") and "drawn once for all seeds" in mean.note
     assert [row[0] for row in texts(titled(found, "What differs")[0])] == ["seed"]
 
 
