@@ -43,6 +43,10 @@ import pytest  # noqa: E402
 # Shapes and dtypes of these modules' arguments and results are checked while tests run. The hook
 # works on what is imported after it.
 CHECKED = [
+    "rlbf_jax.directives.layout",
+    "rlbf_jax.models.attention",
+    "rlbf_jax.models.kv_cache",
+    "rlbf_jax.models.prefixed",
     "rlbf_jax.objectives.masked",
     "rlbf_jax.objectives.policy",
     "rlbf_jax.objectives.sft",

@@ -21,6 +21,11 @@ DIED = arrays(np.int32, (2, TIME), elements=st.sampled_from([0, 1, 3, 5, 7, 8, N
 ATTEND = jax.jit(attend, static_argnums=4)
 
 
+def on_device(*rows) -> Visibility:
+    """Position, segment and died, of which the last two may be None."""
+    return Visibility(*(row if row is None else jnp.asarray(row) for row in rows))
+
+
 @given(
     ROW,
     st.none() | ROW,
@@ -30,7 +35,7 @@ ATTEND = jax.jit(attend, static_argnums=4)
 )
 def test_masks_equal_a_loop(position, segment, died, window, block):
     start, size = block
-    mask = np.asarray(can_attend(Visibility(position, segment, died), start, size, window))
+    mask = np.asarray(can_attend(on_device(position, segment, died), start, size, window))
     assert mask.shape[1:] == (size, TIME)
     for row in range(2):
         for query in range(start, start + size):
@@ -95,7 +100,7 @@ def test_bfloat16_values_come_back_in_bfloat16():
 def test_a_mask_of_some_keys_is_a_piece_of_the_mask(
     position, segment, died, window, start, first_key
 ):
-    visibility = Visibility(position, segment, died)
+    visibility = on_device(position, segment, died)
     whole = np.asarray(can_attend(visibility, start, 3, window))
     piece = can_attend(visibility, start, 3, window, first_key, 2)
     np.testing.assert_array_equal(piece, whole[:, :, first_key : first_key + 2])
@@ -256,7 +261,7 @@ def test_long_rows_must_be_whole_blocks(monkeypatch):
 
 
 def test_rotary_keeps_lengths_and_knows_distances_only():
-    query, key, _ = random_heads(heads=2)
+    query, key, _ = map(jnp.asarray, random_heads(heads=2))
 
     def products(shift, apart):
         position = jnp.full((2, TIME), shift, jnp.int32)

@@ -45,7 +45,7 @@ def test_latest_writer_equals_a_loop(positions, lengths, slots):
 def test_writes_change_one_slot_a_row():
     rng = np.random.default_rng(0)
     cache, new = rng.normal(size=(3, 2, 5, 4)), rng.normal(size=(3, 2, 1, 4))
-    slot = np.asarray([0, 4, 2])
+    slot = jnp.asarray([0, 4, 2], jnp.int32)
     expected = cache.astype(np.float32)
     for row in range(3):
         expected[row, :, slot[row]] = new[row, :, 0]
@@ -138,12 +138,17 @@ def decode(config, params, tokens, position, slots):
     return np.stack(hidden, axis=1)
 
 
+def lay_out(tokens, responding, semantics):
+    ids = jnp.asarray(tokens)
+    return layout(RULE, ids, jnp.ones_like(ids), jnp.asarray(responding), semantics)
+
+
 @BOTH
 @pytest.mark.parametrize("windows", [(None,), (4, None)])
 def test_decoding_id_by_id_equals_one_pass(semantics, windows):
     config, params = model(windows)
     tokens, responding = trace_rows()
-    where = layout(RULE, tokens, np.ones_like(tokens), responding, semantics)
+    where = lay_out(tokens, responding, semantics)
     died = where.died if semantics is Semantics.REWIND else None
     whole, _ = FORWARD(config, params, tokens, Visibility(where.position, None, died))
     position = np.asarray(where.position)
@@ -157,7 +162,7 @@ def test_decoding_id_by_id_equals_one_pass(semantics, windows):
 def test_a_ring_without_spare_slots_loses_what_it_rewinds_to():
     config, params = model((4, None))
     tokens, responding = trace_rows()
-    where = layout(RULE, tokens, np.ones_like(tokens), responding, Semantics.REWIND)
+    where = lay_out(tokens, responding, Semantics.REWIND)
     whole, _ = FORWARD(config, params, tokens, Visibility(where.position, None, where.died))
     narrow = decode(config, params, tokens, np.asarray(where.position), [4, tokens.shape[1]])
     assert np.abs(narrow - np.asarray(whole)).max() > 0.1
