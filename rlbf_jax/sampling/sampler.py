@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -138,9 +137,7 @@ class Sampler:
         """
         rows = self._rows([p if isinstance(p, Request) else Request(p) for p in prompts])
         model, params = self.program.unrolled(params)
-        if isinstance(key, numbers.Integral):
-            check_seed(int(key))
-            key = jax.random.key(int(key))
+        key = _key(key)
         results: dict[int, Generation] = {}
         for batch in batches_of(rows, self.config):
             finished = self._batch(model, params, batch, key, ended)
@@ -361,6 +358,13 @@ def make_batch(
         stop_ids=jnp.asarray(stop),
     )
     return batch, bucketed(max(k.max_tokens for k in knobs), config.bucket, config.min_room)
+
+
+def _key(key: jax.Array | int) -> jax.Array:
+    if isinstance(key, jax.Array):
+        return key
+    check_seed(key)
+    return jax.random.key(int(key))
 
 
 @jax.jit
