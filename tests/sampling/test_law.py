@@ -212,15 +212,14 @@ def test_ring_of_a_window_survives_consecutive_maximal_retractions():
 @pytest.mark.parametrize("forced", ["closed", "lone", "bare"])
 @pytest.mark.parametrize("budget", [0, 1])
 def test_forced_directives_beyond_the_budget_fit_into_rings(budget, forced):
-    """Six of them take back 30 ids, and the window reaches behind where they end."""
+    """Six of them take back 36 ids, and what is drawn at once looks behind where they end."""
     tokenizer = LetterTokenizer(x_max=6)
     config, params = random_model(tokenizer, windows=(4,))
     rule = tokenizer.controls.rule()
     category, back = rule.category_id("one"), rule.backtrack_id(6)
-    # Lone categories that the budget does not allow are forced as well; each takes itself back.
     directive = {"closed": [category, back], "lone": [category, category, back], "bare": [back]}
     letters = tokenizer.encode("abcdefghijklmnopqrstuvwxyzabcdefghijklmn")
-    ids = (*letters, *directive[forced] * 6, *letters[:3])
+    ids = (*letters, *directive[forced] * 6)
     knobs = Knobs(max_tokens=90, budget=budget, grammar=forced == "closed")
     requests = [Request("abc", (*ids, *letters[:k]), knobs) for k in range(8)]
     shapes = SamplerConfig(Semantics.REWIND, batch_size=8, min_room=90)
