@@ -58,7 +58,7 @@ def test_law_without_grammar_holds_for_flags_dropped_and_replacements_of_nothing
     assert sum(g.malformed for g in generations) > 20
     edits = [edit for g in generations for edit in g.edits]
     assert sum(edit.category is None for edit in edits) > 10
-    assert sum(edit.category is not None and edit.requested == 0 for edit in edits) > 5
+    assert sum(edit.category is not None and edit.requested == 0 for edit in edits) > 3
     _, logprobs = scored(sampler, params, generations, semantics)
     assert compare(generations, logprobs)[0] < 1e-4
 
