@@ -394,7 +394,6 @@ def loss_of_text(found, config=CONFIG) -> float:
         return float(loss)
     first, rule = TOKENIZER.controls.rule().first_id, TOKENIZER.controls.rule()
     legal = [i for i in range(first + 2) if i not in rule.never]  # content, and the two categories
-    legal += range(TOKENIZER.vocab_size, MODEL.vocab_size)
     scores = [
         np.log(np.exp(logits[at, first : first + 2]).sum() / np.exp(logits[at, legal]).sum())
         for at in places
