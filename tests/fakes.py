@@ -46,14 +46,19 @@ class LetterTokenizer(OneRule):
             "reset": ResetRule(first, (), never),
             "replace": ReplaceRule(first, tuple(categories), never),
         }
-        self.rule = rules[kind]
-        self.vocab_size = self.rule.end_id
+        self.vocab_size = rules[kind].end_id
+        # Random models have some rows more, which no id stands for.
+        self.rule = rules[kind].within(self.vocab_size)
 
     def encode(self, text):
         return [5 + LETTERS.index(c) for c in text]
 
     def decode(self, ids):
         return "".join(LETTERS[i - 5] for i in ids if 5 <= i < 5 + len(LETTERS))
+
+    def offsets(self, ids):
+        ends = [len(self.decode(ids[: n + 1])) for n in range(len(ids))]
+        return list(zip([0, *ends[:-1]], ends, strict=True))
 
     def encode_prompt(self, text):
         return [self.bos_id, self.user_id, *self.encode(text), self.model_id]

@@ -163,6 +163,7 @@ def test_each_rule_forbids_the_other_and_the_templates(tokenizer):
     never = {0, 1, 3, tokenizer.user_id, tokenizer.model_id}
     assert set(rule.never) == never | {reset.first_id}
     assert set(reset.never) == never | set(range(rule.first_id, rule.end_id))
+    assert rule.vocab_size == reset.vocab_size == tokenizer.vocab_size
 
 
 @pytest.mark.parametrize("kinds", [("replace",), ("backtrack", "reset", "replace"), ("reset",)])

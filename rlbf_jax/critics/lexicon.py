@@ -97,6 +97,8 @@ class LexiconCritic:
     is a proper beginning of a pattern, at least two words long, after which the text
     or its sentence breaks off; it must hold a distinctive word or have three words.
     At the very end of the text its last word may itself be cut.
+    Spans may overlap: a violation may begin inside another, complete or only begun. What lies
+    inside a complete violation is part of it, and so is a beginning inside a begun one.
 
     Args:
       patterns: what to look for.
@@ -131,16 +133,19 @@ class LexiconCritic:
         return [self._judge(exchange) for exchange in exchanges]
 
     def spans(self, text: str) -> tuple[Span, ...]:
-        """Violations of a text from left to right; they do not overlap."""
-        split, found, i = _split(text), [], 0
-        while i < len(split.words) - 1:
+        """Violations of a text from left to right; none lies inside a complete one."""
+        split, found = _split(text), []
+        ends = {True: 0, False: 0}  # one past the last word of complete and of begun spans so far
+        for i in range(len(split.words) - 1):
             best = self._longest(split, i)
             if best is None:
-                i += 1
                 continue
             length, complete, category = best
-            found.append(Span(split.starts[i], split.ends[i + length - 1], category, complete))
-            i += length
+            end = i + length
+            if end <= ends[True] or (not complete and end <= ends[False]):
+                continue
+            ends[complete] = end
+            found.append(Span(split.starts[i], split.ends[end - 1], category, complete))
         return tuple(found)
 
     def _judge(self, exchange: Exchange) -> Verdict:

@@ -45,6 +45,9 @@ class Controls:
     1..x_max), `reset` (one id), `replace` (flags, then one id)."""
     never: tuple[int, ...] = ()
     """Other ids that are never legal in a response: padding, template ids."""
+    vocab_size: int | None = None
+    """Ids of the vocabulary. Rows of a model beyond them are never legal; None: not known here, and
+    `Sampler` and `Policy` take the tokenizer's."""
 
     def __post_init__(self):
         if not self.kinds or len(set(self.kinds)) != len(self.kinds) or set(self.kinds) - {*RULES}:
@@ -85,7 +88,8 @@ class Controls:
     def rule(self, kind: str | None = None) -> EditRule: ...
 
     def rule(self, kind: str | None = None) -> EditRule:
-        """The rule of a kind, None: of the first; its `never` holds all other control ids.
+        """The rule of a kind, None: of the first; its `never` holds all other control ids, and no
+        row beyond the vocabulary is legal.
 
         Raises ValueError that names the kinds there are.
         """
@@ -97,4 +101,5 @@ class Controls:
             )
         rule = self._placed()[kind]
         others = [i for i in self.ids if not rule.is_control(i)]
-        return dataclasses.replace(rule, never=(*self.never, *others))
+        never = (*self.never, *others)
+        return dataclasses.replace(rule, never=never, vocab_size=self.vocab_size)

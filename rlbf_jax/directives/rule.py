@@ -115,6 +115,9 @@ class EditRule:
     categories: tuple[str, ...] = ()
     never: tuple[int, ...] = ()
     """Ids that are never legal in a response: padding, template ids, another rule's control ids."""
+    vocab_size: int | None = dataclasses.field(default=None, kw_only=True)
+    """Ids of the tokenizer. A model may have more rows (padding of its tables), and none of those
+    is ever legal. None: every row of the model has an id."""
 
     @property
     def num_retractions(self) -> int:
@@ -243,13 +246,21 @@ class EditRule:
             retraction=state.pending | bare,
         )
 
+    def within(self, vocab_size: int) -> EditRule:
+        """The same rule, under which ids from `vocab_size` on are never legal."""
+        if self.vocab_size is not None and self.vocab_size <= vocab_size:
+            return self
+        return dataclasses.replace(self, vocab_size=vocab_size)
+
     def legal_ids(self, legal: Legal, vocab_size: int) -> Array:
-        """[..., V] bool: the same verdict, per id. `never` ids are illegal always."""
+        """[..., V] bool: the same verdict, per id of a model with V rows. `never` ids and rows that
+        the tokenizer does not know are illegal always."""
         kind = np.full(vocab_size, CONTENT)
         kind[self.first_id : self.first_retraction] = CATEGORY
         kind[self.first_retraction : self.end_id] = RETRACTION
         allowed = np.ones(vocab_size, bool)
         allowed[[i for i in self.never if i < vocab_size]] = False
+        allowed[vocab_size if self.vocab_size is None else self.vocab_size :] = False
         content, category, retraction = (x[..., None] for x in legal)
         return (
             jnp.where(kind == CONTENT, content, jnp.where(kind == CATEGORY, category, retraction))

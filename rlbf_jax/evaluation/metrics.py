@@ -89,7 +89,8 @@ def take_apart(generation: Generation, tokenizer: Tokenizer, rule: EditRule) -> 
     """What became of every emitted id, so that forced ones can be told from sampled ones."""
     rendered = render(rule, generation.trace)
     kinds: list[str] = [*rendered.kinds]
-    if generation.finished:
+    # A response may also stop at a control id, which stays one.
+    if generation.finished and kinds[-1] in ("content", "copy"):
         kinds[-1] = "end"
     items = tuple(
         Item(int(token), kind, by is not None, index < generation.num_forced)

@@ -32,8 +32,8 @@ from rlbf_jax.evaluation.records import build_records
 from rlbf_jax.evaluation.results import Record
 from rlbf_jax.evaluation.rows import EvaluationContext, to_row
 from rlbf_jax.ranges import check_at_least, check_between
+from rlbf_jax.sampling.checks import check_knobs
 from rlbf_jax.sampling.request import Generation, Knobs, Request
-from rlbf_jax.sampling.sampler import check_knobs
 from rlbf_jax.tokenizers import Tokenizer
 
 

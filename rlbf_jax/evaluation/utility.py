@@ -12,6 +12,7 @@ import numpy as np
 
 from rlbf_jax.data.packing import pad_rows
 from rlbf_jax.data.schema import Example
+from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.results import Record
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
@@ -33,7 +34,10 @@ class TextScores:
 def score_texts(
     config: ModelConfig, params: dict, examples: Sequence[Example], batch_size: int
 ) -> TextScores:
-    """Teacher-forced scores of plain examples, without directives, `batch_size` rows at a time."""
+    """Teacher-forced scores of plain examples, without directives, `batch_size` rows at a time.
+
+    Raises UserError for an example whose likelihood is not finite.
+    """
     length = transformer.padded_width(config, max(len(e.tokens) for e in examples), 32)
     rows = pad_rows(examples, length)
 
@@ -48,7 +52,14 @@ def score_texts(
             columns, jax.device_get(_read(config, params, *arrays)), strict=True
         ):
             column.append(np.asarray(values, np.float64)[: len(part)])
-    return TextScores(*(np.concatenate(column) for column in columns))
+    scores = TextScores(*(np.concatenate(column) for column in columns))
+    finite = np.isfinite(scores.nll)
+    if not finite.all():
+        raise UserError(
+            f"text {int(np.argmin(finite))}: its likelihood is not finite; look for NaN or inf in "
+            "the model's parameters, or compute in float32"
+        )
+    return scores
 
 
 def score_rows(scores: TextScores) -> list[dict[str, float]]:

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlbf_jax.errors import InputError, UserError
+from rlbf_jax.sampling.checks import check_knobs
 from rlbf_jax.sampling.policy import Policy
 from rlbf_jax.sampling.request import Generation, Knobs, Request
-from rlbf_jax.sampling.sampler import SamplerConfig, check_knobs
+from rlbf_jax.sampling.sampler import SamplerConfig
 from rlbf_jax.tokenizers import Tokenizer
 
 

@@ -8,6 +8,7 @@ reads it. Texts hold no directives, so both semantics agree.
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rlbf_jax.errors import UserError
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import QUERY_BLOCK, Visibility
 from rlbf_jax.models.config import ModelConfig, Positions
@@ -66,6 +68,7 @@ def log_likelihoods(
 
     Raises:
       ValueError: an empty context or continuation, or a continuation longer than `max_length`.
+      UserError: logits that are not finite.
     """
     program = as_program(model)
     results: list[LogLikelihood | None] = [None] * len(pairs)
@@ -83,6 +86,11 @@ def log_likelihoods(
         for index, row in enumerate(rows):
             for number, (request, token) in enumerate(zip(row.requests, row.last, strict=True)):
                 value = float(total[index] + logprobs[index, number])
+                if math.isnan(value):
+                    raise UserError(
+                        f"pair {request}: the model's logits are not finite; look for NaN or inf "
+                        "in its parameters, or compute in float32"
+                    )
                 results[request] = LogLikelihood(
                     value, bool(greedy[index]) and int(best[index]) == token
                 )

@@ -311,7 +311,7 @@ def improve(collect: Collector, loop: Loop) -> dict:
     trained, frozen = split(collect.reference)
     learner = Learner(
         gradient.objective,
-        make_optimizer(rl.optimizer, rl.steps * rl.updates_per_step),
+        make_optimizer(rl.optimizer, rl.steps * rl.updates_per_step, name=loop.name),
         init_policy(trained, gradient.model, jax.random.fold_in(collect.key, 1)),
         collect.mesh,
         rl.accumulate,

@@ -271,10 +271,10 @@ def make_base(run: Run, config: BaseStage) -> None:
         return
     objective = supervised_objective(run.model, run.rule(config.rule), config.semantics)
     supervised = config.pretraining
-    optimizer = make_optimizer(supervised.optimizer, supervised.steps)
+    loop = run.loop(supervised.steps, supervised.checkpoint_every)
+    optimizer = make_optimizer(supervised.optimizer, supervised.steps, name=loop.name)
     learner = Learner(objective, optimizer, run.initial_params(), run.mesh, supervised.accumulate)
     batches = PackedRows(run.batches(PRETRAINING, supervised.batch_size))
-    loop = run.loop(supervised.steps, supervised.checkpoint_every)
     run.keep(run.model, train(learner, batches, loop))
 
 
@@ -353,8 +353,8 @@ def train_supervised(run: Run, config: SupervisedStage) -> None:
     trained, frozen = split(run.trainable(config.start, config.lora, rule))
     objective = supervised_objective(model, rule, config.semantics)
     supervised = config.training
-    optimizer = make_optimizer(supervised.optimizer, supervised.steps)
+    loop = run.loop(supervised.steps, supervised.checkpoint_every)
+    optimizer = make_optimizer(supervised.optimizer, supervised.steps, name=loop.name)
     learner = Learner(objective, optimizer, trained, run.mesh, supervised.accumulate, frozen)
     batches = PackedRows(run.batches(config.dataset, supervised.batch_size))
-    loop = run.loop(supervised.steps, supervised.checkpoint_every)
     run.keep(model, train(learner, batches, loop))

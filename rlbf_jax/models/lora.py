@@ -66,6 +66,24 @@ def join(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict:
     return both
 
 
+def look_up(config: ModelConfig, table: Array, rows: Array | None, tokens: Array) -> Array:
+    """[..., D] in the model's dtype: rows of an embedding table, with what training adds to them.
+
+    Args:
+      table: [V, D].
+      rows: [R, D] `embedding_rows`; None: nothing is added.
+      tokens: [...] int32.
+    """
+    found = jnp.take(table, tokens, axis=0).astype(jnp.dtype(config.dtype))
+    if rows is None:
+        return found
+    # Ids without such a row take zeros.
+    first, count = config.lora.first_row, config.lora.rows
+    place = jnp.where(tokens < first, count, tokens - first)
+    more = jnp.take(rows, place, axis=0, mode="fill", fill_value=0)
+    return found + more.astype(found.dtype)
+
+
 def merge(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, dict]:
     """The plain model that computes the same: products are added to their projections in float32,
     then rounded to the projection's dtype."""

@@ -196,8 +196,8 @@ class Decoder(nn.Module):
         """Feeds ids after a shared prefix. Needs unrolled layers: see `unrolled`.
 
         Args:
-          rows: [B, T, D] rows of the embedding table, so that a gradient with respect
-            to them is one of the ids.
+          rows: [B, T, D] rows of the embedding table (`lora.look_up`), so that a gradient with
+            respect to them is one of the ids.
           position: [T] int32, of every row.
           keep: hidden states are wanted of this many last columns only (static).
 
@@ -237,14 +237,8 @@ class Decoder(nn.Module):
 
     def _embed(self, tokens: Array, position: Array) -> Array:
         c = self.config
-        rows = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(c.dtype))
-        if c.lora.trains_rows:
-            # Ids without such a row take zeros.
-            place = jnp.where(tokens < c.lora.first_row, c.lora.rows, tokens - c.lora.first_row)
-            rows = rows + jnp.take(
-                self.embedding_rows, place, axis=0, mode="fill", fill_value=0
-            ).astype(rows.dtype)
-        return self._place(rows, position)
+        more = self.embedding_rows if c.lora.trains_rows else None
+        return self._place(lora.look_up(c, self.embedding, more, tokens), position)
 
     def _place(self, rows: Array, position: Array) -> Array:
         """Rows of the embedding table as the first layer wants them."""

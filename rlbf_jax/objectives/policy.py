@@ -26,7 +26,7 @@ class GroupAdvantages(NamedTuple):
     """GRPO's advantages of a batch of responses."""
 
     advantage: Float32[Array, " B"]
-    """0 for unscored members."""
+    """Exactly 0 for unscored members and in groups of zero variance."""
     zero_variance: Term
     """Share of groups whose scored members all got the same reward: they teach nothing."""
 
@@ -56,9 +56,13 @@ def group_advantages(
     mean = per_group(reward) / jnp.maximum(count, 1)
     centered = jnp.where(scored, reward - mean[group], 0.0)
     deviation = jnp.sqrt(per_group(jnp.square(centered)) / jnp.maximum(count, 1))
-    flat = (deviation < 1e-6) & (count > 0)
+    # The mean of equal rewards may differ from them in the last bit, which `eps` would blow up.
+    most = jax.ops.segment_max(jnp.where(scored, reward, -jnp.inf), group, num_groups)
+    least = jax.ops.segment_min(jnp.where(scored, reward, jnp.inf), group, num_groups)
+    flat = ((deviation < 1e-6) | (most == least)) & (count > 0)
     zero = Term(jnp.sum(flat, dtype=jnp.float32), jnp.sum(count > 0, dtype=jnp.float32))
-    return GroupAdvantages(centered / (deviation[group] + eps), zero)
+    advantage = jnp.where(flat[group], 0.0, centered / (deviation[group] + eps))
+    return GroupAdvantages(advantage, zero)
 
 
 def terminal_rewards(
@@ -102,11 +106,17 @@ def generalized_advantages(
     return advantage.T, jnp.where(action, advantage.T + value, 0.0)
 
 
+_ENDS = ((jnp.max, -jnp.inf), (jnp.min, jnp.inf))
+
+
 def whiten(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Zero mean and unit variance over the batch where mask holds, 0 elsewhere."""
+    """Zero mean and unit variance over the batch where mask holds, 0 elsewhere; exactly 0
+    everywhere if all that counts is equal."""
+    most, least = (fold(jnp.where(mask, x, none)) for fold, none in _ENDS)
+    varies = mask & (most != least)
     mean = masked_term(x, mask).mean
     variance = masked_term(jnp.square(x - mean), mask).mean
-    return jnp.where(mask, (x - mean) * jax.lax.rsqrt(variance + 1e-8), 0.0)
+    return jnp.where(varies, (x - mean) * jax.lax.rsqrt(variance + 1e-8), 0.0)
 
 
 def clipped_surrogate(

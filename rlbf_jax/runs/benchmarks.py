@@ -25,7 +25,7 @@ from rlbf_jax.evaluation.suite import evaluate
 from rlbf_jax.progress import say
 from rlbf_jax.runs.evaluate import Evaluator
 from rlbf_jax.runs.load import OpenRun
-from rlbf_jax.sampling.sampler import check_knobs
+from rlbf_jax.sampling.checks import check_knobs
 
 FORCING = ("prefilling", "benign_prefill")
 """Attacks of a benchmark that force its targets."""

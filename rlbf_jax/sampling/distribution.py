@@ -23,6 +23,11 @@ ONE_BLOCK, BLOCK = 2048, 512
 """
 
 
+NOT_FINITE, NONE_LEGAL = -1, -2
+"""What is drawn in place of an id from logits that hold NaN or infinity, and from logits that are
+-inf everywhere: no id, so that nobody takes it for one."""
+
+
 class Truncation(NamedTuple):
     """One number a row; 0, 1 and 0 keep all ids."""
 
@@ -147,9 +152,12 @@ def draw(
       uniform: [B] float32 in [0, 1).
 
     Returns:
-      [B] int32 ids.
+      [B] int32 ids; `NOT_FINITE` or `NONE_LEGAL` for a row that says nothing of any id.
     """
     probabilities = jax.nn.softmax(logits, axis=-1)
+    # One logit that is not finite makes all of a row's probabilities NaN.
+    broken = jnp.isnan(probabilities[:, 0])
+    why = jnp.where(jnp.max(logits, axis=-1) == -jnp.inf, NONE_LEGAL, NOT_FINITE)
     truncated = jnp.any((truncation.top_k > 0) | (truncation.top_p < 1) | (truncation.min_p > 0))
     # Many sweeps of the vocabulary at every id are dear,
     # so rows pay for it only when some row asks.
@@ -160,7 +168,8 @@ def draw(
         probabilities,
     )
     drawn = _inverse_cdf(probabilities, uniform)
-    return jnp.where(temperature > 0, drawn, _likeliest(probabilities)).astype(jnp.int32)
+    drawn = jnp.where(temperature > 0, drawn, _likeliest(probabilities))
+    return jnp.where(broken, why, drawn).astype(jnp.int32)
 
 
 def _inverse_cdf(

@@ -39,7 +39,9 @@ def decode(
         uniform = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(
             batch.key, edit.emitted
         )
-        token = draw(logits, batch.truncation, batch.temperature, uniform)
+        drawn = draw(logits, batch.truncation, batch.temperature, uniform)
+        # A row without a draw ends here, and the trace gets its mark: see `checks.check_drawn`.
+        token = jnp.maximum(drawn, 0)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1)[
             :, 0
         ]
@@ -48,7 +50,7 @@ def decode(
         position = batch.prompt_length + rule.offset(edit, token, semantics)
         after = rule.step(edit, token)
         edit = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, edit)
-        stopped = jnp.any(token[:, None] == batch.stop_ids, axis=-1)
+        stopped = (drawn < 0) | jnp.any(token[:, None] == batch.stop_ids, axis=-1)
         # Rows that are done feed on harmlessly at their last position;
         # nothing reads their cache again.
         hidden, cache = program.step(params, token, position, state.cache, one_hot)
@@ -57,7 +59,7 @@ def decode(
             cache=cache,
             edit=edit,
             done=state.done | stopped | (edit.emitted >= batch.limits.max_emitted),
-            trace=jnp.where(here, token[:, None], state.trace),
+            trace=jnp.where(here, drawn[:, None], state.trace),
             logprobs=jnp.where(here, logprob[:, None], state.logprobs),
         )
 
@@ -85,7 +87,8 @@ def generate(
     """Prefill and decode in one program.
 
     Returns:
-      trace [B, E] int32, logprobs [B, E] float32, emitted [B] int32.
+      trace [B, E] int32, logprobs [B, E] float32, emitted [B] int32. Where logits gave no id, the
+      trace ends with `distribution.NOT_FINITE` or `NONE_LEGAL`.
     """
     state = prefill(program, params, rule, semantics, batch, room, rewound)
     state = decode(program, params, rule, semantics, batch, state, one_hot)

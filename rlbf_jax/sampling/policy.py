@@ -17,10 +17,11 @@ import jax
 import numpy as np
 
 from rlbf_jax.directives import EditRule, Semantics
+from rlbf_jax.errors import UserError
 from rlbf_jax.models.transformer import padded_width
 from rlbf_jax.sampling.program import Params, Program
 from rlbf_jax.sampling.request import Generation, Knobs, Request
-from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.sampling.sampler import Sampler, SamplerConfig, known_rule
 from rlbf_jax.sampling.scoring import Scores, Traces, pack_traces, score
 from rlbf_jax.tokenizers import Tokenizer
 
@@ -40,11 +41,17 @@ class Policy:
     """Arrays of the program."""
     tokenizer: Tokenizer
     rule: EditRule
-    """What its control ids do; usually `tokenizer.controls.rule()`."""
+    """What its control ids do; usually `tokenizer.controls.rule()`. Rows of the program beyond the
+    tokenizer are never legal."""
     semantics: Semantics
     """Whether a retraction leaves the context or only the reader's view."""
     name: str = ""
     """For reports and messages: a stage, a folder."""
+
+    def __post_init__(self):
+        # One rule for what is sampled and what is scored.
+        rule = known_rule(self.rule, self.program, self.tokenizer)
+        object.__setattr__(self, "rule", rule)
 
     def replace(self, **changes: Any) -> Policy:
         """The same policy with other fields. Raises TypeError for a field it does not have."""
@@ -84,7 +91,8 @@ class Policy:
         float32 [E] a generation, NaN for forced ids: by the law of the sampler what was recorded,
         if this policy drew them. Mask, bias and temperature are those of each request's knobs.
 
-        Raises ValueError for a trace longer than the table of learned positions.
+        Raises ValueError for a trace longer than the table of learned positions, UserError where a
+        log-probability is not a number.
         """
         logprobs: list[np.ndarray] = []
         size = _rows(len(generations))
@@ -100,6 +108,13 @@ class Policy:
             )
             for row, (g, end) in enumerate(zip(part, ends, strict=True)):
                 values = read[row, len(g.prompt_ids) : end].astype(np.float32)
+                # An id that is illegal here has -inf, which is an answer.
+                if np.isnan(values[g.num_forced :]).any():
+                    raise UserError(
+                        f"generation {len(logprobs)}: the logits of {self.name or 'this policy'} "
+                        "are not finite; look for NaN or inf in its parameters, or compute in "
+                        "float32"
+                    )
                 values[: g.num_forced] = np.nan
                 logprobs.append(values)
         return logprobs

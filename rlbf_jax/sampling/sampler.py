@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from rlbf_jax.directives import EditRule, Limits, Semantics, render
 from rlbf_jax.errors import InputError
 from rlbf_jax.models.transformer import ModelConfig, bucketed, padded_width
 from rlbf_jax.sampling import loop
+from rlbf_jax.sampling.checks import check_drawn, check_request, check_seed
 from rlbf_jax.sampling.distribution import Truncation
 from rlbf_jax.sampling.program import Params, Program, as_program
 from rlbf_jax.sampling.request import Generation, Knobs, Request
@@ -60,6 +60,8 @@ class SamplerConfig:
             )
 
 
+LEAST_BUDGET = 4
+"""Rings of sliding windows have room for so many directives at least, the usual budget."""
 STOPS = 4
 """Stop ids of a row are padded to a multiple of this,
 so that lists of several lengths share a program."""
@@ -97,13 +99,14 @@ class Sampler:
         rule: EditRule | None = None,
         sharding: jax.sharding.Sharding | None = None,
     ):
-        """`rule` is the tokenizer's backtracking rule by default;
-        `sharding` places the rows of a batch on a mesh."""
+        """`rule` is the tokenizer's backtracking rule by default, and rows of the model beyond the
+        tokenizer are legal under none; `sharding` places the rows of a batch on a mesh."""
         self.model = model
         self.program = as_program(model)
         self.tokenizer = tokenizer
         self.config = config
-        self.rule = tokenizer.controls.rule() if rule is None else rule
+        rule = tokenizer.controls.rule() if rule is None else rule
+        self.rule = known_rule(rule, self.program, tokenizer)
         self.sharding = sharding
         if model.vocab_size < tokenizer.vocab_size:
             raise ValueError(
@@ -129,11 +132,12 @@ class Sampler:
             beginning of what it would be otherwise.
           progress: told after every batch how many responses it finished.
 
-        Raises InputError, before anything is sampled, for a request that cannot be run.
+        Raises InputError, before anything is sampled, for a request that cannot be run, and
+        UserError for one whose logits are not finite at some id, or leave no id to draw.
         """
         rows = self._rows([p if isinstance(p, Request) else Request(p) for p in prompts])
         model, params = self.program.unrolled(params)
-        key = jax.random.key(key) if isinstance(key, int) else key
+        key = _key(key)
         results: dict[int, Generation] = {}
         for batch in batches_of(rows, self.config):
             finished = self._batch(model, params, batch, key, ended)
@@ -152,7 +156,9 @@ class Sampler:
             prompt = (
                 encoded(request.prompt) if request.prompt_ids is None else tuple(request.prompt_ids)
             )
-            _check(request, prompt, self.program.vocab_size, longest_text)
+            check_request(request, prompt, self.tokenizer.vocab_size, longest_text)
+            if request.knobs.control_bias:
+                control_bias_of(self.rule, [request.knobs])
             rows.append(Row(request, prompt, place if request.id is None else request.id, place))
         return rows
 
@@ -170,11 +176,12 @@ class Sampler:
         )
         if self.sharding is not None:
             batch = jax.device_put(batch, self.sharding)
-        budget = max(row.request.knobs.budget for row in rows)
         one_hot = self.config.one_hot_writes
         one_hot = jax.default_backend() == "tpu" if one_hot is None else one_hot
         # Only rings read this; a global cache must not recompile for another budget.
-        rewound = self.rule.rewound(budget, room) if _rewinds(self.config, model) else 0
+        capacity = batch.context.shape[1] + room
+        rings = _rewinds(self.config, model)
+        rewound = rewound_of(self.rule, rows, room, capacity) if rings else 0
         told: dict[str, Any] = dict(program=model, rule=self.rule, semantics=self.config.semantics)
 
         def read(*arrays: jax.Array) -> dict[int, Generation]:
@@ -205,6 +212,7 @@ class Sampler:
 
     def _generation(self, row: Row, trace, logprobs) -> Generation:
         request = row.request
+        check_drawn(f"request {row.place} (id {row.id})", trace, logprobs, len(request.forced))
         stops = stop_ids(request.knobs, self.tokenizer.eos_ids)
         rendered = render(self.rule, trace)
         finished = len(trace) > 0 and int(trace[-1]) in stops
@@ -223,6 +231,12 @@ class Sampler:
             malformed=rendered.malformed,
             request=request,
         )
+
+
+def known_rule(rule: EditRule, program: Program, tokenizer: Tokenizer) -> EditRule:
+    """The rule, under which rows of the program that the tokenizer has no id for are illegal."""
+    spare = program.vocab_size > tokenizer.vocab_size
+    return rule.within(tokenizer.vocab_size) if spare else rule
 
 
 def stop_ids(knobs: Knobs, eos_ids: Sequence[int]) -> tuple[int, ...]:
@@ -246,7 +260,7 @@ def limits_of(knobs: Sequence[Knobs]) -> Limits:
 
 def control_bias_of(rule: EditRule, knobs: Sequence[Knobs]) -> np.ndarray:
     """[B, controls] float32 from the names in `Knobs.control_bias`.
-    Raises KeyError for an unknown name."""
+    Raises InputError for an unknown name."""
     names = rule.names()
     count = len(rule.categories)
     bias = np.zeros((len(knobs), len(names)), np.float32)
@@ -256,7 +270,7 @@ def control_bias_of(rule: EditRule, knobs: Sequence[Knobs]) -> np.ndarray:
     for row, knob in enumerate(knobs):
         for name, value in knob.control_bias.items():
             if name not in groups:
-                raise KeyError(
+                raise InputError(
                     f"control_bias: unknown name {name!r}; known are categories, retractions and "
                     f"{names}"
                 )
@@ -346,48 +360,36 @@ def make_batch(
     return batch, bucketed(max(k.max_tokens for k in knobs), config.bucket, config.min_room)
 
 
+def _key(key: jax.Array | int) -> jax.Array:
+    if isinstance(key, jax.Array):
+        return key
+    check_seed(key)
+    return jax.random.key(int(key))
+
+
 @jax.jit
 def _keys(key: jax.Array, ids: jax.Array) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
 
 
+def rewound_of(rule: EditRule, rows: Sequence[Row], room: int, capacity: int) -> int:
+    """Most ids that a row of a batch may take back, rounded up: rings are made for it.
+
+    Forced ids may hold more directives than the budget. Budgets up to `LEAST_BUDGET`, and then up
+    to each power of two, share a program; none needs more than `capacity`, the ids of a row.
+    """
+    most = max(max(row.request.knobs.budget, _started(rule, row.request.forced)) for row in rows)
+    budget = max(LEAST_BUDGET, 1 << max(0, int(most) - 1).bit_length())
+    return min(rule.rewound(budget, room), capacity)
+
+
+def _started(rule: EditRule, ids: Sequence[int]) -> int:
+    """Directives that start in emitted ids, lone categories included."""
+    if not any(rule.is_control(int(token)) for token in ids):
+        return 0
+    rendered = render(rule, ids)
+    return len(rendered.edits) + rendered.malformed
+
+
 def _rewinds(config: SamplerConfig, model: Program) -> bool:
     return config.semantics is Semantics.REWIND and any(w is not None for w in model.windows)
-
-
-def _check(request: Request, prompt: Sequence[int], vocab_size: int, max_context: int) -> None:
-    """Raises InputError for a request that cannot be run, with the field and what to change."""
-    knobs = request.knobs
-    if not prompt:
-        raise InputError("a prompt needs at least one id; encode_prompt or prompt_ids gave none")
-    if len(prompt) + knobs.max_tokens > max_context:
-        raise InputError(
-            f"a prompt of {len(prompt)} ids and max_tokens = {knobs.max_tokens} exceed "
-            f"{max_context} ids in all; "
-            "shorten the prompt, or lower max_tokens"
-        )
-    if len(request.forced) > knobs.max_tokens:
-        raise InputError(
-            f"{len(request.forced)} forced ids exceed max_tokens = {knobs.max_tokens}; forced ids "
-            "count, "
-            "so raise max_tokens or force fewer words"
-        )
-    for name, ids in (("prompt", prompt), ("forced", request.forced)):
-        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-            raise InputError(f"{name} ids must lie in 0..{vocab_size - 1}")
-    check_knobs(knobs)
-
-
-def check_knobs(knobs: Knobs) -> None:
-    """Raises InputError for the first knob that is out of range."""
-    expected = {
-        "temperature": (0 <= knobs.temperature < math.inf, "0 (greedy) or more"),
-        "top_k": (0 <= knobs.top_k < 2**31, "0 (all ids) or more"),
-        "top_p": (0 < knobs.top_p <= 1, "more than 0 and at most 1"),
-        "min_p": (0 <= knobs.min_p <= 1, "0..1"),
-        "max_tokens": (0 <= knobs.max_tokens < 2**31, "0 or more"),
-        "budget": (0 <= knobs.budget < 2**31, "0 or more"),
-    }
-    for name, (good, what) in expected.items():
-        if not good:
-            raise InputError(f"{name} is {getattr(knobs, name)}, expected {what}")

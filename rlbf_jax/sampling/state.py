@@ -53,6 +53,6 @@ class SampleState(NamedTuple):
     done: Array
     """[B] bool."""
     trace: Array
-    """[B, E] int32."""
+    """[B, E] int32; a mark of `distribution` (below 0) where logits gave no id: the row ends."""
     logprobs: Array
     """[B, E] float32, NaN for forced ids."""

@@ -61,7 +61,9 @@ class Meta:
 
     def controls(self, never: Sequence[int]) -> Controls:
         """Where control ids stand; `never` holds illegal ids other than control ids."""
-        return Controls(self.first_id, self.categories, self.x_max, self.kinds, tuple(never))
+        return Controls(
+            self.first_id, self.categories, self.x_max, self.kinds, tuple(never), self.vocab_size
+        )
 
     def names(self) -> dict[int, str]:
         """Id -> name with the leading space that keeps text away; see `controls`."""

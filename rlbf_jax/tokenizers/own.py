@@ -11,6 +11,7 @@ a and b of which b begins with a space, encode(a) + encode(b) == encode(a + b).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -74,15 +75,16 @@ class SentencePieceTokenizer(byte_text.BytePieces):
                 "does"
             )
         self.user_id, self.model_id = self._num_pieces, self._num_pieces + 1
-        self._controls = Controls(
+        controls = Controls(
             self._num_pieces + 2,
             tuple(categories),
             x_max,
             tuple(kinds),
             (PAD, BOS, UNK, self.user_id, self.model_id),
         )
+        self._vocab_size = controls.end_id
+        self._controls = dataclasses.replace(controls, vocab_size=self._vocab_size)
         self._names = self._controls.names()
-        self._vocab_size = self._controls.end_id
         self._bytes += [b""] * (self._vocab_size - self._num_pieces)
 
     def __repr__(self) -> str:

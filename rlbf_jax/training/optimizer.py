@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import optax
 
+from rlbf_jax.progress import say
 from rlbf_jax.ranges import check_at_least, check_between, check_positive
 
 
@@ -39,7 +40,11 @@ NO_GROUPS: Mapping[str, OptimizerConfig] = MappingProxyType({})
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Warm-up from 0, then the schedule down to `final_share` of the peak at `steps`."""
+    """Warm-up to the peak, then the schedule down to `final_share` of it at `steps`.
+
+    Update t = 0, 1, ... of `warmup_steps` has (t + 1) / warmup_steps of the peak, so that the first
+    one learns something and the last one has the peak.
+    """
     rest = max(1, steps - config.warmup_steps)
     peak, end = config.learning_rate, config.learning_rate * config.final_share
     after = {
@@ -47,21 +52,36 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
         "linear": optax.linear_schedule(peak, end, rest),
         "constant": optax.constant_schedule(peak),
     }[config.schedule]
-    warmup = optax.linear_schedule(0.0, peak, max(1, config.warmup_steps))
+
+    def warmup(step: Any) -> Any:
+        return peak * (step + 1) / max(1, config.warmup_steps)
+
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, groups: Mapping[str, OptimizerConfig] = NO_GROUPS
+    config: OptimizerConfig,
+    steps: int,
+    groups: Mapping[str, OptimizerConfig] = NO_GROUPS,
+    name: str = "",
 ) -> optax.GradientTransformation:
-    """The optax chain for a run of `steps` updates.
+    """The optax chain for a run of `steps` updates. Says so where they end before the warm-up does.
 
     Args:
       groups: optimizers of parameters that have their own (a log-partition with a higher rate,
         say), by the first name of their path. Gradient norms are clipped within each group.
+      name: of the stage, for what is said.
 
     Raises ValueError, at the first use, for a group that no parameter belongs to.
     """
+    for group, chosen in {"": config, **groups}.items():
+        if 0 < steps < chosen.warmup_steps:
+            where = " ".join(filter(None, (f"stage {name}:" if name else "", group)))
+            share = steps / chosen.warmup_steps
+            say(
+                f"{where} {steps} updates end inside a warm-up of {chosen.warmup_steps}, at "
+                f"{share:.0%} of the learning rate; lower optimizer.warmup_steps".strip()
+            )
     if not groups:
         return _chain(config, steps)
     rest = "*"

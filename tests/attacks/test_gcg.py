@@ -1,6 +1,7 @@
 """GCG's parts against plain ways to say the same, and what holds for a whole search."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import textwrap
@@ -24,9 +25,9 @@ from rlbf_jax.attacks.search.gcg_search import Search, State, accept
 from rlbf_jax.attacks.search.random_search import RandomSearchConfig, random_search
 from rlbf_jax.directives import BacktrackRule, ResetRule
 from rlbf_jax.errors import InputError
-from rlbf_jax.models import transformer
+from rlbf_jax.models import lora, transformer
 from rlbf_jax.models.attention import Visibility
-from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.config import LoraConfig, ModelConfig
 from tests.attacks import planted
 from tests.attacks.planted import NumberTokenizer
 from tests.fakes import LetterTokenizer, random_model
@@ -133,6 +134,43 @@ def test_losses_and_gradient_are_those_of_whole_rows(family):
     assert np.isposinf(found[2][5])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_that_are_not_merged_count(tied):
+    """Losses, gradient and candidates of a model with adapters are the merged model's, where the
+    tail holds control ids, which have rows of their own."""
+    adapters = LoraConfig(rank=2, first_row=40, rows=7)
+    model = small(tied_embeddings=tied, lora=adapters)
+    params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
+    rows = [name for name in lora.ROWS if name in params]
+    for number, name in enumerate(rows):
+        params[name] = jax.random.normal(jax.random.key(number), params[name].shape)
+    rng = np.random.default_rng(0)
+    tail, suffix = [5, 40, 45, 7, 8, 46], rng.integers(0, 40, 6)
+    behavior = gcg_step.one_behavior(rng.integers(0, 40, 7).tolist(), tail, (2, 6))
+    objective = gcg_step.Objective(first=2)
+    changed = np.tile(suffix, (4, 1))
+    changed[np.arange(4), [5, 3, 1, 0]] = [41, 42, 9, 45]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def measure(model, params):
+        kept = gcg_step.prefix_of(model, params, behavior)
+        loss, gradient, own = gcg_step.suffix_gradient(
+            model, params, objective, behavior, kept, jnp.asarray(suffix)
+        )
+        some = jnp.asarray(changed), jnp.asarray([5, 3, 1, 0]), jnp.ones(4, bool)
+        losses, _ = gcg_step.candidate_losses(
+            model, params, objective, behavior, kept, own, *some, 2
+        )
+        return loss, gradient, losses
+
+    found, expected = measure(model, params), measure(*lora.merge(model, params))
+    plain = measure(model, params | {name: jnp.zeros_like(params[name]) for name in rows})
+    for ours, merged, without in zip(found, expected, plain, strict=True):
+        most = float(jnp.abs(merged).max())
+        np.testing.assert_allclose(ours, merged, atol=1e-4 * most)
+        assert not np.allclose(without, merged, atol=1e-2 * most)
+
+
 def longer_behavior(rng):
     return gcg_step.one_behavior(
         rng.integers(0, 48, 11).tolist(), rng.integers(0, 48, 9).tolist(), (3, 9)
@@ -174,6 +212,15 @@ def test_losses_of_logits_are_those_of_plain_numpy(kind, reset):
             np.log(np.exp(row[j][opening]).sum() / np.exp(row[j][legal]).sum()) for j in (4, 5)
         ]
         assert float(found) == pytest.approx(0.5 * part + 0.3 * np.mean(control), abs=1e-5)
+
+
+def test_rows_beyond_the_tokenizer_take_nothing_from_a_directive():
+    logits = np.random.default_rng(4).normal(0, 2, (3, 20)).astype(np.float32)
+    rule = BacktrackRule(10, ("a", "b"), (0,), x_max=4)
+    known = gcg_step.directive_logprobs(rule, jnp.asarray(logits[:, :17]))
+    padded = gcg_step.directive_logprobs(rule.within(17), jnp.asarray(logits))
+    np.testing.assert_allclose(padded, known, rtol=1e-6)
+    assert (np.asarray(gcg_step.directive_logprobs(rule, jnp.asarray(logits))) < known).all()
 
 
 @pytest.mark.parametrize("weight", [0.3, -0.3])
@@ -347,7 +394,6 @@ def loss_of_text(found, config=CONFIG) -> float:
         return float(loss)
     first, rule = TOKENIZER.controls.rule().first_id, TOKENIZER.controls.rule()
     legal = [i for i in range(first + 2) if i not in rule.never]  # content, and the two categories
-    legal += range(TOKENIZER.vocab_size, MODEL.vocab_size)
     scores = [
         np.log(np.exp(logits[at, first : first + 2]).sum() / np.exp(logits[at, legal]).sum())
         for at in places

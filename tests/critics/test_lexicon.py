@@ -76,6 +76,59 @@ def test_wildcard_may_come_first():
     assert _found(critic, "Look, bob eats mud") == [("bob eats mud", "c", True)]
 
 
+OVERLAPPING = LexiconCritic(
+    [
+        pattern("a", "only a fool would", {}),
+        pattern("b", "fool you are", {}),
+        pattern("c", "you are mud", {}),
+        pattern("d", "a fool", {}),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # A complete violation inside a begun one, and one that starts inside it.
+        ("only a fool. No", [("only a fool", "a", False), ("a fool", "d", True)]),
+        (
+            "only a fool. You are",
+            [("only a fool", "a", False), ("a fool", "d", True), ("fool. You are", "b", True)],
+        ),
+        ("fool you are mud", [("fool you are", "b", True), ("you are mud", "c", True)]),
+        # What lies inside a complete one is part of it, begun or complete.
+        ("only a fool would", [("only a fool would", "a", True)]),
+        ("fool you are", [("fool you are", "b", True)]),
+        # A begun one that goes on behind a complete one.
+        ("a fool you", [("a fool", "d", True), ("fool you", "b", False)]),
+        ("fool you are. Mud", [("fool you are", "b", True), ("you are. Mud", "c", True)]),
+    ],
+)
+def test_violations_may_overlap(text, expected):
+    assert _found(OVERLAPPING, text) == expected
+
+
+@given(st.lists(st.sampled_from(["p", "q", "r", "s", "p.", "q.", "R", "x"]), max_size=9))
+@settings(max_examples=300)
+def test_no_complete_violation_is_hidden(words):
+    """Every place that spells a pattern, by a twin, lies inside a complete span; every complete
+    span spells one, and none lies inside another."""
+    spelled = ["p q r s", "q r p", "r s", "s p q p", "q q"]
+    critic = LexiconCritic([pattern("c", text, {}) for text in spelled])
+    bare = [word.strip(".").lower() for word in words]
+    text, starts = " ".join(words), np.cumsum([0, *(len(word) + 1 for word in words)])
+    places = [
+        (starts[i], starts[i + n - 1] + 1)
+        for i in range(len(words))
+        for n in (len(p.split()) for p in spelled if bare[i : i + len(p.split())] == p.split())
+    ]
+    complete = [(s.start, s.end) for s in critic.spans(text) if s.complete]
+    assert set(complete) <= set(places) and len(set(complete)) == len(complete)
+    assert all(any(a <= s and e <= b for a, b in complete) for s, e in places)
+    assert all(sum(a <= s and e <= b for a, b in complete) == 1 for s, e in complete)
+    assert critic.judge([Exchange("", text)])[0].safe == (not places)
+
+
 def test_bad_patterns_are_refused():
     with pytest.raises(KeyError, match="no word class NOBODY"):
         pattern("c", "call NOBODY", CLASSES)

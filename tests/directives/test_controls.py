@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -21,6 +22,9 @@ def test_default_ids_by_hand():
     controls = Controls(10, CATEGORIES, 3, never=(0, 2))
     assert controls.rule() == controls.rule("backtrack")
     assert controls.rule("backtrack") == BacktrackRule(10, CATEGORIES, (0, 2, 15), x_max=3)
+    larger = dataclasses.replace(controls, vocab_size=40)
+    assert larger.rule("backtrack") == dataclasses.replace(controls.rule(), vocab_size=40)
+    assert [larger.rule(kind).vocab_size for kind in larger.kinds] == [40, 40]
     assert controls.rule("reset") == ResetRule(15, (), (0, 2, 10, 11, 12, 13, 14))
     assert controls.ids == range(10, 16)
 

@@ -610,3 +610,12 @@ def test_a_replacement_needs_a_flag():
 def test_never_ids_beyond_the_vocabulary_are_ignored():
     legal = Legal(*(jnp.ones((), bool),) * 3)
     assert np.flatnonzero(~np.asarray(BACKTRACK.legal_ids(legal, VOCAB))).tolist() == [0, 10]
+
+
+@pytest.mark.parametrize("rule", [BACKTRACK, RESET, REPLACE])
+def test_rows_of_a_model_beyond_the_vocabulary_are_never_legal(rule):
+    legal = Legal(*(jnp.ones((), bool),) * 3)
+    without = np.asarray(rule.legal_ids(legal, 9 + 5))
+    bounded = np.asarray(rule.within(9).legal_ids(legal, 9 + 5))
+    assert without[11:].all() and not bounded[9:].any()
+    assert bounded[:9].tolist() == without[:9].tolist()

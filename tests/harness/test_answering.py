@@ -263,7 +263,7 @@ def test_decoding_ends_soon_after_a_stop_string_and_texts_are_the_same():
     ]
     stopped = [
         dataclasses.replace(q, stops=stops)
-        for q, stops in zip(questions, (("a",), ("zzz",), ()), strict=True)
+        for q, stops in zip(questions, (("b",), ("zzz",), ()), strict=True)
     ]
     whole = QuestionSampler(policy_of(), 2, 160).answer(questions)
     short = QuestionSampler(policy_of(), 2, 160).answer(stopped)

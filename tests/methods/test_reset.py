@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,10 +40,10 @@ def test_the_reader_sees_the_whole_safe_answer_and_nothing_else(made):
 def test_under_rewind_the_fresh_answer_sees_the_prompt_alone(made):
     _, rule, examples = made
     example = examples[0]
-    tokens = example.tokens[None]
-    time = np.arange(tokens.shape[1])[None]
+    tokens = jnp.asarray(example.tokens[None])
+    time = jnp.arange(tokens.shape[1])[None]
     where = layout(
-        rule, tokens, np.ones_like(tokens), time >= example.prompt_length, Semantics.REWIND
+        rule, tokens, jnp.ones_like(tokens), time >= example.prompt_length, Semantics.REWIND
     )
     (reset_at,) = np.flatnonzero(rule.is_retraction(example.tokens))
     died = np.asarray(where.died[0])

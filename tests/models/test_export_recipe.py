@@ -242,10 +242,20 @@ def test_files_are_byte_stable(tmp_path):
 
 
 NAMES = st.lists(st.text(min_size=1, max_size=8), max_size=3, unique=True).map(tuple)
+SIZES = st.none() | st.integers(110, 120)
 RANDOM_RULES = st.one_of(
-    st.builds(BacktrackRule, st.integers(10, 60), NAMES, st.just((0, 3)), x_max=st.integers(1, 40)),
-    st.builds(ResetRule, st.integers(10, 60), NAMES, st.just(())),
-    st.builds(ReplaceRule, st.integers(10, 60), NAMES.filter(len), st.just((0, 3))),
+    st.builds(
+        BacktrackRule,
+        st.integers(10, 60),
+        NAMES,
+        st.just((0, 3)),
+        x_max=st.integers(1, 40),
+        vocab_size=SIZES,
+    ),
+    st.builds(ResetRule, st.integers(10, 60), NAMES, st.just(()), vocab_size=SIZES),
+    st.builds(
+        ReplaceRule, st.integers(10, 60), NAMES.filter(len), st.just((0, 3)), vocab_size=SIZES
+    ),
 )
 
 
@@ -482,6 +492,7 @@ def test_refused_recipes_leave_no_file(tmp_path, fields, message):
         (dict(first_id=None), "first_id and x_max are None and 3"),
         (dict(categories=3), "wrong type"),
         (dict(limits={"budget": 1}), "wrong type"),
+        (dict(vocab_size="40"), "vocab_size is '40'"),
     ],
 )
 def test_a_broken_rule_file_is_named(tmp_path, change, message):

@@ -31,7 +31,7 @@ from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 pytestmark = pytest.mark.slow
 CHILD = pathlib.Path(__file__).with_name("recipe_child.py")
 ROWS, VOCAB, EOS = 50, 48, 2
-RULE = BacktrackRule(20, ("one", "two"), (0, 1, 47), x_max=6)
+RULE = BacktrackRule(20, ("one", "two"), (0, 1), x_max=6, vocab_size=47)
 REPLACE = ReplaceRule(20, ("one", "two"), (0, 1, 47))
 LIMITS = ResponseLimits(max_emitted=64, budget=3)
 NO_DIRECTIVES = dataclasses.replace(LIMITS, budget=0)

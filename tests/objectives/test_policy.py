@@ -72,6 +72,40 @@ def test_groups_of_one_and_flat_groups_teach_nothing_and_are_counted():
     assert float(got.zero_variance.mean) == pytest.approx(2 / 3)
 
 
+EQUAL = (0.1, -0.7, 1 / 3, 1e4 + 0.1, 3e7)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10])
+@pytest.mark.parametrize("value", EQUAL)
+def test_groups_of_equal_rewards_have_no_advantage_at_all(value, size):
+    """Exactly, whatever the mean rounds to; beside them an unscored member and a group that
+    varies."""
+    reward = jnp.asarray([value] * size + [np.nan, 0.1, 0.2], jnp.float32)
+    group = jnp.asarray([0] * (size + 1) + [1, 1], jnp.int32)
+    got = group_advantages(reward, jnp.isfinite(reward), group, 2)
+    assert (np.asarray(got.advantage[: size + 1]) == 0).all()
+    assert (np.asarray(got.advantage[size + 1 :]) != 0).all()
+    assert float(got.zero_variance.numerator) == 1
+
+
+def test_some_mean_of_equal_rewards_is_not_the_reward():
+    """What the test above guards against happens."""
+    off = [
+        float(jnp.sum(jnp.full(size, value, jnp.float32)) / size - np.float32(value))
+        for value in EQUAL
+        for size in (3, 7, 10)
+    ]
+    assert any(off)
+
+
+@pytest.mark.parametrize("value", EQUAL)
+def test_equal_values_whiten_to_zero_and_a_nan_stays(value):
+    mask = jnp.arange(12).reshape(3, 4) < 7
+    x = jnp.where(mask, jnp.float32(value), jnp.nan)
+    assert (np.asarray(whiten(x, mask)) == 0).all()
+    assert np.isnan(np.asarray(whiten(x.at[0, 0].set(jnp.nan), mask))).any()
+
+
 def test_an_unscored_member_changes_nobody_elses_advantage():
     scored = jnp.asarray([True, True, False, True])
     with_it = group_advantages(

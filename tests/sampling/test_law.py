@@ -1,14 +1,16 @@
 """The law of the sampler: what it records equals one teacher-forced pass over the trace."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rlbf_jax.directives import NEVER, Semantics
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
+from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.request import Knobs, Request
-from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.sampling.sampler import IDLE, Row, Sampler, SamplerConfig, rewound_of
 from rlbf_jax.sampling.scoring import hidden_states, pack_traces, score
 from tests.fakes import LetterTokenizer, random_model
 
@@ -176,7 +178,7 @@ def test_rewound_logits_equal_a_fresh_decode_of_the_live_ids():
                 fresh = np.zeros((1, 80), np.int32)
                 fresh[0, : len(live)] = traces.tokens[row, live]
                 alone, _ = transformer.forward(
-                    sampler.model, params, fresh, Visibility(np.arange(80, dtype=np.int32)[None])
+                    sampler.model, params, fresh, Visibility(jnp.arange(80, dtype=jnp.int32)[None])
                 )
                 np.testing.assert_allclose(alone[0, len(live) - 1], hidden[row, query], atol=2e-5)
                 checked += 1
@@ -206,6 +208,70 @@ def test_ring_of_a_window_survives_consecutive_maximal_retractions():
     traces = pack_traces(generations, rule, 128)
     read = np.asarray(score(config, params, rule, traces, Semantics.REWIND).logprobs)
     assert compare(generations, read)[0] < 1e-4
+
+
+@pytest.mark.parametrize("forced", ["closed", "lone", "bare"])
+@pytest.mark.parametrize("budget", [0, 1])
+def test_forced_directives_beyond_the_budget_fit_into_rings(budget, forced):
+    """Six of them take back 36 ids, and what is drawn at once looks behind where they end."""
+    tokenizer = LetterTokenizer(x_max=6)
+    config, params = random_model(tokenizer, windows=(4,))
+    rule = tokenizer.controls.rule()
+    category, back = rule.category_id("one"), rule.backtrack_id(6)
+    directive = {"closed": [category, back], "lone": [category, category, back], "bare": [back]}
+    letters = tokenizer.encode("abcdefghijklmnopqrstuvwxyzabcdefghijklmn")
+    ids = (*letters, *directive[forced] * 6)
+    knobs = Knobs(max_tokens=90, budget=budget, grammar=forced == "closed")
+    requests = [Request("abc", (*ids, *letters[:k]), knobs) for k in range(8)]
+    shapes = SamplerConfig(Semantics.REWIND, batch_size=8, min_room=90)
+    sampler = Sampler(config, tokenizer, shapes)
+    generations = sampler(params, requests, 1)
+    assert all(len(g.edits) >= 6 for g in generations)
+    traces = pack_traces(generations, rule, 128)
+    read = np.asarray(score(config, params, rule, traces, Semantics.REWIND).logprobs)
+    assert compare(generations, read)[0] < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["backtrack", "reset", "replace"])
+def test_rings_are_made_for_the_larger_of_budget_and_forced_directives(kind):
+    tokenizer = LetterTokenizer(x_max=6, kind=kind)
+    rule = tokenizer.controls.rule()
+    letter, back = tokenizer.encode("a")[0], rule.first_retraction
+
+    def size(budget, forced=(), room=64, capacity=10**6):
+        rows = [Row(Request("a", tuple(forced), Knobs(budget=budget)), (1,), 0, 0), IDLE]
+        return rewound_of(rule, rows, room, capacity)
+
+    sizes = {budget: size(budget) for budget in range(18)}
+    assert all(value >= rule.rewound(budget, 64) for budget, value in sizes.items())
+    # The usual budget and powers of two above it need what they did; all others share those.
+    assert [sizes[b] for b in (4, 8, 16)] == [rule.rewound(b, 64) for b in (4, 8, 16)]
+    assert len(set(sizes.values())) <= 4
+    # A lone category counts, and the retraction that closes one does not.
+    assert size(1, [back] * 9) >= rule.rewound(9, 64)
+    if rule.categories:
+        first = rule.first_id
+        assert size(1, [first, back] * 4) == sizes[4]
+        assert size(1, [first] * 5) == sizes[8]
+    assert size(1, [letter] * 60) == sizes[1]
+    # No row takes back more than it has.
+    assert size(2**31 - 1, capacity=64) == 64 and size(0, capacity=5) == 5
+
+
+@pytest.mark.parametrize("windows", [(None,), (5, None)])
+def test_budgets_share_programs(windows):
+    tokenizer = LetterTokenizer(x_max=6)
+    config, params = random_model(tokenizer, windows=windows, num_layers=1)
+    # Wide enough that the capacity does not bound the rings.
+    shapes = SamplerConfig(Semantics.REWIND, batch_size=2, min_context=200, min_room=13)
+    sampler = Sampler(config, tokenizer, shapes)
+    before = loop.generate._cache_size()
+    drawn = {}
+    for budget in (0, 1, 2, 3, 4, 5, 8):
+        knobs = Knobs(max_tokens=13, budget=budget, control_bias={"categories": 9.0})
+        drawn[budget] = len(sampler(params, [Request("a", (), knobs)], 0)[0].edits)
+    assert loop.generate._cache_size() == before + (1 if windows == (None,) else 2)
+    assert drawn[0] == 0 and drawn[1] == 1 and drawn[4] > 1
 
 
 def test_budget_zero_and_never():

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlbf_jax.directives import Semantics
+from rlbf_jax.errors import InputError
+from rlbf_jax.evaluation.metrics import take_apart
 from rlbf_jax.models import transformer
 from rlbf_jax.sampling import loop, scoring
 from rlbf_jax.sampling.distribution import legal_logits
@@ -179,6 +181,26 @@ def test_forced_ids_may_end_a_response():
     assert g.finished and g.text == "hi" and drawn_ids(g) == []
 
 
+@pytest.mark.parametrize("stop", ["category", "retraction", "forced"])
+def test_a_stop_at_a_control_id_keeps_the_text(stop):
+    """No visible id goes for an end that nobody sees, and the control id stays one."""
+    ids = range(RULE.first_id, RULE.first_retraction)
+    if stop != "category":
+        ids = range(RULE.first_retraction, RULE.end_id)
+    knobs = dataclasses.replace(BUSY, control_bias={"categories": 9.0}, stop_ids=tuple(ids))
+    forced = (*TOKENIZER.encode("hello "), CATEGORY, BACK_2)
+    forced = {"category": forced[:-2], "retraction": forced[:-1], "forced": forced}[stop]
+    (g,) = SAMPLER(PARAMS, [Request("a", forced, knobs)], 0)
+    assert g.finished and int(g.trace[-1]) in ids
+    content = [int(i) for i in g.trace if not RULE.is_control(int(i))]
+    kept = g.edits[-1].kept if g.edits else len(content)
+    assert list(g.visible) == content[:kept] and g.text == TOKENIZER.decode(content[:kept])
+    assert g.malformed == (stop == "category")
+    kinds = [item.kind for item in take_apart(g, TOKENIZER, RULE).items]
+    assert kinds[-1] == ("category" if stop == "category" else "retraction")
+    assert "end" not in kinds
+
+
 def test_forced_directives_are_applied():
     greedy = dataclasses.replace(BUSY, temperature=0.0)
     forced = (*TOKENIZER.encode("abc"), CATEGORY, BACK_2, *TOKENIZER.encode("xy"))
@@ -250,7 +272,7 @@ def test_control_bias_by_name():
         control_bias_of(RULE, knobs),
         [[3, -3, 0, 0, 0, 0, 0, 0], [0, 0, 0.5, 0.5, 0.5, 0.5, 0.5, 1.5], [0] * 8],
     )
-    with pytest.raises(KeyError, match="unknown name 'three'"):
+    with pytest.raises(InputError, match="unknown name 'three'"):
         SAMPLER(PARAMS, [Request("a", (), Knobs(control_bias={"three": 1.0}))])
 
 

@@ -336,6 +336,7 @@ def test_rules_forbid_what_must_not_be_sampled(name):
     never = set(tokenizer.controls.rule().never)
     assert set(range(tokenizer.vocab_size)) - named <= never, "rows without a token"
     assert never & controls == {tokenizer.controls.rule("reset").first_id}
+    assert tokenizer.controls.rule().vocab_size == tokenizer.vocab_size
     assert set(tokenizer.controls.rule("reset").never) & controls == controls - {
         tokenizer.controls.rule("reset").first_id
     }

@@ -18,8 +18,36 @@ def rates(schedule, steps=50, **fields):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_warm_up_is_linear_from_zero_to_the_peak(schedule):
-    np.testing.assert_allclose(rates(schedule)[:11], np.linspace(0, 0.2, 11), atol=1e-7)
+def test_warm_up_is_linear_and_every_update_of_it_learns(schedule):
+    wanted = [*np.linspace(0.02, 0.2, 10), 0.2]
+    np.testing.assert_allclose(rates(schedule)[:11], wanted, atol=1e-7)
+
+
+def test_a_warm_up_of_one_update_is_none():
+    one, none = (
+        [float(learning_rate(OptimizerConfig(warmup_steps=w), 5)(t)) for t in range(3)]
+        for w in (1, 0)
+    )
+    assert one[:2] == [pytest.approx(1e-3)] * 2 and none[0] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_first_update_moves_parameters(name):
+    config = OptimizerConfig(name=name, learning_rate=0.5, warmup_steps=5)
+    assert (np.asarray(first_update(config, [3.0, -1.0, 4.0])) != 0).all()
+
+
+def test_updates_that_end_inside_the_warm_up_are_said(capsys):
+    for steps in (0, 5, 9):
+        make_optimizer(OptimizerConfig(warmup_steps=5), steps, name="sft")
+    assert capsys.readouterr().err == ""
+    slow = OptimizerConfig(warmup_steps=9)
+    make_optimizer(OptimizerConfig(warmup_steps=8), 6, {"value": slow}, name="sft")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("stage sft: 6 updates end inside a warm-up of 8, at 75% of the")
+    assert second.startswith("stage sft: value 6 updates end inside a warm-up of 9, at 67%")
+    make_optimizer(slow, 6)
+    assert capsys.readouterr().err.startswith("6 updates end inside")
 
 
 def test_after_warm_up_each_schedule_follows_its_formula():

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 
 from rlbf_jax.directives import EditRule, Legal
-from rlbf_jax.models import transformer
+from rlbf_jax.models import lora, transformer
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.prefixed import Prefix, joined
 from rlbf_jax.ranges import check_positive
@@ -198,8 +198,20 @@ def _behind(prefix: Prefix) -> Array:
     return jnp.sum(prefix.position < prefix.position.shape[0], dtype=jnp.int32)
 
 
-def _rows(params: dict, ids: Array) -> Array:
-    return jnp.take(params["embedding"], ids, axis=0)
+def _rows(model: ModelConfig, params: dict, ids: Array) -> Array:
+    return lora.look_up(model, params["embedding"], params.get("embedding_rows"), ids)
+
+
+def _by_id(model: ModelConfig, params: dict, gradient: Array) -> Array:
+    """[n, D] with respect to rows of the embedding -> float32 [n, V] with respect to one-hot ids.
+    Adapters that are not merged add rows of their own to the table's."""
+    gradient = gradient.astype(jnp.float32)
+    by_id = gradient @ params["embedding"].astype(jnp.float32).T
+    if "embedding_rows" not in params:
+        return by_id
+    first = model.lora.first_row
+    own = gradient @ params["embedding_rows"].astype(jnp.float32).T
+    return by_id.at[:, first : first + own.shape[1]].add(own)
 
 
 def prefix_of(model: ModelConfig, params: dict, behavior: Behavior) -> Prefix:
@@ -216,13 +228,13 @@ def suffix_losses(
     suffixes: Array,
 ) -> tuple[Array, Array]:
     """Losses [B] and matches [B] of suffixes [B, n], all in one piece."""
-    rows = _with_tail(params, behavior, suffixes)
+    rows = _with_tail(model, params, behavior, suffixes)
     return _continued(model, params, objective, behavior, prefix, rows)[:2]
 
 
-def _with_tail(params: dict, behavior: Behavior, ids: Array) -> Array:
+def _with_tail(model: ModelConfig, params: dict, behavior: Behavior, ids: Array) -> Array:
     tail = jnp.broadcast_to(behavior.tail[:-1], (ids.shape[0], behavior.tail.shape[0] - 1))
-    return _rows(params, jnp.concatenate([ids, tail], axis=1))
+    return _rows(model, params, jnp.concatenate([ids, tail], axis=1))
 
 
 def suffix_gradient(
@@ -243,7 +255,7 @@ def suffix_gradient(
     Returns:
       loss (float32), gradient [n, V] float32, and keys and values of the suffix.
     """
-    tail = _rows(params, behavior.tail[None, :-1])
+    tail = _rows(model, params, behavior.tail[None, :-1])
 
     def loss_of(rows: Array) -> tuple[Array, tuple]:
         losses, _, pairs = _continued(
@@ -251,14 +263,15 @@ def suffix_gradient(
         )
         return losses[0], pairs
 
-    (loss, pairs), gradient = jax.value_and_grad(loss_of, has_aux=True)(_rows(params, suffix))
+    (loss, pairs), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+        _rows(model, params, suffix)
+    )
     count = suffix.shape[0]
-    table = params["embedding"].astype(jnp.float32)
     own = Prefix(
         tuple((k[0, :, :count], v[0, :, :count]) for k, v in pairs),
         _behind(prefix) + jnp.arange(count, dtype=jnp.int32),
     )
-    return loss, gradient.astype(jnp.float32) @ table.T, own
+    return loss, _by_id(model, params, gradient), own
 
 
 # Candidates -------------------------------------------------------------------------------------
@@ -314,7 +327,7 @@ def candidate_losses(
         before = prefix if start == 0 or current is None else joined(prefix, current, start)
 
         def run(ids: Array) -> tuple[Array, Array]:
-            rows = _with_tail(params, behavior, ids[:, start:])
+            rows = _with_tail(model, params, behavior, ids[:, start:])
             return _continued(model, params, objective, behavior, before, rows)[:2]
 
         return run

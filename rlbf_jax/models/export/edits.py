@@ -58,6 +58,8 @@ class Rule:
     eos_ids: tuple[int, ...]
     """Ids that end a response."""
     limits: Limits
+    vocab_size: int | None = None
+    """Ids of the tokenizer; rows of a model beyond them are never legal. None: it has none."""
 
     @property
     def first_retraction(self) -> int:
@@ -70,6 +72,7 @@ class Rule:
 
     def fields(self) -> dict[str, Any]:
         """What `rlbf_rule.json` holds; `rule_from` reads it back."""
+        known = {} if self.vocab_size is None else {"vocab_size": self.vocab_size}
         return {
             "format": FORMAT,
             "semantics": "keep",
@@ -81,6 +84,7 @@ class Rule:
             "never": list(self.never),
             "eos_ids": list(self.eos_ids),
             "limits": dataclasses.asdict(self.limits),
+            **known,
         }
 
 
@@ -105,6 +109,7 @@ def rule_from(fields: Mapping[str, Any]) -> Rule:
             tuple(fields["never"]),
             tuple(fields["eos_ids"]),
             Limits(**fields["limits"]),
+            fields.get("vocab_size"),
         )
     except KeyError as error:
         raise ValueError(f"field {error} is missing; export the checkpoint again") from None
@@ -118,6 +123,8 @@ def rule_from(fields: Mapping[str, Any]) -> Rule:
         raise ValueError(
             f"first_id and x_max are {rule.first_id!r} and {rule.x_max!r}, expected integers"
         )
+    if not (rule.vocab_size is None or isinstance(rule.vocab_size, int)):
+        raise ValueError(f"vocab_size is {rule.vocab_size!r}, expected an integer or null")
     if rule.kind == REPLACE and not rule.categories:
         raise ValueError(f"categories is empty, but under {REPLACE!r} a category opens the copy")
     if rule.first_retraction != fields.get("first_retraction"):
@@ -139,7 +146,8 @@ def read_rule(path: str | Path) -> Rule:
 
 
 class Legal(NamedTuple):
-    """Which kinds of id may come next; the ids in `Rule.never` may not in any case."""
+    """Which kinds of id may come next; the ids in `Rule.never`, and those from `Rule.vocab_size`
+    on, may not in any case."""
 
     content: bool
     category: bool

@@ -111,9 +111,11 @@ def read_recipe(folder: str | Path) -> Recipe:
 
 def _our_rule(found: edits.Rule) -> EditRule:
     common = (found.first_id, found.categories, found.never)
+    vocab_size = found.vocab_size
     if found.kind == edits.BACKTRACK:
-        return BacktrackRule(*common, x_max=found.x_max)
-    return ResetRule(*common) if found.kind == edits.RESET else ReplaceRule(*common)
+        return BacktrackRule(*common, x_max=found.x_max, vocab_size=vocab_size)
+    other = ResetRule if found.kind == edits.RESET else ReplaceRule
+    return other(*common, vocab_size=vocab_size)
 
 
 def exported_rule(rule: EditRule, eos_ids: Sequence[int], limits: ResponseLimits) -> edits.Rule:
@@ -142,6 +144,7 @@ def exported_rule(rule: EditRule, eos_ids: Sequence[int], limits: ResponseLimits
         never=tuple(int(i) for i in rule.never),
         eos_ids=tuple(int(i) for i in eos_ids),
         limits=edits.Limits(**dataclasses.asdict(limits)),
+        vocab_size=None if rule.vocab_size is None else int(rule.vocab_size),
     )
 
 
