@@ -20,9 +20,14 @@ _TEMPORARY = re.compile(r"\.\d+-\d+\.tmp$")
 """Ends the names under which `write_whole` writes."""
 
 
-def parse_json(content: str | bytes, where: str | Path, mend: str) -> Any:
-    """Any JSON value. Raises InputError that names `where` and ends with how to `mend` it."""
+def parse_json(content: str | bytes, where: str | Path, mend: str, strict: bool = False) -> Any:
+    """Any JSON value. Raises InputError that names `where` and ends with how to `mend` it.
+
+    `strict`: as programs outside of Python read it, without NaN and inf, and no name twice.
+    """
     try:
+        if strict:
+            return json.loads(content, parse_constant=_no_number, object_pairs_hook=_once)
         return json.loads(content)
     except RecursionError:
         reason = "nested too deeply"
@@ -31,9 +36,23 @@ def parse_json(content: str | bytes, where: str | Path, mend: str) -> Any:
     raise InputError(f"{where}: not JSON ({reason}); {mend}")
 
 
-def parse_object(content: str | bytes, where: str | Path, mend: str) -> dict[str, Any]:
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!a} occurs twice")
+    return made
+
+
+def parse_object(
+    content: str | bytes, where: str | Path, mend: str, strict: bool = False
+) -> dict[str, Any]:
     """As `parse_json`, of an object alone."""
-    found = parse_json(content, where, mend)
+    found = parse_json(content, where, mend, strict)
     if not isinstance(found, dict):
         raise InputError(f"{where}: holds a {type(found).__name__}, expected an object; {mend}")
     return found

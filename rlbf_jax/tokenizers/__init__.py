@@ -124,8 +124,9 @@ def _as_written(folder: str | pathlib.Path) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except BaseException as error:
-        # A panic of the tokenizers library is no Exception.
-        if isinstance(error, _SHAPES) or type(error).__name__ == "PanicException":
+        # The tokenizers library raises bare Exceptions, and its panics are none.
+        of_library = type(error) is Exception or type(error).__name__ == "PanicException"
+        if of_library or isinstance(error, _SHAPES):
             raise InputError(
                 f"{folder}: the tokenizer files are not as programs write them "
                 f"({type(error).__name__}: {error}); copy them from the checkpoint again"

@@ -43,7 +43,8 @@ class Files:
             return {}
         if name not in self._parsed:
             mend = "copy the file from the checkpoint again"
-            self._parsed[name] = parse_object(self.content[name], f"{self.where}/{name}", mend)
+            where, strict = f"{self.where}/{name}", name == JSON_FILE
+            self._parsed[name] = parse_object(self.content[name], where, mend, strict)
         return self._parsed[name]
 
     def entries(self, name: str, field: str) -> dict[str, Any]:

@@ -160,8 +160,9 @@ class HuggingFaceVocabulary:
             )
 
 
-def added_tokens(entries: Sequence[Any], where: str) -> list[AddedToken]:
-    """Entries as `added_tokens` has them, in order. Null flags mean false.
+def added_tokens(entries: Sequence[Any], where: str, whole: bool = False) -> list[AddedToken]:
+    """Entries as `added_tokens` has them, in order. Missing and null flags mean false, unless they
+    are to be `whole`, as the library wants them in tokenizer.json.
 
     Raises InputError for an entry without an id and a text, or a flag that is no truth value.
     """
@@ -171,7 +172,8 @@ def added_tokens(entries: Sequence[Any], where: str) -> list[AddedToken]:
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise InputError(f"{where}: {entry!r:.80}, expected a token with its id and content")
         told = {flag: entry[flag] for flag in flags if entry.get(flag) is not None}
-        if "id" not in entry or not all(isinstance(value, bool) for value in told.values()):
+        are_flags = all(isinstance(value, bool) for value in told.values())
+        if "id" not in entry or not are_flags or (whole and len(told) < len(flags)):
             raise InputError(
                 f"{where}: {entry['content']!a} needs an id, and true or false for {sorted(flags)}"
             )

@@ -57,7 +57,8 @@ def listed(files: Files) -> list[AddedToken]:
     """
     if JSON_FILE in files.content:
         where = f"{files.where}/{JSON_FILE}: added_tokens"
-        listed_here = huggingface.added_tokens(files.listed(JSON_FILE, "added_tokens"), where)
+        entries = files.listed(JSON_FILE, "added_tokens")
+        listed_here = huggingface.added_tokens(entries, where, whole=True)
     else:
         where = f"{files.where}/{MODEL_FILE}"
         document = published_sentencepiece.parse(files.content[MODEL_FILE], where)

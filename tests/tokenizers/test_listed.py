@@ -25,6 +25,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 USER = [{"role": "user", "content": "the moon"}]
 
 
@@ -63,7 +64,7 @@ def list_in(place: str, folder, first: int) -> None:
         decoder = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in entries}
         spoil(folder, CONFIG_FILE, lambda d: d | {"added_tokens_decoder": decoder})
     elif place == JSON_FILE:
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        flags = dict.fromkeys(FLAGS, False)
         more = [flags | entry for entry in entries]
         spoil(folder, JSON_FILE, lambda d: d | {"added_tokens": d["added_tokens"] + more})
     else:  # the map names texts alone, their ids stand in the vocabulary
@@ -156,7 +157,8 @@ def test_what_is_no_id_is_refused_at_once(place, value, copy):
     elif place == ADDED_FILE:
         (folder / place).write_text(json.dumps({"zzq": value}))
     elif place == JSON_FILE:
-        spoil(folder, place, lambda d: d | {"added_tokens": [{"id": value, "content": "zzq"}]})
+        entry = {"id": value, "content": "zzq"} | dict.fromkeys(FLAGS, False)
+        spoil(folder, place, lambda d: d | {"added_tokens": [entry]})
     else:
         vocab = lambda d: d["model"] | {"vocab": d["model"]["vocab"] | {"zzq": value}}  # noqa: E731
         spoil(folder, JSON_FILE, lambda d: d | {"model": vocab(d)})
@@ -234,6 +236,8 @@ def test_no_added_tokens_leave_no_end_of_sequence(copy):
         (CONFIG_FILE, '{"added_tokens_decoder": {"3": "<s>"}}', "3 is a str, expected an object"),
         (JSON_FILE, '{"added_tokens": "<s>"}', "added_tokens is a str, expected a list"),
         (JSON_FILE, '{"added_tokens": [3]}', "3, expected a token with its id and content"),
+        (JSON_FILE, '{"added_tokens": [{"id": 1, "content": "a"}]}', "needs an id, and true or fa"),
+        (JSON_FILE, '{"version": "1.0", "version": "1.0"}', "'version' occurs twice"),
         (JSON_FILE, '{"model": {"type": "BPE", "vocab": ["a"]}}', "expected pieces and their ids"),
         (JSON_FILE, '{"model": "BPE"}', "model is a str, expected an object"),
     ],

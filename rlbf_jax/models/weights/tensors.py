@@ -121,12 +121,16 @@ def open_tensors(file: Path) -> dict[str, StoredTensor]:
                     f"{file}: truncated, or not a safetensors file ({size} bytes); copy the file "
                     "again"
                 )
-            header = parse_object(stream.read(length), f"{file}: its header", "copy the file again")
+            text = stream.read(length)
     except OSError as error:
         raise UserError(
             f"{file}: {error.strerror}; expected a safetensors file of the checkpoint"
         ) from error
+    header = parse_object(text, f"{file}: its header", "copy the file again", strict=True)
+    notes = header.get("__metadata__", {})
     try:
+        if not all(isinstance(value, str) for value in notes.values()):
+            raise TypeError("__metadata__ holds what is no text")
         found = {
             name: _stored(file, name, told, 8 + length)
             for name, told in header.items()
