@@ -80,9 +80,8 @@ class Program(Protocol):
         """
 
 
-@dataclasses.dataclass(frozen=True)
-class Single:
-    """One decoder. Parameters: its dict of arrays."""
+class _OneDecoder:
+    """What a program of one decoder says of it."""
 
     config: ModelConfig
 
@@ -97,6 +96,13 @@ class Single:
     @property
     def learned_positions(self) -> bool:
         return self.config.learned_positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Single(_OneDecoder):
+    """One decoder. Parameters: its dict of arrays."""
+
+    config: ModelConfig
 
     @property
     def max_positions(self) -> int | None:
@@ -267,7 +273,7 @@ class Contrast:
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoPrompts:
+class TwoPrompts(_OneDecoder):
     """One model under two prompts: logits = own - weight * those of the same ids after `prefix`.
 
     ROSE (arXiv 2402.11889) puts a reversed system prompt there. The second stream is the same rows
@@ -295,18 +301,6 @@ class TwoPrompts:
     @property
     def single(self) -> Single:
         return Single(self.config)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def windows(self) -> tuple[int | None, ...]:
-        return self.config.windows
-
-    @property
-    def learned_positions(self) -> bool:
-        return self.config.learned_positions
 
     @property
     def max_positions(self) -> int | None:

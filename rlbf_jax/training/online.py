@@ -57,6 +57,7 @@ def train_online(
 ) -> Any:
     """Collects and updates until the loop ends; returns the trained parameters."""
     whole = bool(jax.tree.leaves(remembered.memory))
+    structure: Any = jax.tree.structure(remembered.memory)
     # The first parameters may also be a reference, and updates reuse their buffers.
     state = jax.tree.map(jnp.copy, learner.state)
     kept = (state, remembered.memory) if whole else state
@@ -69,7 +70,7 @@ def train_online(
         state, memory = kept if whole else (kept, remembered.memory)
         learner.take(state)
         collected = collect(learner.params, memory, number)
-        if str(jax.tree.structure(collected.memory)) != str(jax.tree.structure(remembered.memory)):
+        if structure != jax.tree.structure(collected.memory):
             raise ValueError(
                 "collect returned a memory of another structure than the first step's; hand that "
                 "one in as Remembered(memory=...)"
