@@ -586,8 +586,8 @@ REQUESTS = {
     "no tokens": (["--prompt", "a", "--max_tokens", "0"], "--max_tokens 0", "at least 1"),
     "too many tokens": (
         ["--prompt", "a", "--max_tokens", "3000000000"],
-        "max_tokens = 3000000000",
-        "lower max_tokens",
+        "max_tokens is 3000000000",
+        "expected a whole number",
     ),
     "no answers": (["--prompt", "a", "--n", "0"], "--n is 0"),
     "seed": (["--prompt", "a", "--seed", str(2**70)], "--seed is"),

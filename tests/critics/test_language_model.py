@@ -6,6 +6,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -229,7 +230,7 @@ def test_our_own_model_answers_with_exact_first_token_log_probabilities(made):
         tokenizer.controls.rule().first_id,
         tokenizer.controls.rule().end_id - tokenizer.controls.rule().first_id,
     )
-    visible = transformer.Visibility(np.arange(64, dtype=np.int32)[None], None, None)
+    visible = transformer.Visibility(jnp.arange(64, dtype=jnp.int32)[None], None, None)
 
     @jax.jit
     def reference(tokens):

@@ -1,6 +1,7 @@
 """Surprisal of each id: against one row at a time, unpadded."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,7 +26,7 @@ def test_it_is_that_of_one_row_at_a_time():
 
     @jax.jit
     def logits_of(tokens):
-        where = Visibility(np.arange(128, dtype=np.int32)[None])
+        where = Visibility(jnp.arange(128, dtype=jnp.int32)[None])
         hidden, _ = transformer.forward(model, params, tokens, where)
         return transformer.unembed(model, params, hidden)[0]
 

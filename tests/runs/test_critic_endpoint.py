@@ -88,7 +88,7 @@ class Guidance:
         self.count += 1
         tokens = np.full((2, 40), 5 + self.count % 20, np.int32)
         ones = np.ones_like(tokens)
-        return {"tokens": tokens, "segment": ones, "in_response": ones, "in_loss": ones > 0}
+        return {"tokens": tokens, "segment": ones, "in_response": ones > 0, "in_loss": ones > 0}
 
 
 def settings(server, **changes):
