@@ -33,6 +33,21 @@ def dense(x: Array, weight: Array) -> Array:
     return flat.reshape(*x.shape[:-1], weight.shape[-1])
 
 
+def dense_halves(x: Array, weight: Array) -> tuple[Array, Array]:
+    """[B, T, D] through both halves of [D, 2, F] -> two [B, T, F].
+
+    A product of each half reads it as a strided slice, which is copied (2 F D numbers); the halves
+    of one product are copied instead (2 F a row). So few rows, as of decoding, take one product,
+    and many, as of training, take two.
+    """
+    flat, weight = x.reshape(-1, x.shape[-1]), weight.astype(x.dtype)
+    if flat.shape[0] > weight.shape[0]:
+        return dense(x, weight[:, 0]), dense(x, weight[:, 1])
+    both = jax.lax.dot_general(flat, weight, (((1,), (0,)), ((), ())))
+    both = both.reshape(*x.shape[:-1], *weight.shape[1:])
+    return both[..., 0, :], both[..., 1, :]
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * scale, computed in float32. With `plus_one` the factor is 1 + scale (Gemma)."""
 
@@ -196,12 +211,12 @@ class Layer(nn.Module):
             return self._down(
                 act(hidden + self.up_bias.astype(normed.dtype) if c.mlp_bias else hidden)
             )
-        # Apart: the halves of one product would be copied.
-        gate, up = dense(normed, self.gate_up[:, 0]), dense(normed, self.gate_up[:, 1])
+        gate, up = dense_halves(normed, self.gate_up)
         if "gate_up" in self.adapters:
             a, b = self.adapters["gate_up"]
             low = dense(normed, a) * c.lora.scale
-            gate, up = gate + dense(low, b[:, 0]), up + dense(low, b[:, 1])
+            more_gate, more_up = dense_halves(low, b)
+            gate, up = gate + more_gate, up + more_up
         if c.mlp_bias:
             bias = self.up_bias.astype(normed.dtype)
             gate, up = gate + bias[0], up + bias[1]

@@ -14,6 +14,7 @@ import pytest
 from rlbf_jax.directives import NEVER
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
+from rlbf_jax.models.layers import dense_halves
 from rlbf_jax.models.transformer import Decoder, ModelConfig, ValueHead, unrolled
 
 TIME, VOCAB = 12, 19
@@ -371,3 +372,43 @@ def test_rows_longer_than_the_learned_positions_are_refused():
         ValueError, match=f"rows of {TIME} ids; this model has {TIME - 1} positions"
     ):
         transformer.forward(config, random_params(config), tokens, visibility)
+
+
+# Halves ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (3, 2), (1, 8), (3, 3), (4, 16)])
+def test_halves_are_two_products_however_many_rows_there_are(rows):
+    """Both ways of computing them, and their gradients."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*rows, 8)).astype(np.float32)
+    weight = rng.normal(size=(8, 2, 5)).astype(np.float32)
+    back = rng.normal(size=(2, *rows, 5)).astype(np.float32)
+
+    def total(x, weight):
+        halves = dense_halves(x, weight)
+        return sum(jnp.sum(half * b) for half, b in zip(halves, back, strict=True)), halves
+
+    (_, found), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(
+        jnp.asarray(x), jnp.asarray(weight)
+    )
+    for half, name in enumerate(("gate", "up")):
+        np.testing.assert_allclose(found[half], x @ weight[:, half], atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(
+        gradients[0], sum(back[c] @ weight[:, c].T for c in range(2)), atol=1e-4
+    )
+    flat = x.reshape(-1, 8)
+    for half in range(2):
+        np.testing.assert_allclose(
+            gradients[1][:, half], flat.T @ back[half].reshape(-1, 5), atol=1e-4
+        )
+
+
+def test_few_rows_take_one_product_and_many_take_two():
+    weight = jnp.zeros((8, 2, 5))
+
+    def products(rows: int) -> int:
+        jaxpr = jax.make_jaxpr(dense_halves)(jnp.zeros((rows, 1, 8)), weight)
+        return str(jaxpr).count("dot_general[")
+
+    assert [products(rows) for rows in (1, 8, 9, 64)] == [1, 1, 2, 2]
