@@ -65,10 +65,11 @@ def machine_error(error: BaseException) -> str:
 
 def _misses_device(error: BaseException) -> bool:
     """Whether JAX finds no device of the kind that it was told to use."""
-    frames = traceback.extract_tb(error.__traceback__)
-    # For platforms that it knows and has no plugin for, it has an assertion without a word.
-    silent = isinstance(error, AssertionError) and frames and frames[-1].name == "backends"
-    return bool(silent) or any(words in str(error) for words in _NO_BACKEND)
+    if isinstance(error, AssertionError):
+        # Of platforms that it knows and has no plugin for it says nothing at all.
+        frames = traceback.extract_tb(error.__traceback__)
+        return bool(frames) and frames[-1].name == "backends"
+    return any(words in str(error) for words in _NO_BACKEND)
 
 
 def _beginning(error: BaseException) -> str:

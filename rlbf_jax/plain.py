@@ -12,6 +12,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlbf_jax.storage import file_digest
+
 DECIDES_NOTHING = {"decides_nothing": True}
 """Metadata of a field that no result depends on: `dataclasses.field(metadata=DECIDES_NOTHING)`.
 
@@ -54,8 +56,7 @@ def plain(value: Any, decisive: bool = False) -> Any:
 def _identity(path: str) -> str:
     """What a file holds, as a hash; of anything else the path, in its plainest spelling."""
     if path and os.path.isfile(path):
-        with open(path, "rb") as file:
-            return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return f"sha256 {file_digest(path)}"
     return os.path.normpath(path) if path else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -27,7 +28,7 @@ def parse_json(content: str | bytes, where: str | Path, mend: str, strict: bool 
     """
     try:
         if strict:
-            return json.loads(content, parse_constant=_no_number, object_pairs_hook=_once)
+            return json.loads(content, parse_constant=_no_number, object_pairs_hook=unique_fields)
         return json.loads(content)
     except RecursionError:
         reason = "nested too deeply"
@@ -40,11 +41,12 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` of `json.loads`. Raises ValueError for a name that occurs twice."""
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!a} occurs twice")
+        raise ValueError(f"field {next(n for n in names if names.count(n) > 1)!r} occurs twice")
     return made
 
 
@@ -56,6 +58,12 @@ def parse_object(
     if not isinstance(found, dict):
         raise InputError(f"{where}: holds a {type(found).__name__}, expected an object; {mend}")
     return found
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 (hex) of a file, read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

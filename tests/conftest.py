@@ -105,6 +105,16 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lines that the guards of online training said."""
+    from rlbf_jax.training import guards
+
+    lines: list[str] = []
+    monkeypatch.setattr(guards, "say", lines.append)
+    return lines
+
+
 def _run_in_child(program: str, *args: str, devices: int = 8, timeout: float = 240) -> str:
     """Runs Python source, or a script's path, in a process of its own with virtual CPU devices.
 

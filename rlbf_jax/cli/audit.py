@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import pathlib
 import time
@@ -18,7 +17,7 @@ from rlbf_jax.critics.classifiers.classifier import ClassifierCritic, VerdictCon
 from rlbf_jax.critics.language.http_critic import HttpCriticConfig
 from rlbf_jax.data.sources.labelled import LabelledColumns, LabelledTexts, read_labelled
 from rlbf_jax.errors import UserError
-from rlbf_jax.storage import write_whole
+from rlbf_jax.storage import file_digest, write_whole
 
 File = tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE")]]
 
@@ -185,8 +184,11 @@ def _write(
 ) -> None:
     from rlbf_jax.evaluation.audit import audit_table
 
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    described = {"file": file.name, "file_sha256": digest, "columns": dataclasses.asdict(columns)}
+    described = {
+        "file": file.name,
+        "file_sha256": file_digest(file),
+        "columns": dataclasses.asdict(columns),
+    }
     content = json.dumps(described | result, indent=1, ensure_ascii=False)
     write_whole(out / "audit.json", content + "\n")
     table = audit_table(result)

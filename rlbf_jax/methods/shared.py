@@ -23,6 +23,7 @@ from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.runs.run import BASE, TOKENIZER, Run, data_stage
 from rlbf_jax.runs.shapes import check_rows, check_rows_suffice, check_width
 from rlbf_jax.runs.stage import Stage
+from rlbf_jax.storage import file_digest
 from rlbf_jax.tokenizers import FamilyTokenizer, train_tokenizer
 from rlbf_jax.training.learner import Learner
 from rlbf_jax.training.optimizer import make_optimizer
@@ -110,7 +111,7 @@ def make_tokenizer(run: Run, config: TokenizerStage) -> None:
         tokenizer.save(run.folder / TOKENIZER)
     run.note_data(TOKENIZER, run.tokenizer.digest())
     if data.path:
-        run.note_data("file", start.digest_of_file(Path(data.path)))
+        run.note_data("file", file_digest(data.path))
 
 
 # Data sets ----------------------------------------------------------------------------------------

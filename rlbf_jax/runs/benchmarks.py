@@ -8,7 +8,6 @@ asked a benchmark again has the new rows and numbers only.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from rlbf_jax.progress import say
 from rlbf_jax.runs.evaluate import Evaluator
 from rlbf_jax.runs.load import OpenRun
 from rlbf_jax.sampling.checks import check_knobs
+from rlbf_jax.storage import file_digest
 
 FORCING = ("prefilling", "benign_prefill")
 """Attacks of a benchmark that force its targets."""
@@ -85,7 +85,7 @@ def evaluate_benchmarks(
         remark = "" if options.leave_out else count_remark(name, benchmark.rows)
         about = {
             "path": str(benchmark.path),
-            "sha256": hashlib.sha256(benchmark.path.read_bytes()).hexdigest(),
+            "sha256": file_digest(benchmark.path),
             "rows": benchmark.rows,
             **chosen,
             "judge": judge.name,

@@ -109,7 +109,7 @@ def _is_ours(folder: Path) -> bool:
         return True
     try:
         document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # nested without end: refused where it is read
         return False
     return isinstance(document, dict) and document.get("kind") == "sentencepiece"
 

@@ -169,11 +169,6 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def digest_of_file(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _folder(start_from: str) -> Path:
     folder = Path(start_from)
     if not (folder / "config.json").is_file():

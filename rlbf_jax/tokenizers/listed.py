@@ -94,9 +94,9 @@ def roles(files: Files) -> dict[str, str]:
 
 def special_texts(files: Files) -> set[str]:
     """The texts of all tokens that the configuration names as special."""
-    found = set(roles(files).values())
+    found, merged = set(roles(files).values()), _named(files)
     for field in _LISTS:
-        group = _named(files).get(field, [])
+        group = merged.get(field, [])
         if not isinstance(group, list | dict):
             raise InputError(
                 f"{files.where}: {field} is a {type(group).__name__}, expected a list of tokens"
@@ -163,5 +163,5 @@ def _more_tokens(files: Files) -> list[tuple[str, int]]:
 def _named(files: Files) -> dict[str, Any]:
     """Fields of the special tokens map and of the configuration, which goes before; null ones mean
     that nothing is there."""
-    merged = list(files.json(MAP_FILE).items()) + list(files.json(CONFIG_FILE).items())
-    return {k: v for k, v in merged if v is not None}
+    both = (files.json(MAP_FILE), files.json(CONFIG_FILE))
+    return {k: v for fields in both for k, v in fields.items() if v is not None}

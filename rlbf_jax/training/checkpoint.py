@@ -4,7 +4,6 @@ whole or not at all."""
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.parallel.mesh import shardings
-from rlbf_jax.storage import write_whole
+from rlbf_jax.storage import file_digest, write_whole
 
 # What Orbax says of a damaged file reaches the user as a UserError, once.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -145,7 +144,7 @@ def write_checksums(folder: Path) -> None:
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name != CHECKSUMS
     }
-    known = {name: [path.stat().st_size, _digest(path)] for name, path in files.items()}
+    known = {name: [path.stat().st_size, file_digest(path)] for name, path in files.items()}
     write_whole(folder / CHECKSUMS, json.dumps(known, indent=1) + "\n")
 
 
@@ -164,16 +163,11 @@ def find_damage(folder: Path) -> str:
                 return f"{name} is missing"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes of {size}"
-            if whole and _digest(path) != digest:
+            if whole and file_digest(path) != digest:
                 return f"{name} has other bytes than were written"
     except (ValueError, TypeError, AttributeError):
         return f"{CHECKSUMS} is not JSON of the expected form"
     return ""
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

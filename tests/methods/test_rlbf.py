@@ -187,14 +187,6 @@ def test_a_step_collects_groups_rewards_and_measurements():
         np.testing.assert_allclose(got, value, atol=1e-4)
 
 
-@pytest.fixture
-def heard(monkeypatch):
-    """What the guards said."""
-    lines = []
-    monkeypatch.setattr(guards, "say", lines.append)
-    return lines
-
-
 def test_guards_are_silent_in_a_healthy_run_and_change_nothing(heard):
     collect = collector()
     params = first_params(collect)

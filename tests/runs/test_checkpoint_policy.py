@@ -145,3 +145,12 @@ def test_tokenizers_that_do_not_fit(tmp_path):
         open_model(folder, tmp_path / "large")
     with pytest.raises(UserError, match="name the tokenizer's folder as tokenizer=DIR"):
         open_model(folder, tmp_path)
+
+
+def test_a_vocabulary_nested_without_end_takes_one_line(tmp_path):
+    config, params = random_model(LetterTokenizer(), family="llama", scale_embeddings=False)
+    write_checkpoint(tmp_path, config, params)
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="tokenizer.json: not JSON .nested too deeply") as error:
+        open_model(tmp_path)
+    assert "\n" not in str(error.value)

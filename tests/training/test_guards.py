@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlbf_jax.sampling.request import Generation, Request
-from rlbf_jax.training import guards as module
 from rlbf_jax.training.guards import (
     GuardConfig,
     Guards,
@@ -54,14 +53,6 @@ def look(traces=HEALTHY, reward=(1, -1, 1, 1), gap=0.0, step=0, **fields) -> Loo
     rewards = np.asarray(reward, np.float32)
     group = np.asarray([0, 0, 1, 1], np.int32)
     return dataclasses.replace(Look(step, generations, group, rewards, recorded, scored), **fields)
-
-
-@pytest.fixture
-def heard(monkeypatch):
-    """Lines that were said."""
-    lines = []
-    monkeypatch.setattr(module, "say", lines.append)
-    return lines
 
 
 def test_a_healthy_run_hears_nothing(heard):

@@ -13,6 +13,7 @@ from typing import Any
 
 from rlbf_jax.errors import InputError
 from rlbf_jax.progress import say
+from rlbf_jax.storage import unique_fields
 
 PROMPT_COLUMNS = ("instruction", "prompt", "question")
 RESPONSE_COLUMNS = ("response", "answer", "output")
@@ -231,7 +232,7 @@ def _json_records(path: pathlib.Path, text: str) -> tuple[list[str], Records]:
         if not part.strip():
             continue
         try:
-            record = json.loads(part, object_pairs_hook=_object)
+            record = json.loads(part, object_pairs_hook=unique_fields)
         except json.JSONDecodeError as error:
             parsed.append((line, f"not JSON ({error.msg} at column {error.colno})"))
             continue
@@ -271,14 +272,6 @@ def _refuse_one_value(path: pathlib.Path, text: str) -> None:
             f"{path}: one JSON {what}; expected one object a line (`jq -c '.[]'` takes an array "
             "apart, `jq -c .` puts an object on a line)"
         )
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"field {next(n for n in names if names.count(n) > 1)!r} occurs twice")
-    return made
 
 
 def _column(
