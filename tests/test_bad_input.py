@@ -35,8 +35,8 @@ from rlbf_jax.models.attention import QUERY_BLOCK
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.runs import execute as runner
 from rlbf_jax.runs.load import open_run
-from rlbf_jax.sampling.request import Request
-from rlbf_jax.sampling.sampler import Row, SamplerConfig, batches_of, make_batch
+from rlbf_jax.sampling.batching import SamplerConfig, context_width
+from rlbf_jax.sampling.program import Single
 from rlbf_jax.tokenizers import load_tokenizer
 from rlbf_jax.training import checkpoint, journal
 
@@ -625,11 +625,8 @@ def test_a_long_prompt_is_padded_to_whole_attention_blocks(finished):
     prompt = tokenizer.encode_prompt("bread " * 600)
     assert len(prompt) > QUERY_BLOCK
     config = SamplerConfig(batch_size=2)
-    (rows,) = batches_of([Row(Request(""), tuple(prompt), 0, 0)], config)
-    batch, room = make_batch(
-        ModelConfig(), config, tokenizer.controls.rule(), rows, jax.random.key(0), tokenizer.eos_ids
-    )
-    assert batch.context.shape[1] % QUERY_BLOCK == 0 and room % config.bucket == 0
+    width = context_width(len(prompt), config, Single(ModelConfig()))
+    assert width >= len(prompt) and width % QUERY_BLOCK == 0
 
 
 # Damaged files of a run ---------------------------------------------------------------------------
@@ -1017,5 +1014,5 @@ def test_memory_runs_out(finished, refused, monkeypatch):
     def too_much(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
-    monkeypatch.setattr(sampler.loop, "generate", too_much)
+    monkeypatch.setattr(sampler.loop, "go_on", too_much)
     refused(["generate", finished, "--prompt", "a"], "out of memory", "smaller batches")

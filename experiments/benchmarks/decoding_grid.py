@@ -69,7 +69,6 @@ def ours(args: argparse.Namespace, prompts, batch: int):
         batch_size=batch,
         min_context=args.prompt_tokens,
         min_room=args.tokens,
-        rows_per_context=BLOCK,
     )
     sampler = Sampler(model, tokenizer, shapes)  # type: ignore[arg-type]
 
@@ -139,7 +138,7 @@ def main() -> None:
     mine = min(
         samplers, key=lambda b: (samplers[b](settings[:BLOCK]), samplers[b](settings[:BLOCK]))[1]
     )
-    run, before = samplers[mine], loop.generate._cache_size()
+    run, before = samplers[mine], loop.go_on._cache_size()
     chunks = [settings[start : start + BLOCK] for start in range(0, len(settings), BLOCK)]
     times = np.asarray([(run(chunk), they(chunk, theirs)) for chunk in chunks])
     ratios = times[:, 1] / times[:, 0]
@@ -156,7 +155,7 @@ def main() -> None:
         "ratios": [round(float(r), 2) for r in ratios],
         "batch": mine,
         "peer_batch": theirs,
-        "compilations": 1 + loop.generate._cache_size() - before,
+        "compilations": 1 + loop.go_on._cache_size() - before,
     }
     print(
         json.dumps(row)

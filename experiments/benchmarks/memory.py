@@ -44,7 +44,7 @@ from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.distribution import Truncation
 from rlbf_jax.sampling.program import Single
 from rlbf_jax.sampling.scoring import Traces, score
-from rlbf_jax.sampling.state import Batch
+from rlbf_jax.sampling.state import Batch, Contexts
 from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlbf_jax.training.policy import (
     Measured,
@@ -213,10 +213,8 @@ def sampling(s: Setting):
     """
     count, real = shape(jnp.int32, s.batch), shape(jnp.float32, s.batch)
     batch = Batch(
-        context=shape(jnp.int32, s.batch, s.length),
         prompt_length=count,
-        context_length=count,
-        key=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), s.batch)),
+        id=shape(jnp.uint32, s.batch),
         limits=limits_of(s),
         temperature=real,
         truncation=Truncation(count, real, real),
@@ -225,14 +223,20 @@ def sampling(s: Setting):
     )
     model = dataclasses.replace(s.model, scan_layers=False)
     params = jax.eval_shape(lambda p: transformer.unrolled(s.model, p)[1], s.params)
-    return loop.generate.lower(
+    told: dict[str, Any] = dict(program=Single(model), rule=s.rule, semantics=s.semantics)
+    contexts = Contexts(shape(jnp.int32, s.batch, s.length), count, count)
+    capacity = s.length + s.drawn
+    begun = jax.eval_shape(
+        lambda p, c: loop.begin(p, c, **told, capacity=capacity, rewound=0), params, contexts
+    )
+    return loop.go_on.lower(
         placed(s, params),
         placed(s, batch, rows=True),
-        program=Single(model),
-        rule=s.rule,
-        semantics=s.semantics,
-        room=s.drawn,
-        rewound=0,
+        placed(s, jax.eval_shape(lambda x: loop.idle(x, rows=s.batch), begun), rows=True),
+        jax.eval_shape(lambda: jax.random.key(0)),
+        s.batch,
+        s.drawn,
+        **told,
         one_hot=s.mesh is not None,  # as the sampler writes on a TPU
     )
 

@@ -129,8 +129,7 @@ def _drawn(
     evaluator: Evaluator, name: str, attempts: Sequence[Attempt], scorer: Critic
 ) -> Measured:
     """An attack that searches nothing."""
-    contexts = {(attempt.request.prompt, attempt.request.forced) for attempt in attempts}
-    sample = evaluator.sampling(name, rows_per_prompt=round(len(attempts) / max(1, len(contexts))))
+    sample = evaluator.sampling(name)
     context, tokenizer = evaluator.context(), evaluator.run.tokenizer
     records, rows = evaluate(sample, attempts, evaluator.judge, tokenizer, context, evaluator.seams)
     if name in WORST_OF_N:

@@ -25,7 +25,7 @@ from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.rows import EvaluationContext
 from rlbf_jax.evaluation.suite import SuiteConfig, build_attempts, evaluate
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
-from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding, row_shards
+from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding
 from rlbf_jax.plain import PATH
 from rlbf_jax.progress import progress, say
 from rlbf_jax.runs.critics import evaluation_judge
@@ -35,7 +35,7 @@ from rlbf_jax.runs.shapes import check_rows, check_width
 from rlbf_jax.runs.stage import Stage
 from rlbf_jax.sampling.policy import Policy
 from rlbf_jax.sampling.request import Generation, Request
-from rlbf_jax.sampling.sampler import Sampler, SamplerConfig, sharing
+from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +147,8 @@ class Evaluator:
         """The setting's critic of seams, whoever judges: a judge is asked about violations."""
         return self.run.setting.seams(self.run)
 
-    def sampler(self, rows_per_prompt: int = 1) -> Sampler:
-        """Every stage of a run samples with one shape, so one program serves them all.
-
-        `rows_per_prompt`: how many requests have the same prompt and forced ids.
-        """
+    def sampler(self) -> Sampler:
+        """Every stage of a run samples with one shape, so one program serves them all."""
         config, mesh = self.config, self.run.mesh
         room = config.evaluation.knobs.max_tokens
         shapes = SamplerConfig(
@@ -159,18 +156,15 @@ class Evaluator:
             batch_size=config.sampling_batch,
             min_context=config.max_prompt + room,
             min_room=room,
-            rows_per_context=sharing(config.sampling_batch // row_shards(mesh), rows_per_prompt),
         )
         sharding = batch_sharding(mesh) if mesh.size > 1 else None
         return self.policy.sampler(shapes, sharding)
 
-    def sampling(
-        self, label: str, rows_per_prompt: int = 1
-    ) -> Callable[[Sequence[Request]], list[Generation]]:
+    def sampling(self, label: str) -> Callable[[Sequence[Request]], list[Generation]]:
         """A function that samples requests with the evaluation's key
         and a progress bar of this label."""
         key = jax.random.key(self.suite.seed)
-        sampler, params = self.sampler(rows_per_prompt), self.policy.params
+        sampler, params = self.sampler(), self.policy.params
 
         def sample(requests: Sequence[Request]) -> list[Generation]:
             with progress(len(requests), label) as bar:

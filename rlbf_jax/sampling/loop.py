@@ -3,20 +3,25 @@ no Python and no host callback inside.
 
 Each turn draws from the logits of the id fed last, records the draw, and feeds it at its position.
 After a retraction that position lies further down: that is all there is to rewinding.
+
+Three programs serve a list of requests: `begin` reads contexts, `enter` puts rows that follow them
+into a batch, `go_on` decodes until enough rows are over.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from rlbf_jax.directives import EditRule, Semantics
+from rlbf_jax.sampling import prefill
 from rlbf_jax.sampling.distribution import draw, legal_logits
-from rlbf_jax.sampling.prefill import prefill
 from rlbf_jax.sampling.program import Params, Program
-from rlbf_jax.sampling.state import Batch, SampleState
+from rlbf_jax.sampling.state import Batch, Contexts, Prefilled, SampleState
 
 
 def decode(
@@ -26,18 +31,21 @@ def decode(
     semantics: Semantics,
     batch: Batch,
     state: SampleState,
-    one_hot: bool = False,
-    turns: int | None = None,
+    key: Array,
+    one_hot: bool,
+    enough: Array | int,
+    turns: Array | int,
 ) -> SampleState:
-    """Runs until every row is done, or for so many turns. `one_hot` chooses how cache slots are
-    written (see `kv_cache.write`)."""
+    """Runs until `enough` rows are done, or for so many turns. `one_hot` chooses how cache slots
+    are written (see `kv_cache.write`)."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch.id)
 
     def turn(state: SampleState) -> SampleState:
         edit, active = state.edit, ~state.done
         legal = rule.legal(edit, batch.limits)
         logits = legal_logits(rule, state.logits, legal, batch.control_bias, batch.temperature)
         uniform = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(
-            batch.key, edit.emitted
+            keys, edit.emitted
         )
         drawn = draw(logits, batch.truncation, batch.temperature, uniform)
         # A row without a draw ends here, and the trace gets its mark: see `checks.check_drawn`.
@@ -63,71 +71,68 @@ def decode(
             logprobs=jnp.where(here, logprob[:, None], state.logprobs),
         )
 
-    if turns is None:
-        return jax.lax.while_loop(lambda s: ~jnp.all(s.done), turn, state)
     return jax.lax.while_loop(
-        lambda at: (at[0] < turns) & ~jnp.all(at[1].done),
+        lambda at: (at[0] < turns) & (jnp.sum(at[1].done) < enough),
         lambda at: (at[0] + 1, turn(at[1])),
         (jnp.int32(0), state),
     )[1]
 
 
-@partial(jax.jit, static_argnames=("program", "rule", "semantics", "room", "rewound", "one_hot"))
-def generate(
-    params: Params,
-    batch: Batch,
-    *,
-    program: Program,
-    rule: EditRule,
-    semantics: Semantics,
-    room: int,
-    rewound: int,
-    one_hot: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Prefill and decode in one program.
-
-    Returns:
-      trace [B, E] int32, logprobs [B, E] float32, emitted [B] int32. Where logits gave no id, the
-      trace ends with `distribution.NOT_FINITE` or `NONE_LEGAL`.
-    """
-    state = prefill(program, params, rule, semantics, batch, room, rewound)
-    state = decode(program, params, rule, semantics, batch, state, one_hot)
-    return state.trace, state.logprobs, state.edit.emitted
-
-
-# In pieces, for rows that may end between them ----------------------------------------------------
-
-
-@partial(jax.jit, static_argnames=("program", "rule", "semantics", "room", "rewound"))
+@partial(jax.jit, static_argnames=("program", "rule", "semantics", "capacity", "rewound"))
 def begin(
     params: Params,
-    batch: Batch,
+    contexts: Contexts,
     *,
     program: Program,
     rule: EditRule,
     semantics: Semantics,
-    room: int,
+    capacity: int,
     rewound: int,
+) -> Prefilled:
+    """What rows that follow these contexts begin with: see `prefill.prefill`."""
+    return prefill.prefill(program, params, rule, semantics, contexts, capacity, rewound)
+
+
+@partial(jax.jit, static_argnames=("rows", "sharding"))
+def idle(
+    prefilled: Prefilled, *, rows: int, sharding: jax.sharding.Sharding | None = None
 ) -> SampleState:
-    """The state after the prefill."""
-    return prefill(program, params, rule, semantics, batch, room, rewound)
+    """A batch whose rows are all idle."""
+    state = prefill.idle(prefilled, rows)
+    return state if sharding is None else jax.lax.with_sharding_constraint(state, sharding)
+
+
+@partial(jax.jit, static_argnames=("in_place",), donate_argnames=("state",))
+def enter(
+    state: SampleState, prefilled: Prefilled, source: Array, batch: Batch, *, in_place: bool
+) -> SampleState:
+    """Rows begin anew, see `prefill.insert`; the old state is used up."""
+    return prefill.insert(state, prefilled, source, batch, in_place)
 
 
 @partial(
     jax.jit,
-    static_argnames=("program", "rule", "semantics", "one_hot", "turns"),
+    static_argnames=("program", "rule", "semantics", "one_hot"),
     donate_argnames=("state",),
 )
 def go_on(
     params: Params,
     batch: Batch,
     state: SampleState,
+    key: Array,
+    enough: Array | int,
+    turns: Array | int,
     *,
     program: Program,
     rule: EditRule,
     semantics: Semantics,
     one_hot: bool,
-    turns: int,
 ) -> SampleState:
-    """The state some turns later; the old one is used up."""
-    return decode(program, params, rule, semantics, batch, state, one_hot, turns)
+    """The state once `enough` rows are done, or so many turns later; the old one is used up."""
+    return decode(program, params, rule, semantics, batch, state, key, one_hot, enough, turns)
+
+
+def compilations() -> int:
+    """Programs compiled so far, of all samplers."""
+    programs: tuple[Any, ...] = (begin, idle, enter, go_on)
+    return sum(program._cache_size() for program in programs)

@@ -19,9 +19,10 @@ import numpy as np
 from rlbf_jax.directives import EditRule, Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.transformer import padded_width
+from rlbf_jax.sampling.batching import SamplerConfig
 from rlbf_jax.sampling.program import Params, Program
 from rlbf_jax.sampling.request import Generation, Knobs, Request
-from rlbf_jax.sampling.sampler import Sampler, SamplerConfig, known_rule
+from rlbf_jax.sampling.sampler import Sampler, known_rule
 from rlbf_jax.sampling.scoring import Scores, Traces, pack_traces, score
 from rlbf_jax.tokenizers import Tokenizer
 

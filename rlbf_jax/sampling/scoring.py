@@ -20,10 +20,10 @@ from rlbf_jax.directives import EditRule, EditState, Layout, Limits, Semantics, 
 from rlbf_jax.errors import InputError
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.sampling.batching import control_bias_of, limits_of
 from rlbf_jax.sampling.distribution import legal_logits
 from rlbf_jax.sampling.program import Hidden, Params, Program, as_program
 from rlbf_jax.sampling.request import Generation
-from rlbf_jax.sampling.sampler import control_bias_of, limits_of
 
 CHUNK = 1 << 21
 """Most logits (float32) that exist at a time; longer batches are read time-chunk by time-chunk.
@@ -88,7 +88,7 @@ def pack_traces(generations: Sequence[Generation], rule: EditRule, length: int) 
         prompt_length=jnp.asarray([len(g.prompt_ids) for g in generations], jnp.int32),
         num_forced=jnp.asarray([g.num_forced for g in generations], jnp.int32),
         length=jnp.asarray(ends),
-        limits=limits_of(knobs),
+        limits=jax.tree.map(jnp.asarray, limits_of(knobs)),
         temperature=jnp.asarray([k.temperature for k in knobs], jnp.float32),
         control_bias=jnp.asarray(control_bias_of(rule, knobs)),
     )

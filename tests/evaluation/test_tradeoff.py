@@ -152,7 +152,7 @@ def test_a_sweep_compiles_once_and_more_bias_backtracks_more():
     sampler = Sampler(
         model, T, SamplerConfig(batch_size=8, min_context=24, min_room=26)
     )  # a room of its own
-    before = loop.generate._cache_size()
+    before = loop.go_on._cache_size()
     points = tradeoff_curve(
         Bench(
             lambda requests: sampler(params, requests, 0),
@@ -164,7 +164,7 @@ def test_a_sweep_compiles_once_and_more_bias_backtracks_more():
         attempts("none", 4, max_tokens=20),
         biases=(-30, -1, 0, 1, 4, 30),
     )
-    assert loop.generate._cache_size() == before + 1
+    assert loop.go_on._cache_size() == before + 1
     rates = [p.harmful["backtrack_rate"].value for p in points]
     assert rates[0] == 0 and rates[-1] == 1 and points[-1].benign["false_backtrack_rate"].value == 1
 

@@ -48,13 +48,11 @@ def guidance(rows: int = 16, time: int = 24) -> Rows:
     return Rows(tokens, jnp.ones((rows, time), jnp.int32), responding, responding)
 
 
-def sample(mesh, rows_per_context: int = 1) -> list:
+def sample(mesh, rows_a_prompt: int = 1, batch_size: int = 16) -> list:
     knobs = Knobs(max_tokens=20, budget=4, control_bias={"categories": 2.0})
-    prompts = [i // rows_per_context for i in range(16)]
+    prompts = [i // rows_a_prompt for i in range(16)]
     requests = [Request("ab cd"[: 1 + i % 5], (5, 6) if i % 3 == 0 else (), knobs) for i in prompts]
-    shapes = SamplerConfig(
-        SEMANTICS, batch_size=16, min_context=12, min_room=20, rows_per_context=rows_per_context
-    )
+    shapes = SamplerConfig(SEMANTICS, batch_size=batch_size, min_context=12, min_room=20)
     sharding = batch_sharding(mesh) if mesh.size > 1 else None
     params = jax.device_put(PARAMS, shardings(PARAMS, mesh))
     return Sampler(MODEL, TOKENIZER, shapes, sharding=sharding)(params, requests, 3)
@@ -150,7 +148,7 @@ def alone_and_parts():
         "adapters": (adapter_parts(), optax.sgd(RATE), PARAMS),
     }
     return (
-        [*generations, *sample(single, 2)],
+        [*generations, *sample(single, 2, 8)],
         parts,
         {name: updated(some[0], single, *some[1:]) for name, some in parts.items()},
     )
@@ -162,7 +160,7 @@ def compare(sizes: tuple[int, int, int], generations, parts, alone) -> dict:
     after = {name: updated(some[0], mesh, *some[1:]) for name, some in parts.items()}
     start = parts["policy"][0][3]
     moments, moments_alone = after["supervised"].opt_state[0], alone["supervised"].opt_state[0]
-    drawn = [*sample(mesh), *(sample(mesh, 2) if sizes == SHARED else ())]
+    drawn = [*sample(mesh), *(sample(mesh, 2, 8) if sizes == SHARED else ())]
     generations = generations[: len(drawn)]
     gaps = [
         np.nanmax(np.abs(g.logprobs - h.logprobs)) for g, h in zip(drawn, generations, strict=True)

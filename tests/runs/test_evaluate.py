@@ -91,8 +91,6 @@ def test_all_stages_sample_with_one_shape(folder):
     room = CONFIG.evaluation.knobs.max_tokens
     assert (shapes.batch_size, shapes.min_room) == (16, room)
     assert shapes.min_context == CONFIG.max_prompt + room
-    shared = evaluator_of(CONFIG, folder).sampler(4).config
-    assert shared.rows_per_context == 4 and shared.batch_size == 16
 
 
 def test_attacks_that_do_not_fit_name_the_option(folder):

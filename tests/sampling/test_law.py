@@ -9,8 +9,9 @@ from rlbf_jax.directives import NEVER, Semantics
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.sampling import loop
+from rlbf_jax.sampling.batching import rewound_of
 from rlbf_jax.sampling.request import Knobs, Request
-from rlbf_jax.sampling.sampler import IDLE, Row, Sampler, SamplerConfig, rewound_of
+from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.sampling.scoring import hidden_states, pack_traces, score
 from tests.fakes import LetterTokenizer, random_model
 
@@ -238,17 +239,21 @@ def test_rings_are_made_for_the_larger_of_budget_and_forced_directives(kind):
     rule = tokenizer.controls.rule()
     letter, back = tokenizer.encode("a")[0], rule.first_retraction
 
-    def size(budget, forced=(), room=64, capacity=10**6):
-        rows = [Row(Request("a", tuple(forced), Knobs(budget=budget)), (1,), 0, 0), IDLE]
-        return rewound_of(rule, rows, room, capacity)
+    most = 10**6
+
+    def needed(budget):
+        return min(rule.rewound(budget, most), most)
+
+    def size(budget, forced=(), capacity=most):
+        return rewound_of(rule, Request("a", tuple(forced), Knobs(budget=budget)), capacity)
 
     sizes = {budget: size(budget) for budget in range(18)}
-    assert all(value >= rule.rewound(budget, 64) for budget, value in sizes.items())
+    assert all(value >= needed(budget) for budget, value in sizes.items())
     # The usual budget and powers of two above it need what they did; all others share those.
-    assert [sizes[b] for b in (4, 8, 16)] == [rule.rewound(b, 64) for b in (4, 8, 16)]
+    assert [sizes[b] for b in (4, 8, 16)] == [needed(b) for b in (4, 8, 16)]
     assert len(set(sizes.values())) <= 4
     # A lone category counts, and the retraction that closes one does not.
-    assert size(1, [back] * 9) >= rule.rewound(9, 64)
+    assert size(1, [back] * 9) >= needed(9)
     if rule.categories:
         first = rule.first_id
         assert size(1, [first, back] * 4) == sizes[4]
@@ -265,12 +270,12 @@ def test_budgets_share_programs(windows):
     # Wide enough that the capacity does not bound the rings.
     shapes = SamplerConfig(Semantics.REWIND, batch_size=2, min_context=200, min_room=13)
     sampler = Sampler(config, tokenizer, shapes)
-    before = loop.generate._cache_size()
+    before = loop.go_on._cache_size()
     drawn = {}
     for budget in (0, 1, 2, 3, 4, 5, 8):
         knobs = Knobs(max_tokens=13, budget=budget, control_bias={"categories": 9.0})
         drawn[budget] = len(sampler(params, [Request("a", (), knobs)], 0)[0].edits)
-    assert loop.generate._cache_size() == before + (1 if windows == (None,) else 2)
+    assert loop.go_on._cache_size() == before + (1 if windows == (None,) else 2)
     assert drawn[0] == 0 and drawn[1] == 1 and drawn[4] > 1
 
 

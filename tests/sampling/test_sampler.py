@@ -18,9 +18,10 @@ from rlbf_jax.errors import InputError
 from rlbf_jax.evaluation.metrics import take_apart
 from rlbf_jax.models import transformer
 from rlbf_jax.sampling import loop, scoring
+from rlbf_jax.sampling.batching import control_bias_of
 from rlbf_jax.sampling.distribution import legal_logits
 from rlbf_jax.sampling.request import Knobs, Request
-from rlbf_jax.sampling.sampler import Sampler, SamplerConfig, control_bias_of
+from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.sampling.scoring import hidden_states, pack_traces, score
 from tests.fakes import LetterTokenizer, random_model
 
@@ -322,9 +323,9 @@ def test_a_sweep_of_49_settings_compiles_once():
         )
         for i in range(49)
     ]
-    before = loop.generate._cache_size()
+    before = loop.go_on._cache_size()
     generations = sampler(PARAMS, [Request("tell me", (), k) for k in knobs], 0)
-    assert loop.generate._cache_size() == before + 1
+    assert loop.go_on._cache_size() == before + 1
     assert len({tuple(g.trace) for g in generations}) > 30
     sampler(
         PARAMS,
@@ -334,7 +335,7 @@ def test_a_sweep_of_49_settings_compiles_once():
         ],
         5,
     )
-    assert loop.generate._cache_size() == before + 1
+    assert loop.go_on._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(
