@@ -1,185 +1,315 @@
-"""Our sampler against a plain JAX loop of the same weights, alternated: tokens a second.
+"""Our sampler against a plain JAX loop, `transformers` and tunix with the same weights, against
+itself without what it has beyond them, and continuous against static batches.
 
-Command: python experiments/benchmarks/sampler.py --repeats 5 [--model small|large] [--batch 1 8 32]
+Command: python experiments/benchmarks/sampler.py PART [--repeats 5] [--model small large]
+  [--batch 1 8 32] [--prompt 32] [--semantics keep rewind]
 
-The plain loop is what one writes first: one array a weight, a cache [B, H, S, D] that all rows
-write at one place, one uniform number a row, nothing of directives. Prompt 32 + 128 new ids,
-temperature 1, no end of sequence. Greedy answers of both are compared first.
+Parts:
+  peers       128 new ids a row, all alike. RLBF_JAX_PEERS=PYTHON adds `transformers`, and
+              RLBF_JAX_TUNIX=PYTHON adds tunix, each in a process of its own.
+  directives  what directives cost: a rule without any, directives that are legal and do not fire,
+              and directives on 5 and 20 % of rows, under both semantics; REWIND against what users
+              of other engines would do (stop at the directive, ask again with the ids that stay).
+  lengths     rows of unlike lengths: continuous batches against static ones of the same sampler.
+  roofline    bytes of weights and cache that an id reads, over the measured bandwidth of a copy.
+
+Calls of ours and of a peer alternate; a line is the median of the ratios with their range. Greedy
+answers are compared first. `transformers` and tunix keep their defaults, threads apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
+import itertools
 import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import compare
+from common import seconds
+from plain_loop import plain_sample, plain_weights
+from sampler_setting import GREEDY, NEW, PLAIN, SHAPES, Model, NoRule, compared
 
-from rlbf_jax.directives import Controls, Semantics
-from rlbf_jax.models import transformer
-from rlbf_jax.models.attention import rotary, rotate
-from rlbf_jax.models.config import ModelConfig
-from rlbf_jax.sampling.request import Knobs, Request
-from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
+from rlbf_jax.directives import Semantics
+from rlbf_jax.models.weights.write import write_checkpoint
+from rlbf_jax.sampling import loop
+from rlbf_jax.sampling.request import Generation, Request
 
-PROMPT, NEW = 32, 128
-SHAPES = {
-    "small": dict(
-        num_layers=4, width=256, num_heads=4, head_dim=64, mlp_width=704, vocab_size=8192
-    ),
-    "large": dict(
-        num_layers=12, width=768, num_heads=12, head_dim=64, mlp_width=2048, vocab_size=32_000
-    ),
-}
+PEER = pathlib.Path(__file__).with_name("sampler_peer.py")
 
 
-class Ids:
-    """A tokenizer of nothing but ids; the last 42 are control ids."""
-
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
-        self.controls = Controls(vocab_size - 42, ("a", "b"), 39)
-        self.pad_id, self.eos_id, self.eos_ids = 0, 1, (1,)
-
-    def encode_prompt(self, text: str) -> list[int]:
-        raise NotImplementedError
-
-    def decode(self, ids) -> str:
-        return ""
+# Peers ------------------------------------------------------------------------------------------
 
 
-def plain_weights(params: dict, config: ModelConfig) -> dict:
-    """One array a weight."""
-    layers = []
-    for number in range(config.num_layers):
-        p = params[f"blocks_{number}"]["layers_0"]
-        groups = config.num_heads // config.num_kv_heads
-        qkv = p["qkv"].reshape(config.width, config.num_kv_heads, groups + 2, config.head_dim)
-        layers.append(
-            {
-                "q": qkv[:, :, :groups].reshape(config.width, -1),
-                "k": qkv[:, :, groups].reshape(config.width, -1),
-                "v": qkv[:, :, groups + 1].reshape(config.width, -1),
-                "o": p["out"].reshape(-1, config.width),
-                "gate": jnp.array(p["gate_up"][:, 0]),
-                "up": jnp.array(p["gate_up"][:, 1]),
-                "down": p["down"],
-                "n1": p["attention_norm"]["scale"],
-                "n2": p["mlp_norm"]["scale"],
-            }
+class Child:
+    """A peer in a process of its own."""
+
+    def __init__(self, name: str, python: str, folder: str):
+        command = [python, str(PEER), name, folder, str(os.cpu_count())]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-    tables = {k: params[k] for k in ("embedding", "unembedding")}
-    return {"layers": layers, "norm": params["final_norm"]["scale"], **tables}
+        json.loads(self.process.stdout.readline())
+
+    def __call__(self, prompts: list[list[int]], greedy: bool = False) -> dict:
+        asked = {"prompts": prompts, "new": NEW, "greedy": greedy}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
 
 
-def norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps) * scale
+def children(model: Model, folder: str) -> dict[str, Child]:
+    """The peers that the environment names, with this model's weights."""
+    known = {"transformers": "RLBF_JAX_PEERS", "tunix": "RLBF_JAX_TUNIX"}
+    asked = {name: os.environ[key] for name, key in known.items() if os.environ.get(key)}
+    if asked:
+        write_checkpoint(pathlib.Path(folder), model.config, model.params)
+    return {name: Child(name, python, folder) for name, python in asked.items()}
 
 
-def layer(config: ModelConfig, w: dict, x, cache, at):
-    """x [B, T, D] at positions at..at+T; cache: keys and values [B, H, S, D]."""
-    rows, time = x.shape[:2]
-
-    def heads(y):
-        return y.reshape(rows, time, config.num_heads, config.head_dim).transpose(0, 2, 1, 3)
-
-    normed = norm(x, w["n1"], config.norm_eps)
-    position = jnp.broadcast_to(at + jnp.arange(time, dtype=jnp.int32), (rows, time))
-    angles = rotary(position, config.head_dim, config.rope_theta)
-    query, key = (rotate(heads(normed @ w[n]), *angles) for n in ("q", "k"))
-    place = (0, 0, at, 0)
-    keys = jax.lax.dynamic_update_slice(cache[0], key, place)
-    values = jax.lax.dynamic_update_slice(cache[1], heads(normed @ w["v"]), place)
-    scores = jnp.einsum("bhtd,bhsd->bhts", query, keys) * config.head_dim**-0.5
-    seen = jnp.arange(keys.shape[2])[None, :] <= position[0][:, None]
-    shares = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), -1)
-    joined = jnp.einsum("bhts,bhsd->bhtd", shares, values).transpose(0, 2, 1, 3)
-    x = x + joined.reshape(rows, time, -1) @ w["o"]
-    normed = norm(x, w["n2"], config.norm_eps)
-    return x + (jax.nn.silu(normed @ w["gate"]) * (normed @ w["up"])) @ w["down"], (keys, values)
+def agreement(ours: list[Generation], theirs, first_control: int) -> float:
+    """Share of equal ids among the first eight of greedy answers, up to a control id of a peer that
+    knows of none: once one id is another, the rest differs."""
+    equal = [
+        bool(a == b)
+        for g, ids in zip(ours, theirs, strict=True)
+        for a, b in itertools.takewhile(
+            lambda pair: pair[1] < first_control, zip(g.trace[:8], ids[:8], strict=True)
+        )
+    ]
+    return float(np.mean(equal))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def plain_sample(config: ModelConfig, weights: dict, prompts, key, greedy: bool):
-    """[B, NEW] ids."""
-    rows = prompts.shape[0]
-    scale = config.width**0.5 if config.scale_embeddings else 1.0
-    shape = (rows, config.num_heads, PROMPT + NEW, config.head_dim)
-    caches = [(jnp.zeros(shape), jnp.zeros(shape)) for _ in weights["layers"]]
+def peers(args: argparse.Namespace, model: Model) -> Iterator[dict]:
+    weights, first = plain_weights(model.params, model.config), model.rule.first_id
+    with tempfile.TemporaryDirectory() as folder:
+        others = children(model, f"{folder}/model")
+        for batch in args.batch:
+            prompts = model.prompts(batch)
+            array = np.asarray(prompts, np.int32)
 
-    def run(tokens, caches, at):
-        x, made = weights["embedding"][tokens] * scale, []
-        for w, cache in zip(weights["layers"], caches, strict=True):
-            x, cache = layer(config, w, x, cache, at)
-            made.append(cache)
-        last = norm(x[:, -1], weights["norm"], config.norm_eps)
-        return last @ weights["unembedding"].T, made
+            def plain(greedy: bool, array=array):
+                key = jax.random.key(1)
+                return plain_sample(model.config, weights, array, key, NEW, greedy)
 
-    def draw(logits, key):
-        if greedy:
-            return jnp.argmax(logits, -1).astype(jnp.int32)
-        mass = jnp.cumsum(jax.nn.softmax(logits), -1)
-        uniform = jax.random.uniform(key, (rows, 1))
-        return jnp.sum(mass <= uniform * mass[:, -1:], -1).astype(jnp.int32)
+            ran: dict[str, Callable[[], float]] = {
+                "plain loop": lambda: seconds(lambda: plain(False))
+            }
+            for name, child in others.items():
+                ran[name] = lambda child=child, prompts=prompts: child(prompts)["seconds"]
+            for semantics in map(Semantics, args.semantics):
+                sample = model.sampler(batch, semantics)
+                greedy = sample(model.requests(batch, GREEDY))
+                equal = {"plain loop": agreement(greedy, np.asarray(plain(True)), first)}
+                equal |= {
+                    n: agreement(greedy, c(prompts, True)["ids"], first) for n, c in others.items()
+                }
+                requests = model.requests(batch, PLAIN)
+                name = f"{model.name} batch {batch} prompt {model.prompt} {semantics.value}"
+                for row in compared(name, lambda s=sample, r=requests: s(r), ran, args.repeats):
+                    yield row | {
+                        "agree": equal[row["peer_name"]],
+                        "tokens_a_second": round(batch * NEW / row["ours"]),
+                        "peer_tokens_a_second": round(batch * NEW / row["peer"]),
+                    }
+        for child in others.values():
+            child.process.kill()
 
-    def turn(state, at):
-        logits, caches = state
-        token = draw(logits, jax.random.fold_in(key, at))
-        logits, caches = run(token[:, None], caches, at)
-        return (logits, caches), token
 
-    first = run(prompts, caches, 0)
-    _, tokens = jax.lax.scan(turn, first, PROMPT + jnp.arange(NEW, dtype=jnp.int32))
-    return tokens.T
+# Directives -------------------------------------------------------------------------------------
 
 
-def measure(name: str, batch: int, semantics: Semantics, repeats: int) -> dict:
-    shape = SHAPES[name]
-    config = ModelConfig(**shape, num_kv_heads=shape["num_heads"], tied_embeddings=False)
-    tokenizer = Ids(config.vocab_size)
-    params = jax.jit(transformer.init, static_argnums=0)(config, jax.random.key(0))
-    weights = plain_weights(params, config)
-    prompts = np.random.default_rng(0).integers(2, 1000, (batch, PROMPT)).astype(np.int32)
-    shapes = SamplerConfig(semantics, batch, min_context=PROMPT, min_room=NEW)
-    sampler = Sampler(config, tokenizer, shapes, rule=tokenizer.controls.rule("backtrack"))
+def directives(args: argparse.Namespace, model: Model) -> Iterator[dict]:
+    for batch in args.batch:
+        for semantics in map(Semantics, args.semantics):
+            sample = model.sampler(batch, semantics)
+            bare = model.sampler(batch, semantics, NoRule(model.config.vocab_size))
+            plain = model.requests(batch, PLAIN)
+            quiet = model.requests(
+                batch,
+                dataclasses.replace(PLAIN, forbid_from=2**30, control_bias={"categories": -1e9}),
+            )
+            name = f"{model.name} batch {batch} {semantics.value}"
 
-    def ours(temperature: float = 1.0):
-        knobs = Knobs(max_tokens=NEW, temperature=temperature, stop_ids=()).without_directives()
-        requests = [Request("", (), knobs, prompt_ids=tuple(row)) for row in prompts.tolist()]
-        return np.stack([g.trace for g in sampler(params, requests, 0)])
+            def cost(what: str, requests, against: str, other, name=name, sample=sample):
+                yield from compared(
+                    f"{name}: {what}",
+                    lambda: sample(requests),
+                    {against: lambda: seconds(other)},
+                    args.repeats,
+                )
 
-    plain = plain_sample(config, weights, prompts, jax.random.key(1), True)
-    # Far apart once a near tie falls the other way; the first ids tell whether the two agree.
-    agree = float(np.mean(ours(0.0)[:, :8] == np.asarray(plain)[:, :8]))
-    row = compare(
-        f"{name} batch {batch} {semantics.value}",
-        ours,
-        lambda: plain_sample(config, weights, prompts, jax.random.key(1), False),
-        "plain loop",
-        repeats,
-    )
-    each = batch * NEW
-    return row | {
-        "agree": agree,
-        "tokens_a_second": round(each / row["ours"]),
-        "peer_tokens_a_second": round(each / row["peer"]),
+            yield from cost(
+                "legal, none fires", quiet, "no rule", lambda bare=bare, plain=plain: bare(plain)
+            )
+            for share in (0.05, 0.2):
+                count = round(share * batch)
+                if not count:
+                    continue
+                # One in the middle of an answer, which takes X ids back.
+                fires = dataclasses.replace(
+                    PLAIN, forbid_from=0, forbid_to=NEW // 2, budget=1,
+                    control_bias={"categories": 1e9, "[BACKTRACK_BY_16]": 1e9},
+                )  # fmt: skip
+                some = model.requests(batch, [fires] * count + [PLAIN] * (batch - count))
+                fired = sum(len(g.edits) for g in sample(some))
+                assert fired == count, f"{fired} directives fired, not {count}"
+                yield from cost(
+                    f"fires on {count} rows",
+                    some,
+                    "none fires",
+                    lambda sample=sample, quiet=quiet: sample(quiet),
+                )
+                if semantics is Semantics.REWIND:
+                    yield from cost(
+                        f"fires on {count} rows", some, "stop and ask again",
+                        lambda some=some, bare=sample: stop_and_ask_again(model, bare, some),
+                    )  # fmt: skip
+
+
+def stop_and_ask_again(model: Model, sample, requests: list[Request]) -> None:
+    """What an engine without directives has to do: every directive ends an answer, and what stays
+    is sent in again as a prompt."""
+    ends = tuple(range(model.rule.first_retraction, model.rule.end_id))
+    waiting = [
+        dataclasses.replace(r, knobs=dataclasses.replace(r.knobs, stop_ids=ends)) for r in requests
+    ]
+    while waiting:
+        again = []
+        for g in sample(waiting):
+            left = g.request.knobs.max_tokens - len(g.trace)
+            if g.finished and left:
+                knobs = dataclasses.replace(PLAIN, max_tokens=left)
+                again.append(Request("", (), knobs, None, (*g.prompt_ids.tolist(), *g.visible)))
+        waiting = again
+
+
+# Lengths ----------------------------------------------------------------------------------------
+
+
+def lengths(args: argparse.Namespace, model: Model) -> Iterator[dict]:
+    """Geometric: nobody knows a length beforehand, an id ends an answer with probability 1 / 60.
+    Log-normal (median 45, sigma 0.8): the lengths are `max_tokens`."""
+    rng = np.random.default_rng(1)
+    count, cap = args.requests, 512
+    ordinary = np.arange(2, model.config.vocab_size - 42)
+    stops = tuple(rng.permutation(ordinary)[: model.config.vocab_size // 60].tolist())
+    drawn = np.clip(np.exp(rng.normal(np.log(45), 0.8, count)), 1, cap).astype(int)
+    kinds = {
+        "geometric": [dataclasses.replace(PLAIN, max_tokens=cap, stop_ids=stops)] * count,
+        "log-normal": [dataclasses.replace(PLAIN, max_tokens=int(n)) for n in drawn],
     }
+    for batch in args.batch:
+        sample = model.sampler(batch, room=cap)
+        for kind, knobs in kinds.items():
+            requests = [
+                dataclasses.replace(r, id=i) for i, r in enumerate(model.requests(count, knobs))
+            ]
+
+            def static(requests=requests, sample=sample, batch=batch):
+                return [sample(requests[i : i + batch]) for i in range(0, count, batch)]
+
+            share, found = busy(batch, lambda s=sample, r=requests: s(r))
+            still, _ = busy(batch, static)
+            ids = [len(g.trace) for g in found]
+            before = loop.compilations()
+            (row,) = compared(
+                f"{model.name} batch {batch}: {count} requests of {kind} lengths "
+                f"(mean {np.mean(ids):.0f}, most {max(ids)})",
+                lambda s=sample, r=requests: s(r),
+                {"static batches": lambda static=static: seconds(static)},
+                args.repeats,
+            )
+            yield row | {
+                "rows_busy": round(share, 3),
+                "rows_busy_static": round(still, 3),
+                "compilations": loop.compilations() - before,
+                "tokens_a_second": round(sum(ids) / row["ours"]),
+            }
+
+
+def busy(batch: int, run: Callable[[], list]) -> tuple[float, list]:
+    """Share of rows that drew an id, over all turns, and what was sampled."""
+    go_on, told = loop.go_on, []
+
+    def counted(params, asked, state, *args, **static):
+        emitted = np.asarray(state.edit.emitted)
+        after = go_on(params, asked, state, *args, **static)
+        drawn = np.asarray(after.edit.emitted) - emitted
+        told.append((drawn.max(), drawn.sum()))
+        return after
+
+    loop.go_on = counted
+    try:
+        found = run()
+    finally:
+        loop.go_on = go_on
+    turns, drawn = np.sum(told, axis=0)
+    return float(drawn / (turns * batch)), found
+
+
+# Roofline ---------------------------------------------------------------------------------------
+
+
+def roofline(args: argparse.Namespace, model: Model) -> Iterator[dict]:
+    """At batch 1 an id costs at least one reading of all weights but the embedding's rows."""
+    source, square = np.ones(1 << 27, np.float32), jnp.ones((2048, 2048))
+    product = jax.jit(lambda x: x @ x)
+    target = np.empty_like(source)
+    weights = (
+        sum(x.nbytes for x in jax.tree.leaves(model.params)) - model.params["embedding"].nbytes
+    )
+    for batch in args.batch:
+        c = model.config
+        cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * 4 * (model.prompt + NEW)
+        flops = 2 * weights / 4 * batch
+        sample, requests = model.sampler(batch), model.requests(batch, PLAIN)
+        sample(requests)
+        times = []
+        for _ in range(args.repeats):
+            began = time.perf_counter()
+            np.copyto(target, source)
+            copied = 2 * source.nbytes / (time.perf_counter() - began)
+            rate = 2 * 2048**3 / min(seconds(lambda: product(square)) for _ in range(3))
+            times.append((seconds(lambda s=sample, r=requests: s(r)) / NEW, copied, rate))
+        ours, copied, rate = np.median(times, axis=0)
+        # A copy reads and writes; an id only reads.
+        memory, matrix = (weights + batch * cache) / copied, flops / rate
+        yield {
+            "name": f"{model.name} batch {batch}: roofline",
+            "ours": ours,
+            "peer": max(memory, matrix),
+            "peer_name": "memory bound" if memory > matrix else "matrix bound",
+            "ratio": max(memory, matrix) / ours,
+            "gigabytes_a_second": round(copied / 1e9, 1),
+            "gigaflops_a_second": round(rate / 1e9, 1),
+        }
+
+
+PARTS = {"peers": peers, "directives": directives, "lengths": lengths, "roofline": roofline}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--prompt", nargs="+", type=int, default=[32])
+    parser.add_argument("--requests", type=int, default=256, help="of part lengths")
     parser.add_argument("--semantics", nargs="+", default=["keep", "rewind"])
     args = parser.parse_args()
     for name in args.model:
-        for batch in args.batch:
-            for semantics in map(Semantics, args.semantics):
-                print(json.dumps(measure(name, batch, semantics, args.repeats)), flush=True)
+        for prompt in args.prompt:
+            for row in PARTS[args.part](args, Model(name, prompt)):
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

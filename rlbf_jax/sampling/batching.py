@@ -55,7 +55,8 @@ class SamplerConfig:
     """So many contexts are read in one pass, and so many rows are awaited before new ones begin;
     None: an eighth of `batch_size`."""
     one_hot_writes: bool | None = None
-    """How cache slots are written; None: one-hot on TPU, slices elsewhere."""
+    """How cache slots are written; None: one-hot on TPU and for a single row on
+    CPU, slices elsewhere."""
 
     def __post_init__(self):
         if self.batch_size < 1:

@@ -173,9 +173,11 @@ class _Lane:
         self.sampler, self.params, self.shape, self.key = sampler, params, shape, key
         self.groups = groups
         self.told = dict(program=program, rule=sampler.rule, semantics=config.semantics)
-        one_hot, on_tpu = config.one_hot_writes, jax.default_backend() == "tpu"
-        self.one_hot = on_tpu if one_hot is None else one_hot
-        self.in_place = not on_tpu and sampler.sharding is None
+        backend = jax.default_backend()
+        # On a CPU, XLA copies a cache of one row to write a slice of it.
+        faster = backend == "tpu" or (backend == "cpu" and config.batch_size == 1)
+        self.one_hot = faster if config.one_hot_writes is None else config.one_hot_writes
+        self.in_place = backend != "tpu" and sampler.sharding is None
         # Contexts are divided among devices as rows are.
         size, shards = config.batch_size, sampler._row_shards
         self.at_once = min(size, -(-at_once(config) // shards) * shards)
