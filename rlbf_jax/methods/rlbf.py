@@ -65,6 +65,7 @@ from rlbf_jax.runs.experiment import Beside, Experiment, MethodConfig
 from rlbf_jax.runs.run import BASE, TOKENIZER, Run, data_stage
 from rlbf_jax.runs.shapes import check_rows, check_rows_suffice, check_width
 from rlbf_jax.runs.stage import Stage
+from rlbf_jax.sampling.engine import Engine
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.sampling.scoring import pack_traces
@@ -330,7 +331,7 @@ class Collector:
 
     config: ReinforcementConfig
     gradient: PolicyGradient
-    sampler: Sampler
+    sampler: Engine
     critic: Critic
     source: PromptSource
     guidance: Batches

@@ -22,6 +22,8 @@ ACTIVATIONS = {
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
 
+FEW_ROWS, LARGE_TABLE = 64, 1 << 22
+"""Up to so many rows, and from so many numbers of a table on: see `times_table`."""
 Angles = tuple[Array, Array] | None
 """Cosine and sine of the rotary embedding; None: the model has learned positions."""
 
@@ -46,6 +48,20 @@ def dense_halves(x: Array, weight: Array) -> tuple[Array, Array]:
     both = jax.lax.dot_general(flat, weight, (((1,), (0,)), ((), ())))
     both = both.reshape(*x.shape[:-1], *weight.shape[1:])
     return both[..., 0, :], both[..., 1, :]
+
+
+def times_table(flat: Array, table: Array) -> Array:
+    """[R, D] and a table [V, D] -> float32 [R, V].
+
+    XLA on CPU is up to twice as fast with the table on the left where rows are few, as of decoding;
+    what it gives has to be turned, which is cheap beside a table larger than a cache.
+    """
+    few = 1 < flat.shape[0] <= FEW_ROWS and table.size >= LARGE_TABLE
+    if few and jax.default_backend() == "cpu":
+        product = jnp.matmul(table, flat.T, preferred_element_type=jnp.float32)
+        # Without it XLA takes the turned product for one of the other order.
+        return jax.lax.optimization_barrier(product).T
+    return jnp.matmul(flat, table.T, preferred_element_type=jnp.float32)
 
 
 class RMSNorm(nn.Module):
@@ -243,7 +259,7 @@ class Layer(nn.Module):
         self,
         x,
         angles,
-        cache: tuple[Array, Array],
+        cache: tuple[Array | kv_cache.Quantized, Array | kv_cache.Quantized],
         positions: Array,
         position: Array,
         one_hot: bool,
@@ -252,11 +268,14 @@ class Layer(nn.Module):
         this id's included."""
         query, new_key, new_value = self._project(x, self._angles(angles))
         slot = position % positions.shape[1]
-        key = kv_cache.write(cache[0], new_key, slot, one_hot)
-        value = kv_cache.write(cache[1], new_value, slot, one_hot)
+        cached = (
+            kv_cache.write(cache[0], new_key, slot, one_hot),
+            kv_cache.write(cache[1], new_value, slot, one_hot),
+        )
+        key, value = (kv_cache.read(held, new_value.dtype) for held in cached)
         allowed = kv_cache.sees(positions, position, self.window)
         attended = attend(query, key, value, allowed, self.config.attention_softcap)
-        return self._finish(x, attended), (key, value)
+        return self._finish(x, attended), cached
 
     def extend(
         self,

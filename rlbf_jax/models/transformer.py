@@ -26,7 +26,7 @@ from rlbf_jax.models import kv_cache, lora
 from rlbf_jax.models.attention import QUERY_BLOCK, RopeScaling, Visibility, rotary
 from rlbf_jax.models.config import ModelConfig, Positions
 from rlbf_jax.models.kv_cache import KVCache
-from rlbf_jax.models.layers import Angles, Layer, make_norm
+from rlbf_jax.models.layers import Angles, Layer, make_norm, times_table
 from rlbf_jax.models.prefixed import Prefix
 
 
@@ -221,7 +221,7 @@ class Decoder(nn.Module):
         """[..., D] -> float32 logits [..., V]."""
         c, table = self.config, self.table()
         flat = hidden.reshape(-1, hidden.shape[-1])
-        logits = jnp.matmul(flat, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
+        logits = times_table(flat, table.astype(hidden.dtype))
         if c.lora.trains_rows:
             rows = self.embedding_rows if c.tied_embeddings else self.unembedding_rows
             more = jnp.matmul(flat, rows.astype(hidden.dtype).T, preferred_element_type=jnp.float32)

@@ -54,6 +54,10 @@ class SamplerConfig:
     contexts_at_once: int | None = None
     """So many contexts are read in one pass, and so many rows are awaited before new ones begin;
     None: an eighth of `batch_size`."""
+    int8_cache: bool = False
+    """Keep keys and values in a byte each: a quarter of float32's memory. No number is off by more
+    than a 254th of the largest of its vector, so log-probabilities are no longer those of a
+    teacher-forced pass to the last digits (docs/design.md has what was measured)."""
     one_hot_writes: bool | None = None
     """How cache slots are written; None: one-hot on TPU and for a single row on
     CPU, slices elsewhere."""

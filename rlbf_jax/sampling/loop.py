@@ -78,7 +78,9 @@ def decode(
     )[1]
 
 
-@partial(jax.jit, static_argnames=("program", "rule", "semantics", "capacity", "rewound"))
+@partial(
+    jax.jit, static_argnames=("program", "rule", "semantics", "capacity", "rewound", "int8_cache")
+)
 def begin(
     params: Params,
     contexts: Contexts,
@@ -88,9 +90,12 @@ def begin(
     semantics: Semantics,
     capacity: int,
     rewound: int,
+    int8_cache: bool = False,
 ) -> Prefilled:
     """What rows that follow these contexts begin with: see `prefill.prefill`."""
-    return prefill.prefill(program, params, rule, semantics, contexts, capacity, rewound)
+    return prefill.prefill(
+        program, params, rule, semantics, contexts, capacity, rewound, int8_cache
+    )
 
 
 @partial(jax.jit, static_argnames=("rows", "sharding"))

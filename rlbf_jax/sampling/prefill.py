@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlbf_jax.directives import EditRule, Semantics, layout
+from rlbf_jax.models import kv_cache
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.sampling.program import Params, Program
 from rlbf_jax.sampling.state import Batch, Contexts, Prefilled, SampleState
@@ -25,6 +26,7 @@ def prefill(
     contexts: Contexts,
     capacity: int,
     rewound: int,
+    int8_cache: bool = False,
 ) -> Prefilled:
     """What rows that follow these contexts begin with.
 
@@ -32,6 +34,7 @@ def prefill(
       contexts: U of them.
       capacity: S, ids of prompt and response that a row has room for.
       rewound: most ids a row may take back (sizes sliding-window rings), 0 under KEEP.
+      int8_cache: whether keys and values are kept in a byte each.
     """
     context, prompt_length, length = contexts
     width = context.shape[1]
@@ -53,12 +56,13 @@ def prefill(
     edit = jax.tree.map(
         lambda new, old: jnp.where(answered, new, old), rule.step(before, final), before
     )
+    cache = program.cache(pairs, where.position, length, capacity, rewound)
     source = prompt_length[:, None] + jnp.arange(capacity, dtype=jnp.int32)[None]
     is_forced = source < length[:, None]
     ids = jnp.take_along_axis(context, jnp.minimum(source, width - 1), axis=1)
     return Prefilled(
         logits=program.unembed(params, ends),
-        cache=program.cache(pairs, where.position, length, capacity, rewound),
+        cache=kv_cache.quantized(cache) if int8_cache else cache,
         edit=edit,
         trace=jnp.where(is_forced, ids, 0),
         logprobs=jnp.where(is_forced, jnp.nan, jnp.zeros(ids.shape, jnp.float32)),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from rlbf_jax.directives import EditRule, render
+from rlbf_jax.directives import EditRule
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.batching import (
@@ -30,9 +30,9 @@ from rlbf_jax.sampling.batching import (
     lanes,
     next_groups,
     stop_columns,
-    stop_ids,
 )
-from rlbf_jax.sampling.checks import check_drawn, check_request, check_seed
+from rlbf_jax.sampling.checks import check_request, check_seed
+from rlbf_jax.sampling.engine import generation_of
 from rlbf_jax.sampling.program import Params, Program, as_program
 from rlbf_jax.sampling.request import Generation, Request
 from rlbf_jax.sampling.state import Prefilled, SampleState
@@ -127,29 +127,6 @@ class Sampler:
         size = self.config.batch_size
         return 1 if self.sharding is None else size // self.sharding.shard_shape((size,))[0]
 
-    def _generation(self, row: Row, trace: np.ndarray, logprobs: np.ndarray) -> Generation:
-        """What a row emitted, int32 [E] and float32 [E], as its reader sees it."""
-        request = row.request
-        check_drawn(f"request {row.place} (id {row.id})", trace, logprobs, len(request.forced))
-        stops = stop_ids(request.knobs, self.tokenizer.eos_ids)
-        rendered = render(self.rule, trace)
-        finished = len(trace) > 0 and int(trace[-1]) in stops
-        # The end is the last visible id, unless it came inside a copy, which nobody sees.
-        ended = finished and rendered.kinds[-1] == "content"
-        visible = rendered.visible[:-1] if ended else rendered.visible
-        return Generation(
-            text=self.tokenizer.decode(visible),
-            trace=np.asarray(trace, np.int32),
-            edits=rendered.edits,
-            logprobs=np.asarray(logprobs, np.float32),
-            visible=visible,
-            prompt_ids=np.asarray(row.prompt, np.int32),
-            num_forced=len(request.forced),
-            finished=finished,
-            malformed=rendered.malformed,
-            request=request,
-        )
-
 
 def known_rule(rule: EditRule, program: Program, tokenizer: Tokenizer) -> EditRule:
     """The rule, under which rows of the program that the tokenizer has no id for are illegal."""
@@ -215,7 +192,10 @@ class _Lane:
             if self.read is None:
                 groups = next_groups(self.groups, self.at_once)
                 contexts = self._placed(contexts_of(groups, self.at_once))
-                prefilled = loop.begin(self.params, contexts, **self.told, **self.shape._asdict())
+                prefilled = loop.begin(
+                    self.params, contexts, **self.told, **self.shape._asdict(),
+                    int8_cache=self.sampler.config.int8_cache,
+                )  # fmt: skip
                 rows = deque((n, row) for n, group in enumerate(groups) for row in group.rows)
                 self.read = prefilled, rows
             prefilled, rows = self.read
@@ -265,8 +245,14 @@ class _Lane:
             if not done[slot] and ended is None:
                 continue
             count = emitted[slot]
-            found = self.sampler._generation(
-                row, trace[slot, :count].copy(), logprobs[slot, :count].copy()
+            found = generation_of(
+                row.request,
+                row.prompt,
+                trace[slot, :count].copy(),
+                logprobs[slot, :count].copy(),
+                self.sampler.rule,
+                self.sampler.tokenizer,
+                f"request {row.place} (id {row.id})",
             )
             if not done[slot] and ended is not None:
                 done[slot] = ended(row.place, found)

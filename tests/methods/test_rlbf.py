@@ -12,6 +12,7 @@ from experiments.smoke import get_config
 from rlbf_jax.critics.base import Span, Verdict
 from rlbf_jax.data.schema import Prompt
 from rlbf_jax.directives import Semantics
+from rlbf_jax.errors import UserError
 from rlbf_jax.methods import rlbf
 from rlbf_jax.methods.rlbf import (
     Collector,
@@ -23,6 +24,7 @@ from rlbf_jax.methods.rlbf import (
 from rlbf_jax.objectives.trajectory_reward import RewardConfig
 from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.runs.experiment import Experiment
+from rlbf_jax.sampling.engine import Engine, generation_of
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.training import guards
@@ -185,6 +187,43 @@ def test_a_step_collects_groups_rewards_and_measurements():
     for row, value in enumerate(wanted.reshape(-1)):
         got = measured.advantage[row][measured.action[row]]
         np.testing.assert_allclose(got, value, atol=1e-4)
+
+
+class Theirs:
+    """An engine of another project: ids and log-probabilities are all that it gives."""
+
+    def __init__(self, sampler):
+        self.tokenizer, self.rule = sampler.tokenizer, sampler.rule
+        self.ours = sampler
+
+    def __call__(self, params, prompts, key=0):
+        return [
+            generation_of(
+                g.request, g.prompt_ids.tolist(), np.asarray(g.trace.tolist()),
+                np.asarray(g.logprobs.tolist()), self.rule, self.tokenizer,
+            )
+            for g in self.ours(params, prompts, key)
+        ]  # fmt: skip
+
+
+def test_rollouts_may_come_from_another_engine():
+    collect = collector()
+    params = first_params(collect)
+    other = dataclasses.replace(collect, sampler=Theirs(collect.sampler))
+    assert isinstance(other.sampler, Engine) and isinstance(collect.sampler, Engine)
+    one, found = collect(params, (), 0), other(params, (), 0)
+    assert found.rows == one.rows and found.metrics == one.metrics
+
+
+def test_what_an_engine_gives_is_checked():
+    request = Request("a", (), Knobs(max_tokens=4))
+    for trace, logprobs in (([5, -1], [-1.0, -1.0]), ([5, 6], [-1.0, np.nan])):
+        with pytest.raises(UserError, match="row 3 of theirs, emitted id 1"):
+            generation_of(
+                request, [1], np.asarray(trace), np.asarray(logprobs), TOKENIZER.controls.rule(),
+                TOKENIZER,
+                "row 3 of theirs",
+            )  # fmt: skip
 
 
 def test_guards_are_silent_in_a_healthy_run_and_change_nothing(heard):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import InputError
+from rlbf_jax.models import kv_cache
 from rlbf_jax.sampling import loop, prefill
 from rlbf_jax.sampling.batching import (
     IDLE,
@@ -32,6 +33,7 @@ from rlbf_jax.sampling.batching import (
 from rlbf_jax.sampling.program import Single
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler
+from rlbf_jax.sampling.scoring import pack_traces, score
 from tests.fakes import LetterTokenizer, random_model
 
 TOKENIZER = LetterTokenizer()
@@ -400,3 +402,55 @@ def test_rows_enter_where_they_are_told_and_nowhere_else(in_place):
     assert FORCED[4][-1] == TOKENIZER.eos_id
     expected = [before.done[0], True, False, before.done[3], False]
     assert after.done.tolist() == [bool(x) for x in expected]
+
+
+# A byte a number ----------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.sampled_from([1e-30, 1e-3, 1.0, 1e4]), st.booleans()
+)
+@settings(max_examples=30, deadline=None)
+def test_a_quantized_number_is_off_by_a_254th_of_its_vectors_largest(rows, heads, size, half):
+    rng = np.random.default_rng(rows * 10 + heads)
+    x = jnp.asarray(rng.normal(size=(rows, heads, 5, 8)) * size, jnp.float32)
+    x = x.at[0, 0, 0].set(0.0).astype(jnp.bfloat16 if half else jnp.float32)
+    kept = kv_cache.quantize(x)
+    assert kept.number.dtype == jnp.int8 and kept.scale.shape == (rows, heads, 5, 1)
+    wide = np.asarray(x, np.float64)
+    found = np.asarray(kept.number, np.float64) * np.asarray(kept.scale, np.float64)
+    most = np.abs(wide).max(-1, keepdims=True)
+    assert (np.abs(found - wide) <= most / 254 * (1 + 1e-5)).all()
+    assert not found[0, 0, 0].any()
+    np.testing.assert_array_equal(np.asarray(kv_cache.read(kept, jnp.float32))[0, 0, 0], 0)
+
+
+@pytest.mark.parametrize("semantics", list(Semantics))
+@pytest.mark.parametrize("name", list(MODELS))
+def test_an_int8_cache_draws_nearly_the_same(name, semantics):
+    """The recorded log-probabilities are those of a teacher-forced pass up to the cache's error:
+    a stated bound on this model, and rows do not see each other."""
+    model, params = MODELS[name]
+    small = sampler(model, semantics=semantics, int8_cache=True)
+    generations = small(params, REQUESTS, 0)
+    traces = pack_traces(generations, RULE, 96)
+    read = np.asarray(score(model, params, RULE, traces, semantics).logprobs)
+    off = [
+        np.abs(read[row, len(g.prompt_ids) + i] - g.logprobs[i])
+        for row, g in enumerate(generations)
+        for i in range(g.num_forced, len(g.trace))
+    ]
+    assert 1e-5 < np.mean(off) < 0.02 and np.max(off) < 0.2
+    for place in (0, 17, 40):
+        assert_same(small(params, [REQUESTS[place]], 0), [generations[place]])
+    plain = alone(name, semantics)
+    equal = [np.array_equal(a.trace, b.trace) for a, b in zip(plain, generations, strict=True)]
+    assert np.mean(equal) > 0.5
+
+
+def test_one_hot_writes_keep_the_same_bytes():
+    found = [
+        sampler(int8_cache=True, one_hot_writes=one_hot)(PARAMS, REQUESTS[:20], 0)
+        for one_hot in (False, True)
+    ]
+    assert_same(*found, 1e-4)
