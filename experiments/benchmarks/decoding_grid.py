@@ -70,7 +70,7 @@ def ours(args: argparse.Namespace, prompts, batch: int):
         min_context=args.prompt_tokens,
         min_room=args.tokens,
     )
-    sampler = Sampler(model, tokenizer, shapes)  # type: ignore[arg-type]
+    sampler = Sampler(model, tokenizer, shapes, rule=rule)  # type: ignore[arg-type]
 
     def run(settings: list[Knobs]) -> float:
         requests = [Request(str(p), knobs=knobs) for p in range(len(prompts)) for knobs in settings]

@@ -69,7 +69,7 @@ class Model:
                 num_kv_heads=shape["num_heads"],
                 tied_embeddings=False,
                 max_positions=2048,
-                rope_theta=1_000_000,  # tunix 0.1.7 has this one, whatever is configured
+                rope_theta=1_000_000.0,  # tunix 0.1.7 has this one, whatever is configured
             )
         )
         self.params = jax.jit(transformer.init, static_argnums=0)(self.config, jax.random.key(0))
