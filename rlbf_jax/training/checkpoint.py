@@ -4,8 +4,10 @@ whole or not at all."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import re
 import shutil
 import sys
@@ -223,4 +225,8 @@ def _cause(error: Exception) -> str:
     text = str(error).strip()
     if told := re.search(r": ([^:[\]]+) \[[^\]]*os_error_code=", text):
         return told[1]
+    # TensorStore wraps its errors in several ways, and which write fails first is chance.
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if os.strerror(number) in text:
+            return os.strerror(number)
     return (text.splitlines() or [type(error).__name__])[0][:200]
