@@ -224,11 +224,9 @@ def sampling(s: Setting):
     model = dataclasses.replace(s.model, scan_layers=False)
     params = jax.eval_shape(lambda p: transformer.unrolled(s.model, p)[1], s.params)
     told: dict[str, Any] = dict(program=Single(model), rule=s.rule, semantics=s.semantics)
+    begin = functools.partial(loop.begin, **told, capacity=s.length + s.drawn, rewound=0)
     contexts = Contexts(shape(jnp.int32, s.batch, s.length), count, count)
-    capacity = s.length + s.drawn
-    begun = jax.eval_shape(
-        lambda p, c: loop.begin(p, c, **told, capacity=capacity, rewound=0), params, contexts
-    )
+    begun = jax.eval_shape(begin, params, contexts)
     return loop.go_on.lower(
         placed(s, params),
         placed(s, batch, rows=True),

@@ -168,9 +168,9 @@ def lanes(
         return *sweeps, width, -row.request.knobs.max_tokens
 
     found: dict[Shape, dict[tuple, Group]] = {}
-    for row in sorted(rows, key=order):
+    ordered = sorted(((order(row), row) for row in rows), key=lambda pair: pair[0])
+    for (*sweeps, width, _), row in ordered:
         groups = found.setdefault(shape_of(row, config, program, rule), {})
-        *sweeps, width, _ = order(row)
         group = groups.setdefault((*sweeps, row.prompt, row.request.forced), Group(width, deque()))
         group.rows.append(row)
     return {shape: deque(groups.values()) for shape, groups in sorted(found.items())}

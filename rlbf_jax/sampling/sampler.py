@@ -96,9 +96,10 @@ class Sampler:
         """
         rows = self._rows([p if isinstance(p, Request) else Request(p) for p in prompts])
         program, params = self.program.unrolled(params)
+        key = _key(key)
         results: dict[int, Generation] = {}
         for shape, groups in lanes(rows, self.config, program, self.rule).items():
-            lane = _Lane(self, program, params, shape, _key(key), groups)
+            lane = _Lane(self, program, params, shape, key, groups)
             for finished in lane.run(ended):
                 results |= finished
                 if progress is not None:
@@ -234,7 +235,7 @@ class _Lane:
         state = self.state
         assert state is not None
         done, emitted = (np.array(x) for x in jax.device_get((state.done, state.edit.emitted)))
-        told = done.copy()
+        over = done.copy()
         if ended is None and not done[busy].any():
             return {}
         trace, logprobs = jax.device_get((state.trace, state.logprobs))
@@ -242,7 +243,7 @@ class _Lane:
         for slot in busy:
             row = self.slots[slot]
             assert row is not None
-            if not done[slot] and ended is None:
+            if not over[slot] and ended is None:
                 continue
             count = emitted[slot]
             found = generation_of(
@@ -254,12 +255,12 @@ class _Lane:
                 self.sampler.tokenizer,
                 f"request {row.place} (id {row.id})",
             )
-            if not done[slot] and ended is not None:
-                done[slot] = ended(row.place, found)
-            if done[slot]:
+            if not over[slot] and ended is not None:
+                over[slot] = ended(row.place, found)
+            if over[slot]:
                 finished[row.place], self.slots[slot] = found, None
-        if (done != told).any():
-            self.state = state._replace(done=jax.device_put(done, state.done.sharding))
+        if (over != done).any():
+            self.state = state._replace(done=jax.device_put(over, state.done.sharding))
         return finished
 
     def _placed(self, arrays):
