@@ -58,7 +58,7 @@ def _nll(config: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
     position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     hidden, _ = transformer.forward(config, params, tokens, Visibility(position))
 
-    def read(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+    def read(params: dict, knobs: tuple, hidden: jax.Array, targets: jax.Array) -> jax.Array:
         return token_nll(transformer.unembed(config, params, hidden), targets)
 
-    return in_time_chunks(read, (hidden[:, :-1], tokens[:, 1:]), config.vocab_size)
+    return in_time_chunks(read, params, (), (hidden[:, :-1], tokens[:, 1:]), config.vocab_size)

@@ -22,6 +22,7 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import QUERY_BLOCK, Visibility
 from rlbf_jax.models.config import ModelConfig, Positions
+from rlbf_jax.parallel.tables import pick
 from rlbf_jax.sampling.program import Hidden, Params, Program, as_program
 from rlbf_jax.sampling.scoring import in_time_chunks
 
@@ -174,20 +175,18 @@ def _read(
     hidden, _ = program.forward(params, tokens, Visibility(position))
     rows = jnp.arange(tokens.shape[0])[:, None]
 
-    def logits_of(states: Hidden) -> Array:
+    def logits_of(params: Params, states: Hidden) -> Array:
         return program.unembed(params, states)[..., :vocab_size]
 
-    at_last = logits_of(jax.tree.map(lambda states: states[rows[:, 0], last], hidden))
+    at_last = logits_of(params, jax.tree.map(lambda states: states[rows[:, 0], last], hidden))
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(at_last, axis=-1), choices, axis=1)
     best = jnp.argmax(at_last, axis=-1)
     if before == 0:
         return jnp.zeros(last.shape), jnp.ones(last.shape, bool), logprobs, best
 
-    def read(states: Hidden, targets: Array) -> tuple[Array, Array]:
-        logits = logits_of(states)
-        chosen = jnp.take_along_axis(
-            jax.nn.log_softmax(logits, axis=-1), targets[..., None], axis=-1
-        )[..., 0]
+    def read(params: Params, knobs: tuple, states: Hidden, targets: Array) -> tuple[Array, Array]:
+        logits = logits_of(params, states)
+        chosen = pick(jax.nn.log_softmax(logits, axis=-1), targets)
         return chosen, jnp.argmax(logits, axis=-1) == targets
 
     # Query c speaks of the id in column c + 1.
@@ -195,6 +194,7 @@ def _read(
     counts = column >= (last - count)[:, None]
     column = jnp.maximum(column, 0)
     queries = jax.tree.map(lambda states: states[rows, column], hidden)
-    chosen, likeliest = in_time_chunks(read, (queries, tokens[rows, column + 1]), vocab_size)
+    columns = (queries, tokens[rows, column + 1])
+    chosen, likeliest = in_time_chunks(read, params, (), columns, vocab_size)
     total = jnp.sum(jnp.where(counts, chosen, 0.0), axis=1)
     return total, jnp.all(likeliest | ~counts, axis=1), logprobs, best

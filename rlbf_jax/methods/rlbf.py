@@ -285,12 +285,11 @@ def reinforce(run: Run, config: ReinforcementStage) -> None:
         min_context=config.width,
         min_room=config.rollout_tokens,
     )
-    sharding = batch_sharding(run.mesh) if run.mesh.size > 1 else None
     critic = run.critic(config.critic)
     collect = Collector(
         rl,
         PolicyGradient(model, rule, config.semantics, rl.policy),
-        Sampler(model, run.tokenizer, shapes, rule=rule, sharding=sharding),
+        Sampler(model, run.tokenizer, shapes, rule=rule, mesh=run.mesh),
         critic,
         rollout_source(run, config),
         PackedRows(run.batches("bsafe_plus", rl.guidance_batch_size)),

@@ -19,6 +19,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int32
 
 from rlbf_jax.directives import NEVER
+from rlbf_jax.parallel.axes import constrain
 
 
 class Quantized(NamedTuple):
@@ -70,6 +71,19 @@ def quantized(caches: Any) -> Any:
     def one(cache: KVCache) -> KVCache:
         key, value = (tuple(quantize(read(x, jnp.float32)) for x in layers) for layers in cache[:2])
         return KVCache(key, value, cache.position)
+
+    return jax.tree.map(one, caches, is_leaf=lambda x: isinstance(x, KVCache))
+
+
+def divided(caches: Any) -> Any:
+    """A pytree of caches, rows and heads divided among the devices of a mesh."""
+
+    def one(cache: KVCache) -> KVCache:
+        def place(x: Array) -> Array:
+            return constrain(x, "rows", "heads", None, None)
+
+        key, value = jax.tree.map(place, (cache.key, cache.value))
+        return KVCache(key, value, tuple(constrain(x, "rows", None) for x in cache.position))
 
     return jax.tree.map(one, caches, is_leaf=lambda x: isinstance(x, KVCache))
 

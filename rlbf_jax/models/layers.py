@@ -14,6 +14,7 @@ from rlbf_jax.models import kv_cache, lora
 from rlbf_jax.models.attention import Visibility, attend, attend_rows, rotate
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.prefixed import attend_prefixed, sees_prefixed
+from rlbf_jax.parallel.axes import constrain
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -253,7 +254,7 @@ class Layer(nn.Module):
         attended = attend_rows(
             query, key, value, visibility, self.window, self.config.attention_softcap
         )
-        return self._finish(x, attended), (key, value)
+        return constrain(self._finish(x, attended), "rows", None, None), (key, value)
 
     def step(
         self,
@@ -266,7 +267,12 @@ class Layer(nn.Module):
     ):
         """One id a row: x [B, 1, D]; `positions` are the slots' stored positions,
         this id's included."""
-        query, new_key, new_value = self._project(x, self._angles(angles))
+        # Few rows move more cheaply than weights do: these stay where they are, and rows come to
+        # them divided along the width; a cache stays with its rows.
+        query, new_key, new_value = (
+            constrain(x, "rows", "heads", None, None)
+            for x in self._project(x, self._angles(angles))
+        )
         slot = position % positions.shape[1]
         cached = (
             kv_cache.write(cache[0], new_key, slot, one_hot),
@@ -275,7 +281,7 @@ class Layer(nn.Module):
         key, value = (kv_cache.read(held, new_value.dtype) for held in cached)
         allowed = kv_cache.sees(positions, position, self.window)
         attended = attend(query, key, value, allowed, self.config.attention_softcap)
-        return self._finish(x, attended), cached
+        return constrain(self._finish(x, attended), "few_rows", None, "embed"), cached
 
     def extend(
         self,

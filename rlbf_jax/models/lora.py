@@ -23,6 +23,7 @@ from flax import traverse_util
 from jax import Array
 
 from rlbf_jax.models.config import LoraConfig, ModelConfig
+from rlbf_jax.parallel import tables
 
 ROWS = {"embedding_rows": "embedding", "unembedding_rows": "unembedding"}
 """Trained rows -> their table."""
@@ -74,7 +75,7 @@ def look_up(config: ModelConfig, table: Array, rows: Array | None, tokens: Array
       rows: [R, D] `embedding_rows`; None: nothing is added.
       tokens: [...] int32.
     """
-    found = jnp.take(table, tokens, axis=0).astype(jnp.dtype(config.dtype))
+    found = tables.look_up(table, tokens, jnp.dtype(config.dtype))
     if rows is None:
         return found
     # Ids without such a row take zeros.

@@ -28,6 +28,7 @@ from rlbf_jax.models.config import ModelConfig, Positions
 from rlbf_jax.models.kv_cache import KVCache
 from rlbf_jax.models.layers import Angles, Layer, make_norm, times_table
 from rlbf_jax.models.prefixed import Prefix
+from rlbf_jax.parallel.axes import constrain
 
 
 class Block(nn.Module):
@@ -150,7 +151,7 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"rows of {tokens.shape[1]} ids; this model has {c.max_positions} positions"
             )
-        x = self._embed(tokens, visibility.position)
+        x = constrain(self._embed(tokens, visibility.position), "rows", None, None)
         angles = self._angles(visibility.position)
         kept: tuple = ()
         if c.scan_layers and c.repeats:
@@ -173,7 +174,7 @@ class Decoder(nn.Module):
         Returns:
           hidden [B, D] and the cache with this id in slot `position % slots` of every layer.
         """
-        x = self._embed(token[:, None], position[:, None])
+        x = constrain(self._embed(token[:, None], position[:, None]), "few_rows", None, "embed")
         angles = self._angles(position[:, None])
         positions = tuple(
             kv_cache.write_position(held, position, position % held.shape[1])

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Float32, Int
 
+from rlbf_jax.parallel.axes import over_rows
+from rlbf_jax.parallel.tables import pick
+
 CHUNK = 512
 """Ids whose logits exist at a time in `linear_nll`; about what stays in a CPU core's cache."""
 
@@ -16,7 +19,7 @@ def token_nll(
     logits: Float32[Array, "*shape V"], targets: Int[Array, "*shape"]
 ) -> Float32[Array, "*shape"]:
     """Negative log-likelihood of `targets` [...] under float32 `logits` [..., V], in nats."""
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    chosen = pick(logits, targets)
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
@@ -85,7 +88,23 @@ def _sweep(
     targets: Int[Array, "B T"],
     counts: Bool[Array, "B T"],
 ) -> tuple[Float32[Array, ""], Float[Array, "B T D"], Float[Array, "V D"]]:
-    """The loss, and its gradients for hidden and table."""
+    """The loss, and its gradients for hidden and table; each device sweeps its own rows, and the
+    table's gradient is exchanged once."""
+
+    def local(table, rows):
+        total, hidden_gradient, table_gradient = _sweep_rows(table, *rows)
+        return hidden_gradient, (total, table_gradient)
+
+    hidden_gradient, (total, table_gradient) = over_rows(local, table, (hidden, targets, counts))
+    return total, hidden_gradient, table_gradient.astype(table.dtype)
+
+
+def _sweep_rows(
+    table: Float[Array, "V D"],
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    counts: Bool[Array, "B T"],
+) -> tuple[Float32[Array, ""], Float[Array, "B T D"], Float32[Array, "V D"]]:
     batch, time, width = hidden.shape
     chunk = max(1, min(time, CHUNK // batch))
     pad = -time % chunk
@@ -105,11 +124,7 @@ def _sweep(
         highest = jnp.max(logits, axis=-1, keepdims=True)
         mass = jnp.exp(logits - highest)
         norm = jnp.sum(mass, axis=-1, keepdims=True)
-        nll = (
-            jnp.log(norm[:, 0])
-            + highest[:, 0]
-            - jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
-        )
+        nll = jnp.log(norm[:, 0]) + highest[:, 0] - pick(logits, target)
         hit = jnp.arange(wide.shape[0])[None] == target[:, None]
         slope = jnp.where(counted[:, None], mass / norm - hit, 0.0).astype(hidden.dtype)
         table_gradient += jnp.matmul(slope.T, flat, preferred_element_type=jnp.float32)
@@ -122,7 +137,7 @@ def _sweep(
         body, start, (split(hidden), split(targets), split(counts))
     )
     hidden_gradient = jnp.moveaxis(pieces, 0, 1).reshape(batch, time + pad, width)[:, :time]
-    return total, hidden_gradient, table_gradient.astype(table.dtype)
+    return total, hidden_gradient, table_gradient
 
 
 def _forward(hidden, table, targets, counts):

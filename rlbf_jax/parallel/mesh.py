@@ -1,8 +1,8 @@
-"""The mesh (data, fsdp, tensor) and where parameters, optimizer states and batches live on it.
+"""The mesh (slice, data, fsdp, tensor) and where parameters, optimizer states and batches live.
 
-One rule table maps parameter names to axes, big_vision and EasyLM style;
-optimizer moments carry the names of their parameters in their paths and so inherit the rule.
-An axis that does not divide a dimension is left out.
+One rule table says what the dimensions of each parameter mean, big_vision and EasyLM style, and
+`axes.LogicalAxes` which mesh axes split them; optimizer moments carry the names of their parameters
+in their paths and so inherit the rule. An axis that does not divide a dimension is left out.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
+from rlbf_jax.parallel.axes import AXES, LOGICAL, Name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,10 @@ class MeshConfig:
     fsdp: int = 1
     """Rows of a batch; parameters are split and gathered as needed."""
     tensor: int = 1
-    """Heads and MLP columns."""
+    """Heads, MLP columns and the vocabulary."""
+    slice: int = 1
+    """Slices of a pod (or nodes) that a slower network joins: rows of a batch; parameters are
+    copied."""
 
     def __post_init__(self):
         for axis in AXES:
@@ -37,27 +41,27 @@ class MeshConfig:
                 )
 
 
-# Last name of a parameter -> axes of its trailing dimensions.
+# Last name of a parameter -> what its trailing dimensions are.
 # Leading (scanned) dimensions stay whole.
-RULES: dict[str, tuple[str | None, ...]] = {
-    "embedding": (None, "fsdp"),
-    "unembedding": (None, "fsdp"),
-    "qkv": ("fsdp", "tensor", None, None),
-    "out": ("tensor", None, "fsdp"),
-    "gate_up": ("fsdp", None, "tensor"),
-    "up": ("fsdp", "tensor"),
-    "down": ("tensor", "fsdp"),
-    "position_embedding": (None, "fsdp"),
-    "qkv_lora_a": ("fsdp", None),
-    "qkv_lora_b": (None, "tensor", None, None),
-    "out_lora_a": ("tensor", None, None),
-    "out_lora_b": (None, "fsdp"),
-    "gate_up_lora_a": ("fsdp", None),
-    "gate_up_lora_b": (None, None, "tensor"),
-    "up_lora_a": ("fsdp", None),
-    "up_lora_b": (None, "tensor"),
-    "down_lora_a": ("tensor", None),
-    "down_lora_b": (None, "fsdp"),
+RULES: dict[str, tuple[Name, ...]] = {
+    "embedding": ("vocab", None),
+    "unembedding": ("vocab", None),
+    "qkv": ("embed", "heads", None, None),
+    "out": ("heads", None, "embed"),
+    "gate_up": ("embed", None, "mlp"),
+    "up": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
+    "position_embedding": (None, "embed"),
+    "qkv_lora_a": ("embed", None),
+    "qkv_lora_b": (None, "heads", None, None),
+    "out_lora_a": ("heads", None, None),
+    "out_lora_b": (None, "embed"),
+    "gate_up_lora_a": ("embed", None),
+    "gate_up_lora_b": (None, None, "mlp"),
+    "up_lora_a": ("embed", None),
+    "up_lora_b": (None, "mlp"),
+    "down_lora_a": ("mlp", None),
+    "down_lora_b": (None, "embed"),
 }
 
 
@@ -74,7 +78,20 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
     if math.prod(sizes) != len(devices):
         wanted = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         raise ValueError(f"mesh {wanted} does not fit {len(devices)} devices")
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(_arranged(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(devices: list, sizes: list[int]) -> np.ndarray:
+    """Devices in the order of the mesh: on a TPU neighbors of an axis are neighbors in the torus,
+    and only the axis `slice` leaves a slice."""
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(sizes)
+    within = [1, *sizes[1:]]
+    if sizes[0] == 1:
+        return mesh_utils.create_device_mesh(sizes, devices=devices)
+    return mesh_utils.create_hybrid_device_mesh(
+        within, [sizes[0]] + [1] * (len(sizes) - 1), devices=devices
+    )
 
 
 def spec_of(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -84,11 +101,7 @@ def spec_of(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     if rule is None or len(shape) < len(rule):
         return PartitionSpec()
     lead = len(shape) - len(rule)
-    axes = [
-        axis if axis and shape[lead + i] % mesh.shape[axis] == 0 else None
-        for i, axis in enumerate(rule)
-    ]
-    return PartitionSpec(*[None] * lead, *axes)
+    return LOGICAL.spec((None,) * lead + rule, shape, mesh)
 
 
 def shardings(tree, mesh: Mesh):
@@ -100,13 +113,13 @@ def shardings(tree, mesh: Mesh):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Rows over slice, data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(LOGICAL.rows))
 
 
 def row_shards(mesh: Mesh) -> int:
     """Into so many parts `batch_sharding` divides rows."""
-    return int(mesh.shape["data"] * mesh.shape["fsdp"])
+    return math.prod(mesh.shape[axis] for axis in LOGICAL.rows)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -25,7 +25,7 @@ from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.rows import EvaluationContext
 from rlbf_jax.evaluation.suite import SuiteConfig, build_attempts, evaluate
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
-from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding
+from rlbf_jax.parallel.mesh import MeshConfig
 from rlbf_jax.plain import PATH
 from rlbf_jax.progress import progress, say
 from rlbf_jax.runs.critics import evaluation_judge
@@ -157,8 +157,7 @@ class Evaluator:
             min_context=config.max_prompt + room,
             min_room=room,
         )
-        sharding = batch_sharding(mesh) if mesh.size > 1 else None
-        return self.policy.sampler(shapes, sharding)
+        return self.policy.sampler(shapes, mesh)
 
     def sampling(self, label: str) -> Callable[[Sequence[Request]], list[Generation]]:
         """A function that samples requests with the evaluation's key

@@ -15,7 +15,7 @@ def check_rows(name: str, rows: int, mesh: Mesh, accumulate: int = 1) -> None:
     shards = row_shards(mesh)
     if rows % (shards * accumulate):
         raise UserError(
-            f"{name}: {rows} rows do not divide into {shards} shards (mesh data x fsdp) of "
+            f"{name}: {rows} rows do not divide into {shards} shards (mesh slice x data x fsdp) of "
             f"{accumulate} microbatches; choose a multiple of {shards * accumulate}"
         )
 

@@ -8,15 +8,19 @@ above, so that a scorer reproduces them from the trace alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float32, Int32
 
 from rlbf_jax.directives import EditRule, Legal
+from rlbf_jax.parallel.axes import LOGICAL, current_mesh, names_of
+from rlbf_jax.parallel.tables import pick
 
 ONE_BLOCK, BLOCK = 2048, 512
 """Ids of the largest vocabulary that is drawn from in one step, and ids of a block of larger ones.
@@ -156,7 +160,7 @@ def draw(
     """
     probabilities = jax.nn.softmax(logits, axis=-1)
     # One logit that is not finite makes all of a row's probabilities NaN.
-    broken = jnp.isnan(probabilities[:, 0])
+    broken = jnp.isnan(pick(probabilities, jnp.zeros(uniform.shape, jnp.int32)))
     why = jnp.where(jnp.max(logits, axis=-1) == -jnp.inf, NONE_LEGAL, NOT_FINITE)
     truncated = jnp.any((truncation.top_k > 0) | (truncation.top_p < 1) | (truncation.min_p > 0))
     # Many sweeps of the vocabulary at every id are dear,
@@ -167,9 +171,41 @@ def draw(
         lambda p: p,
         probabilities,
     )
-    drawn = _inverse_cdf(probabilities, uniform)
-    drawn = jnp.where(temperature > 0, drawn, _likeliest(probabilities))
+    drawn = _drawn(probabilities, uniform, temperature)
     return jnp.where(broken, why, drawn).astype(jnp.int32)
+
+
+def _drawn(weights: Array, uniform: Array, temperature: Array) -> Array:
+    """[B]: by inverse CDF, and where the temperature is 0 the likeliest.
+
+    Of weights that are divided among devices, each sums up what it has, and the one that the share
+    falls to draws: blocks once more, of a device's size.
+    """
+    mesh = current_mesh()
+    held = None if mesh is None else LOGICAL.spec(("few_rows", "vocab"), weights.shape, mesh)
+    axes = () if held is None else names_of(held[1:])
+    if mesh is None or held is None or not axes:
+        drawn = _inverse_cdf(weights, uniform)
+        return jnp.where(temperature > 0, drawn, _likeliest(weights))
+    rows, parts = PartitionSpec(held[0]), math.prod(mesh.shape[axis] for axis in axes)
+
+    def local(weights: Array, number: Array, uniform: Array, temperature: Array) -> Array:
+        def of_all(x: Array) -> Array:
+            return jax.lax.all_gather(x, axes, axis=1)
+
+        part, rest = _first_beyond(of_all(jnp.sum(weights, axis=-1)), uniform)
+        highest = jnp.argmax(of_all(jnp.max(weights, axis=-1)), axis=-1)
+        part = jnp.where(temperature > 0, part, highest)
+        drawn = jnp.where(temperature > 0, _inverse_cdf(weights, rest), _likeliest(weights))
+        drawn += number[0] * weights.shape[1]
+        return jax.lax.psum(jnp.where(part == number[0], drawn, 0), axes)
+
+    return jax.shard_map(
+        local,
+        in_specs=(held, PartitionSpec(*held[1:]), rows, rows),
+        out_specs=rows,
+        axis_names={*axes, *names_of(rows)},
+    )(weights, jnp.arange(parts), uniform, temperature)
 
 
 def _inverse_cdf(

@@ -16,12 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AbstractMesh
 
 from rlbf_jax.directives import EditRule, Semantics
+from rlbf_jax.parallel.axes import constrain, traced_for
+from rlbf_jax.parallel.tables import pick
 from rlbf_jax.sampling import prefill
 from rlbf_jax.sampling.distribution import draw, legal_logits
 from rlbf_jax.sampling.program import Params, Program
-from rlbf_jax.sampling.state import Batch, Contexts, Prefilled, SampleState
+from rlbf_jax.sampling.state import Batch, Contexts, Prefilled, SampleState, divided
 
 
 def decode(
@@ -44,15 +47,14 @@ def decode(
         edit, active = state.edit, ~state.done
         legal = rule.legal(edit, batch.limits)
         logits = legal_logits(rule, state.logits, legal, batch.control_bias, batch.temperature)
+        logits = constrain(logits, "few_rows", "vocab")
         uniform = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(
             keys, edit.emitted
         )
         drawn = draw(logits, batch.truncation, batch.temperature, uniform)
         # A row without a draw ends here, and the trace gets its mark: see `checks.check_drawn`.
         token = jnp.maximum(drawn, 0)
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1)[
-            :, 0
-        ]
+        logprob = pick(jax.nn.log_softmax(logits, axis=-1), token)
 
         here = (jnp.arange(state.trace.shape[1])[None] == edit.emitted[:, None]) & active[:, None]
         position = batch.prompt_length + rule.offset(edit, token, semantics)
@@ -62,7 +64,7 @@ def decode(
         # Rows that are done feed on harmlessly at their last position;
         # nothing reads their cache again.
         hidden, cache = program.step(params, token, position, state.cache, one_hot)
-        return SampleState(
+        after_turn = SampleState(
             logits=program.unembed(params, hidden),
             cache=cache,
             edit=edit,
@@ -70,6 +72,7 @@ def decode(
             trace=jnp.where(here, drawn[:, None], state.trace),
             logprobs=jnp.where(here, logprob[:, None], state.logprobs),
         )
+        return divided(after_turn)
 
     return jax.lax.while_loop(
         lambda at: (at[0] < turns) & (jnp.sum(at[1].done) < enough),
@@ -79,7 +82,8 @@ def decode(
 
 
 @partial(
-    jax.jit, static_argnames=("program", "rule", "semantics", "capacity", "rewound", "int8_cache")
+    jax.jit,
+    static_argnames=("program", "rule", "semantics", "capacity", "rewound", "int8_cache", "mesh"),
 )
 def begin(
     params: Params,
@@ -91,33 +95,41 @@ def begin(
     capacity: int,
     rewound: int,
     int8_cache: bool = False,
+    mesh: AbstractMesh | None = None,
 ) -> Prefilled:
-    """What rows that follow these contexts begin with: see `prefill.prefill`."""
-    return prefill.prefill(
+    """What rows that follow these contexts begin with: see `prefill.prefill`.
+
+    `mesh`, here and below: that of the arguments, where there is more than one device.
+    """
+    return traced_for(mesh, prefill.prefill)(
         program, params, rule, semantics, contexts, capacity, rewound, int8_cache
     )
 
 
-@partial(jax.jit, static_argnames=("rows", "sharding"))
-def idle(
-    prefilled: Prefilled, *, rows: int, sharding: jax.sharding.Sharding | None = None
-) -> SampleState:
+# Its arguments are not read, and yet say on which devices it is made.
+@partial(jax.jit, static_argnames=("rows", "mesh"), keep_unused=True)
+def idle(prefilled: Prefilled, *, rows: int, mesh: AbstractMesh | None = None) -> SampleState:
     """A batch whose rows are all idle."""
-    state = prefill.idle(prefilled, rows)
-    return state if sharding is None else jax.lax.with_sharding_constraint(state, sharding)
+    return traced_for(mesh, prefill.idle)(prefilled, rows)
 
 
-@partial(jax.jit, static_argnames=("in_place",), donate_argnames=("state",))
+@partial(jax.jit, static_argnames=("in_place", "mesh"), donate_argnames=("state",))
 def enter(
-    state: SampleState, prefilled: Prefilled, source: Array, batch: Batch, *, in_place: bool
+    state: SampleState,
+    prefilled: Prefilled,
+    source: Array,
+    batch: Batch,
+    *,
+    in_place: bool,
+    mesh: AbstractMesh | None = None,
 ) -> SampleState:
     """Rows begin anew, see `prefill.insert`; the old state is used up."""
-    return prefill.insert(state, prefilled, source, batch, in_place)
+    return traced_for(mesh, prefill.insert)(state, prefilled, source, batch, in_place)
 
 
 @partial(
     jax.jit,
-    static_argnames=("program", "rule", "semantics", "one_hot"),
+    static_argnames=("program", "rule", "semantics", "one_hot", "mesh"),
     donate_argnames=("state",),
 )
 def go_on(
@@ -132,9 +144,12 @@ def go_on(
     rule: EditRule,
     semantics: Semantics,
     one_hot: bool,
+    mesh: AbstractMesh | None = None,
 ) -> SampleState:
     """The state once `enough` rows are done, or so many turns later; the old one is used up."""
-    return decode(program, params, rule, semantics, batch, state, key, one_hot, enough, turns)
+    return traced_for(mesh, decode)(
+        program, params, rule, semantics, batch, state, key, one_hot, enough, turns
+    )
 
 
 def compilations() -> int:

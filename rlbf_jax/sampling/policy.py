@@ -59,14 +59,14 @@ class Policy:
         return dataclasses.replace(self, **changes)
 
     def sampler(
-        self, shapes: SamplerConfig | None = None, sharding: jax.sharding.Sharding | None = None
+        self, shapes: SamplerConfig | None = None, mesh: jax.sharding.Mesh | None = None
     ) -> Sampler:
         """A sampler under this policy's rule and semantics; `shapes.semantics` does not count.
 
         It is called with parameters: `policy.sampler(shapes)(policy.params, requests, key)`.
         """
         shapes = dataclasses.replace(shapes or SamplerConfig(), semantics=self.semantics)
-        return Sampler(self.program, self.tokenizer, shapes, rule=self.rule, sharding=sharding)
+        return Sampler(self.program, self.tokenizer, shapes, rule=self.rule, mesh=mesh)
 
     def sample(
         self, prompts: Sequence[str | Request], seed: int = 0, knobs: Knobs | None = None

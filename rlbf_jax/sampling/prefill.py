@@ -15,7 +15,7 @@ from rlbf_jax.directives import EditRule, Semantics, layout
 from rlbf_jax.models import kv_cache
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.sampling.program import Params, Program
-from rlbf_jax.sampling.state import Batch, Contexts, Prefilled, SampleState
+from rlbf_jax.sampling.state import Batch, Contexts, Prefilled, SampleState, divided
 
 
 def prefill(
@@ -60,7 +60,7 @@ def prefill(
     source = prompt_length[:, None] + jnp.arange(capacity, dtype=jnp.int32)[None]
     is_forced = source < length[:, None]
     ids = jnp.take_along_axis(context, jnp.minimum(source, width - 1), axis=1)
-    return Prefilled(
+    prefilled = Prefilled(
         logits=program.unembed(params, ends),
         cache=kv_cache.quantized(cache) if int8_cache else cache,
         edit=edit,
@@ -68,12 +68,13 @@ def prefill(
         logprobs=jnp.where(is_forced, jnp.nan, jnp.zeros(ids.shape, jnp.float32)),
         final=jnp.where(answered, final, -1),
     )
+    return divided(prefilled)
 
 
 def idle(shapes: Prefilled, rows: int) -> SampleState:
     """A batch of `rows` idle rows, for what has the shapes (and dtypes) of `shapes`."""
     empty = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), shapes)
-    return SampleState(
+    state = SampleState(
         logits=empty.logits,
         cache=empty.cache,
         edit=empty.edit,
@@ -81,6 +82,7 @@ def idle(shapes: Prefilled, rows: int) -> SampleState:
         trace=empty.trace,
         logprobs=empty.logprobs,
     )
+    return divided(state)
 
 
 def insert(
@@ -121,7 +123,7 @@ def insert(
     else:
         held = jax.tree.map(lambda old, new: chosen(new[at], old), held, given)
     logits, cache, trace, logprobs = held
-    return SampleState(
+    entered = SampleState(
         logits=logits,
         cache=cache,
         edit=jax.tree.map(chosen, edit, state.edit),
@@ -129,3 +131,4 @@ def insert(
         trace=trace,
         logprobs=logprobs,
     )
+    return divided(entered)

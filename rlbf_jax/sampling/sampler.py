@@ -8,14 +8,17 @@ OSDI 2022).
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from rlbf_jax.directives import EditRule
 from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.parallel.axes import LOGICAL, names_of
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.batching import (
     IDLE,
@@ -56,17 +59,17 @@ class Sampler:
         config: SamplerConfig | None = None,
         *,
         rule: EditRule | None = None,
-        sharding: jax.sharding.Sharding | None = None,
+        mesh: Mesh | None = None,
     ):
         """`rule` is the tokenizer's backtracking rule by default, and rows of the model beyond the
-        tokenizer are legal under none; `sharding` places the rows of a batch on a mesh."""
+        tokenizer are legal under none; `mesh` divides rows and weights among its devices."""
         self.model = model
         self.program = as_program(model)
         self.tokenizer = tokenizer
         self.config = SamplerConfig() if config is None else config
         rule = tokenizer.controls.rule() if rule is None else rule
         self.rule = known_rule(rule, self.program, tokenizer)
-        self.sharding = sharding
+        self.mesh = None if mesh is None or mesh.size == 1 else mesh
         if model.vocab_size < tokenizer.vocab_size:
             raise ValueError(
                 f"the model has {model.vocab_size} ids, the tokenizer {tokenizer.vocab_size}"
@@ -126,7 +129,11 @@ class Sampler:
     def _row_shards(self) -> int:
         """Into so many parts the rows of a batch are divided."""
         size = self.config.batch_size
-        return 1 if self.sharding is None else size // self.sharding.shard_shape((size,))[0]
+        if self.mesh is None:
+            return 1
+        return math.prod(
+            self.mesh.shape[axis] for axis in names_of(LOGICAL.spec(("rows",), (size,), self.mesh))
+        )
 
 
 def known_rule(rule: EditRule, program: Program, tokenizer: Tokenizer) -> EditRule:
@@ -150,12 +157,14 @@ class _Lane:
         config = sampler.config
         self.sampler, self.params, self.shape, self.key = sampler, params, shape, key
         self.groups = groups
-        self.told = dict(program=program, rule=sampler.rule, semantics=config.semantics)
+        mesh = None if sampler.mesh is None else sampler.mesh.abstract_mesh
+        self.placed = dict(mesh=mesh)
+        self.told = dict(program=program, rule=sampler.rule, semantics=config.semantics, mesh=mesh)
         backend = jax.default_backend()
         # On a CPU, XLA copies a cache of one row to write a slice of it.
         faster = backend == "tpu" or (backend == "cpu" and config.batch_size == 1)
         self.one_hot = faster if config.one_hot_writes is None else config.one_hot_writes
-        self.in_place = backend != "tpu" and sampler.sharding is None
+        self.in_place = backend != "tpu" and sampler.mesh is None
         # Contexts are divided among devices as rows are.
         size, shards = config.batch_size, sampler._row_shards
         self.at_once = min(size, -(-at_once(config) // shards) * shards)
@@ -225,10 +234,11 @@ class _Lane:
         for slot, row in entering.items():
             self.slots[slot] = row
         if self.state is None:
-            self.state = loop.idle(prefilled, rows=len(self.slots), sharding=sampler.sharding)
+            self.state = loop.idle(prefilled, rows=len(self.slots), **self.placed)
         self.state = loop.enter(
-            self.state, prefilled, self._placed(source), self.batch, in_place=self.in_place
-        )
+            self.state, prefilled, self._placed(source), self.batch, in_place=self.in_place,
+            **self.placed,
+        )  # fmt: skip
 
     def _harvest(self, busy: Sequence[int], ended: Ended | None) -> dict[int, Generation]:
         """Takes out what is over; `ended` may say that of a row."""
@@ -265,7 +275,14 @@ class _Lane:
 
     def _placed(self, arrays):
         """On the devices, rows divided among them."""
-        return jax.device_put(arrays, self.sampler.sharding)
+        mesh = self.sampler.mesh
+        if mesh is None:
+            return jax.device_put(arrays)
+
+        def place(x: np.ndarray) -> NamedSharding:
+            return NamedSharding(mesh, LOGICAL.spec(("rows",), x.shape[:1], mesh))
+
+        return jax.device_put(arrays, jax.tree.map(place, arrays))
 
 
 def _key(key: jax.Array | int) -> jax.Array:

@@ -7,8 +7,8 @@ the log-probabilities that the sampler recorded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from rlbf_jax.directives import EditRule, EditState, Layout, Limits, Semantics, 
 from rlbf_jax.errors import InputError
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.parallel.axes import over_rows
+from rlbf_jax.parallel.tables import pick
 from rlbf_jax.sampling.batching import control_bias_of, limits_of
 from rlbf_jax.sampling.distribution import legal_logits
 from rlbf_jax.sampling.program import Hidden, Params, Program, as_program
@@ -135,17 +137,19 @@ def token_scores(
 
     program = as_program(model)
 
-    def read(hidden: Hidden, targets: Array, before: EditState) -> Scores:
-        limits = jax.tree.map(lambda x: x[:, None], traces.limits)
+    def read(
+        params: Params, knobs: tuple, hidden: Hidden, targets: Array, before: EditState
+    ) -> Scores:
+        limits, control_bias, temperature = jax.tree.map(lambda x: x[:, None], knobs)
         logits = legal_logits(
             rule,
             program.unembed(params, hidden),
             rule.legal(before, limits),
-            traces.control_bias[:, None],
-            traces.temperature[:, None],
+            control_bias,
+            temperature,
         )
         logp = jax.nn.log_softmax(logits, axis=-1)
-        chosen = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+        chosen = pick(logp, targets)
         finite = jnp.where(jnp.isfinite(logp), logp, 0.0)
         return Scores(chosen, -jnp.sum(jnp.exp(logp) * finite, axis=-1))
 
@@ -162,7 +166,9 @@ def token_scores(
 
     states = jax.tree.map(lambda x: at(x, column), before)
     queries = jax.tree.map(lambda x: at(x, column - 1), hidden)
-    scores = in_time_chunks(read, (queries, at(traces.tokens, column), states), program.vocab_size)
+    knobs = (traces.limits, traces.control_bias, traces.temperature)
+    columns = (queries, at(traces.tokens, column), states)
+    scores = in_time_chunks(read, params, knobs, columns, program.vocab_size)
     counts = traces.in_response if drawn is None else traces.is_action
     rows = jnp.arange(column.shape[0])[:, None]
     placed = jax.tree.map(
@@ -171,16 +177,31 @@ def token_scores(
     return jax.tree.map(lambda x: jnp.where(counts, x, 0.0), placed)
 
 
-def in_time_chunks(read, columns, vocab_size: int):
-    """Applies `read` to [B, T, ...] columns in as few time chunks
-    as keep B x chunk x V under `CHUNK`.
+def in_time_chunks(
+    read: Callable[..., Any], params: Params, knobs: Any, columns: tuple, vocab_size: int
+) -> Any:
+    """`read(params, knobs, *columns)` over [B, T, ...] columns, in as few time chunks as keep
+    a device's rows x chunk x V under `CHUNK`.
 
-    Chunks are recomputed in the backward pass, so their logits are never kept.
+    Chunks are recomputed in the backward pass, so their logits are never kept; the gradient of
+    `params` is exchanged between devices once.
+
+    Args:
+      knobs: a pytree with rows in front, the same at every time.
     """
+
+    def local(params: Params, rows: tuple) -> tuple[Any, tuple]:
+        knobs, columns = rows
+        return _in_time_chunks(read, params, knobs, columns, vocab_size), ()
+
+    return over_rows(local, params, (knobs, columns))[0]
+
+
+def _in_time_chunks(read, params: Params, knobs, columns: tuple, vocab_size: int):
     batch, time = jax.tree.leaves(columns)[0].shape[:2]
     chunk = max(1, CHUNK // (batch * vocab_size))
     if chunk >= time:
-        return read(*columns)
+        return read(params, knobs, *columns)
     count = -(-time // chunk)
     width = count * chunk
 
@@ -188,7 +209,8 @@ def in_time_chunks(read, columns, vocab_size: int):
         padded = jnp.pad(x, [(0, 0), (0, width - time)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(padded.reshape(batch, count, chunk, *x.shape[2:]), 1, 0)
 
-    pieces = jax.lax.map(lambda piece: jax.checkpoint(read)(*piece), jax.tree.map(split, columns))
+    again = jax.checkpoint(read)
+    pieces = jax.lax.map(lambda piece: again(params, knobs, *piece), jax.tree.map(split, columns))
     return jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, width, *x.shape[3:])[:, :time], pieces
     )

@@ -13,11 +13,14 @@ Letters: B rows, U contexts of C ids, S ids of prompt and response together that
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 from jax import Array
 
 from rlbf_jax.directives import EditState, Limits
+from rlbf_jax.models import kv_cache
+from rlbf_jax.parallel.axes import constrain
 from rlbf_jax.sampling.distribution import Truncation
 
 
@@ -80,3 +83,18 @@ class SampleState(NamedTuple):
     """[B, S] int32; a mark of `distribution` (below 0) where logits gave no id: the row ends."""
     logprobs: Array
     """[B, S] float32, NaN for forced ids."""
+
+
+State = TypeVar("State", Prefilled, SampleState)
+
+
+def divided(state: State) -> State:
+    """Where the arrays live on a mesh: rows on their devices, keys and values by heads as well, and
+    logits by ids, for a draw needs little of all of them."""
+
+    def rows(x: Array) -> Array:
+        return constrain(x, "rows", *[None] * (x.ndim - 1))
+
+    return jax.tree.map(rows, state._replace(cache=()))._replace(
+        cache=kv_cache.divided(state.cache), logits=constrain(state.logits, "few_rows", "vocab")
+    )

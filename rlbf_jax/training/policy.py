@@ -29,6 +29,7 @@ from rlbf_jax.objectives.policy import (
     value_loss,
     whiten,
 )
+from rlbf_jax.parallel.axes import traced_for
 from rlbf_jax.parallel.mesh import batch_sharding, replicated
 from rlbf_jax.ranges import check_at_least, check_between, check_positive
 from rlbf_jax.sampling.scoring import Traces, hidden_states, layout_of, score, token_scores
@@ -277,7 +278,9 @@ class PolicyGradient:
                 model, rule, semantics, config, groups, params, traces, reward, group, sampled
             )
 
-        return jax.jit(measured, out_shardings=(batch_sharding(mesh), replicated(mesh)))
+        return jax.jit(
+            traced_for(mesh, measured), out_shardings=(batch_sharding(mesh), replicated(mesh))
+        )
 
     def comparing(self, mesh: Mesh) -> Callable[..., tuple[Measured, dict[str, Term]]]:
         """Jitted (reference params, traces, measured) -> (measured with the reference's
@@ -294,4 +297,6 @@ class PolicyGradient:
             batch = batch._replace(reference=read.logprobs)
             return batch, kl_terms(rule, traces, batch)
 
-        return jax.jit(compared, out_shardings=(batch_sharding(mesh), replicated(mesh)))
+        return jax.jit(
+            traced_for(mesh, compared), out_shardings=(batch_sharding(mesh), replicated(mesh))
+        )

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from rlbf_jax.models.lora import join
 from rlbf_jax.objectives.masked import Term
+from rlbf_jax.parallel.axes import constrain, traced_for
 from rlbf_jax.parallel.mesh import batch_sharding, replicated, shardings
 
 TermsFn = Callable[[Any, Any], dict[str, Term]]
@@ -71,15 +72,20 @@ def accumulated_gradients(
     gradient = jax.grad(scaled, has_aux=True)
     if accumulate == 1:
         return gradient(params, batch)
-    micro = jax.tree.map(
-        lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch
-    )
+    micro = jax.tree.map(lambda x: _dealt(x, accumulate), batch)
     zero = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
     total, _ = jax.lax.scan(
         lambda sums, m: (jax.tree.map(jnp.add, sums, gradient(params, m)), None), zero, micro
     )
     return total
+
+
+def _dealt(rows: Array, accumulate: int) -> Array:
+    """[A, B / A, ...] microbatches of rows [B, ...], dealt out one by one: each has an equal share
+    of every device's rows, so none of them moves."""
+    micro = rows.reshape(rows.shape[0] // accumulate, accumulate, *rows.shape[1:])
+    return constrain(jnp.swapaxes(micro, 0, 1), None, "rows", *[None] * (rows.ndim - 1))
 
 
 def jit_update(
@@ -114,7 +120,7 @@ def jit_update(
 
     places = shardings(state, mesh)
     return jax.jit(
-        update,
+        traced_for(mesh, update),
         in_shardings=(places, shardings(dict(frozen), mesh), batch_sharding(mesh)),
         out_shardings=(places, replicated(mesh)),
         donate_argnums=0,

@@ -74,10 +74,11 @@ def supervised_nll(
         total = linear_nll(hidden[:, :-1], table, targets, counts)
         return Term(total, jnp.sum(counts, dtype=jnp.float32))
 
-    def read(hidden: Array, targets: Array) -> Array:
+    def read(params: dict, knobs: tuple, hidden: Array, targets: Array) -> Array:
         return token_nll(transformer.unembed(config, params, hidden), targets)
 
-    return masked_term(in_time_chunks(read, (hidden[:, :-1], targets), config.vocab_size), counts)
+    nll = in_time_chunks(read, params, (), (hidden[:, :-1], targets), config.vocab_size)
+    return masked_term(nll, counts)
 
 
 def targets_of(rows: Rows) -> Array:

@@ -695,7 +695,8 @@ def test_fewer_goals_than_devices_divide_their_candidates(plain, chance, run_in_
 )
 def test_groups_of_devices_are_of_equal_size_and_none_is_without_a_goal(goals, groups):
     class Eight:
-        shape, devices = {"data": 4, "fsdp": 2, "tensor": 3}, np.arange(24).reshape(4, 2, 3)
+        shape = {"slice": 1, "data": 4, "fsdp": 2, "tensor": 3}
+        devices = np.arange(24).reshape(1, 4, 2, 3)
 
     devices = gcg_search.search_devices(Eight, goals)
     assert devices.shape == (groups, 8 // groups, 3) and devices.ravel().tolist() == list(range(24))

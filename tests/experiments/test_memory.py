@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from experiments.benchmarks import memory
 from rlbf_jax.directives import Semantics
 from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.parallel.axes import AXES
 from rlbf_jax.parallel.mesh import make_mesh
 
 MODEL = ModelConfig(
@@ -46,18 +47,18 @@ def test_every_phase_is_lowered(placed):
 
 
 def test_rows_and_parameters_have_places_of_their_own():
-    mesh = AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    mesh = AbstractMesh((1, 1, 2, 2), AXES)
     model = dataclasses.replace(MODEL, num_heads=2, num_kv_heads=2)
     setting = memory.Setting(
         model, Semantics.KEEP, batch=4, length=8, drawn=4, accumulate=1, mesh=mesh
     )
     params = memory.placed(setting, setting.params)
-    assert params["embedding"].sharding.spec == PartitionSpec(None, "fsdp")
+    assert params["embedding"].sharding.spec == PartitionSpec(("tensor", "fsdp"), None)
     assert params["blocks_0"]["layers_0"]["qkv"].sharding.spec == PartitionSpec(
         "fsdp", "tensor", None, None
     )
     rows = memory.placed(setting, memory.rows_of(setting), rows=True)
-    assert {x.sharding.spec for x in rows} == {PartitionSpec(("data", "fsdp"))}
+    assert {x.sharding.spec for x in rows} == {PartitionSpec(("slice", "data", "fsdp"))}
 
 
 @pytest.mark.parametrize(

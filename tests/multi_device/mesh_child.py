@@ -53,9 +53,8 @@ def sample(mesh, rows_a_prompt: int = 1, batch_size: int = 16) -> list:
     prompts = [i // rows_a_prompt for i in range(16)]
     requests = [Request("ab cd"[: 1 + i % 5], (5, 6) if i % 3 == 0 else (), knobs) for i in prompts]
     shapes = SamplerConfig(SEMANTICS, batch_size=batch_size, min_context=12, min_room=20)
-    sharding = batch_sharding(mesh) if mesh.size > 1 else None
     params = jax.device_put(PARAMS, shardings(PARAMS, mesh))
-    return Sampler(MODEL, TOKENIZER, shapes, sharding=sharding)(params, requests, 3)
+    return Sampler(MODEL, TOKENIZER, shapes, mesh=mesh)(params, requests, 3)
 
 
 def supervised_parts():

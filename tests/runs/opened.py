@@ -51,7 +51,9 @@ def make_folder(e: Experiment, folder: Path) -> None:
 
 def check_shapes(e: Experiment, shards: int = 1) -> None:
     """The checks of all stages before anything is made, for a mesh with so many row shards."""
-    mesh = types.SimpleNamespace(shape={"data": shards, "fsdp": 1, "tensor": 1}, size=shards)
+    mesh = types.SimpleNamespace(
+        shape={"slice": 1, "data": shards, "fsdp": 1, "tensor": 1}, size=shards
+    )
     for stage in recipe(e):
         seen = types.SimpleNamespace(mesh=mesh, data=e.data, base_model=styled(e.base.model))
         stage.check(seen, stage.config)

@@ -14,7 +14,7 @@ LEARNED = styled(ModelConfig(family="gpt2", max_positions=100))
 
 
 def mesh(data, fsdp):
-    return types.SimpleNamespace(shape={"data": data, "fsdp": fsdp, "tensor": 2})
+    return types.SimpleNamespace(shape={"slice": 1, "data": data, "fsdp": fsdp, "tensor": 2})
 
 
 @pytest.mark.parametrize("rows", range(1, 49))

@@ -39,6 +39,7 @@ from rlbf_jax.attacks.search.gcg_step import (
 )
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.prefixed import Prefix
+from rlbf_jax.parallel.axes import names_of
 from rlbf_jax.parallel.mesh import row_shards
 
 BEHAVIORS, CANDIDATES = "behaviors", "candidates"
@@ -280,7 +281,7 @@ def advance(
 
 
 def search_mesh(mesh: Mesh, behaviors: int) -> Mesh:
-    """The devices of a mesh (data, fsdp, tensor) as (BEHAVIORS, CANDIDATES, tensor)."""
+    """The devices of a mesh (slice, data, fsdp, tensor) as (BEHAVIORS, CANDIDATES, tensor)."""
     names = (BEHAVIORS, CANDIDATES, "tensor")
     return Mesh(search_devices(mesh, behaviors), names, axis_types=(AxisType.Auto,) * 3)
 
@@ -300,9 +301,8 @@ def whole_rows(mesh: Mesh, shardings: Any) -> Any:
     """Shardings of parameters on a search's mesh: split over the tensor axis alone."""
 
     def whole(sharding: NamedSharding) -> NamedSharding:
-        return NamedSharding(
-            mesh, PartitionSpec(*(axis if axis == "tensor" else None for axis in sharding.spec))
-        )
+        held = ("tensor" if "tensor" in names_of((entry,)) else None for entry in sharding.spec)
+        return NamedSharding(mesh, PartitionSpec(*held))
 
     return jax.tree.map(whole, shardings)
 
