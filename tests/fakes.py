@@ -70,10 +70,9 @@ init = jax.jit(transformer.init, static_argnums=0)
 
 def random_model(tokenizer, seed=0, spread=2.0, **fields) -> tuple[ModelConfig, dict]:
     """A random decoder whose logits have a standard deviation of about `spread`."""
-    shape = (
-        dict(num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48) | fields
-    )
-    config = ModelConfig(vocab_size=tokenizer.vocab_size + 3, tied_embeddings=False, **shape)
+    vocab_size = tokenizer.vocab_size + 3
+    shape = dict(num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48)
+    config = ModelConfig(**(dict(vocab_size=vocab_size, tied_embeddings=False) | shape | fields))
     params = init(config, jax.random.key(seed))
     params["unembedding"] = params["unembedding"] * spread
     # Louder keys and values make every step depend on what can be seen.

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Float32, Int
 
-from rlbf_jax.parallel.axes import over_rows
+from rlbf_jax.parallel.axes import over_rows, platform
+from rlbf_jax.parallel.chunks import ids_at_once
 from rlbf_jax.parallel.tables import pick
 
 CHUNK = 512
-"""Ids whose logits exist at a time in `linear_nll`; about what stays in a CPU core's cache."""
+"""Ids whose logits exist at a time in `linear_nll` on a CPU; about what stays in a core's cache."""
 
 
 def token_nll(
@@ -106,7 +107,8 @@ def _sweep_rows(
     counts: Bool[Array, "B T"],
 ) -> tuple[Float32[Array, ""], Float[Array, "B T D"], Float32[Array, "V D"]]:
     batch, time, width = hidden.shape
-    chunk = max(1, min(time, CHUNK // batch))
+    ids = CHUNK if platform() == "cpu" else ids_at_once(table.shape[0])
+    chunk = max(1, min(time, ids // batch))
     pad = -time % chunk
 
     def split(x: Array) -> Array:

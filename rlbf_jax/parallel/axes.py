@@ -124,6 +124,13 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def platform() -> str:
+    """What a program is traced for: "cpu", "gpu" or "tpu"."""
+    mesh = current_mesh()
+    device = None if mesh is None else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: jax.Array, *names: Name) -> jax.Array:
     """`x`, divided as the names of its dimensions say."""
     mesh = current_mesh()
@@ -132,7 +139,7 @@ def constrain(x: jax.Array, *names: Name) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, LOGICAL.spec(names, x.shape, mesh))
 
 
-def over_rows(function: Callable, whole: Any, rows: Any) -> tuple[Any, Any]:
+def over_rows(function: Callable, whole: Any, rows: Any, name: Name = "rows") -> tuple[Any, Any]:
     """`function(whole, rows) -> (per row, sums)`, each device on its own rows.
 
     Gradients of `whole` and `sums` are added up on each device first and exchanged once, however
@@ -142,13 +149,14 @@ def over_rows(function: Callable, whole: Any, rows: Any) -> tuple[Any, Any]:
     Args:
       whole: a pytree that every device of the row axes needs all of.
       rows: a pytree of arrays with rows in front.
+      name: "few_rows" leaves rows that the axes of weights divide to the compiler.
 
     Returns:
       what is per row, rows in front; and sums over all rows.
     """
     mesh = current_mesh()
     count = jax.tree.leaves(rows)[0].shape[0]
-    axes = () if mesh is None else names_of(LOGICAL.spec(("rows",), (count,), mesh))
+    axes = () if mesh is None else names_of(LOGICAL.spec((name,), (count,), mesh))
     if not axes:
         return function(whole, rows)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -14,13 +16,14 @@ def look_up(table: Float[Array, "V D"], ids: Int[Array, "*shape"], dtype) -> Arr
     """[..., D] in `dtype`: rows of a table.
 
     Devices find what they hold, and add up: ids divided as batches are meet a table that is divided
-    over `tensor` alone; few ids (less than the table has, as of decoding) come to a table that
-    stays where it is kept, for less is moved so.
+    over `tensor` alone; few ids (less than a device has rows of the table, as of decoding) come to
+    a table that stays where it is kept, for less is moved so.
     """
     mesh = current_mesh()
     if mesh is None:
         return jnp.take(table, ids, axis=0).astype(dtype)
-    few = ids.size < table.shape[0]
+    parts = math.prod(mesh.shape[axis] for axis in LOGICAL.vocab)
+    few = ids.size * parts < table.shape[0]
     kept, rows = ("vocab", "few_rows") if few else ("logits", "rows")
     table = constrain(table, kept, None)
     held = LOGICAL.spec((kept,), table.shape[:1], mesh)
@@ -32,8 +35,9 @@ def look_up(table: Float[Array, "V D"], ids: Int[Array, "*shape"], dtype) -> Arr
     def local(part: Array, number: Array, ids: Array) -> Array:
         place = ids - number[0]
         here = (place >= 0) & (place < part.shape[0])
-        found = jnp.take(part, jnp.where(here, place, 0), axis=0).astype(dtype)
-        return jax.lax.psum(jnp.where(here[..., None], found, 0), axes)
+        found = jnp.take(part, jnp.where(here, place, 0), axis=0).astype(jnp.float32)
+        # Exact in any type; XLA on CPU cannot compile such a sum of bfloat16.
+        return jax.lax.psum(jnp.where(here[..., None], found, 0), axes).astype(dtype)
 
     return jax.shard_map(
         local, in_specs=(held, held, split), out_specs=split, axis_names={*axes, *others}

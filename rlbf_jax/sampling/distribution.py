@@ -8,18 +8,16 @@ above, so that a scorer reproduces them from the trace alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float32, Int32
 
 from rlbf_jax.directives import EditRule, Legal
-from rlbf_jax.parallel.axes import LOGICAL, current_mesh, names_of
+from rlbf_jax.parallel.parts import Part, has_parts, over_parts
 from rlbf_jax.parallel.tables import pick
 
 ONE_BLOCK, BLOCK = 2048, 512
@@ -135,9 +133,20 @@ def _largest(holds: Callable[[Array], Array], rows: int) -> Array:
 
 def _first(chosen: Array, count: Array) -> Array:
     """[B, V] bool: the first `count` [B] of the chosen ids."""
+
+    def own(part: Part, chosen: Array, count: Array) -> Array:
+        held = part.gathered(jnp.sum(chosen, axis=-1))
+        before = jnp.where(jnp.arange(held.shape[1]) < part.number, held, 0)
+        return chosen & (jnp.cumsum(chosen, axis=-1) <= (count - jnp.sum(before, axis=-1))[:, None])
+
+    def first() -> Array:
+        if has_parts(chosen):
+            return over_parts(own, chosen, count, whole=True)
+        return chosen & (jnp.cumsum(chosen, axis=-1) <= count[:, None])
+
     return jax.lax.cond(
         jnp.any(jnp.sum(chosen, axis=-1) > count),
-        lambda: chosen & (jnp.cumsum(chosen, axis=-1) <= count[:, None]),
+        first,
         lambda: chosen,
     )
 
@@ -181,31 +190,19 @@ def _drawn(weights: Array, uniform: Array, temperature: Array) -> Array:
     Of weights that are divided among devices, each sums up what it has, and the one that the share
     falls to draws: blocks once more, of a device's size.
     """
-    mesh = current_mesh()
-    held = None if mesh is None else LOGICAL.spec(("few_rows", "vocab"), weights.shape, mesh)
-    axes = () if held is None else names_of(held[1:])
-    if mesh is None or held is None or not axes:
+    if not has_parts(weights):
         drawn = _inverse_cdf(weights, uniform)
         return jnp.where(temperature > 0, drawn, _likeliest(weights))
-    rows, parts = PartitionSpec(held[0]), math.prod(mesh.shape[axis] for axis in axes)
 
-    def local(weights: Array, number: Array, uniform: Array, temperature: Array) -> Array:
-        def of_all(x: Array) -> Array:
-            return jax.lax.all_gather(x, axes, axis=1)
-
-        part, rest = _first_beyond(of_all(jnp.sum(weights, axis=-1)), uniform)
-        highest = jnp.argmax(of_all(jnp.max(weights, axis=-1)), axis=-1)
-        part = jnp.where(temperature > 0, part, highest)
+    def own(part: Part, weights: Array, uniform: Array, temperature: Array) -> Array:
+        chosen, rest = _first_beyond(part.gathered(jnp.sum(weights, axis=-1)), uniform)
+        highest = jnp.argmax(part.gathered(jnp.max(weights, axis=-1)), axis=-1)
+        chosen = jnp.where(temperature > 0, chosen, highest)
         drawn = jnp.where(temperature > 0, _inverse_cdf(weights, rest), _likeliest(weights))
-        drawn += number[0] * weights.shape[1]
-        return jax.lax.psum(jnp.where(part == number[0], drawn, 0), axes)
+        drawn += part.number * weights.shape[1]
+        return part.total(jnp.where(chosen == part.number, drawn, 0))
 
-    return jax.shard_map(
-        local,
-        in_specs=(held, PartitionSpec(*held[1:]), rows, rows),
-        out_specs=rows,
-        axis_names={*axes, *names_of(rows)},
-    )(weights, jnp.arange(parts), uniform, temperature)
+    return over_parts(own, weights, uniform, temperature)
 
 
 def _inverse_cdf(

@@ -21,15 +21,12 @@ from rlbf_jax.errors import InputError
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.parallel.axes import over_rows
+from rlbf_jax.parallel.chunks import ids_at_once
 from rlbf_jax.parallel.tables import pick
 from rlbf_jax.sampling.batching import control_bias_of, limits_of
 from rlbf_jax.sampling.distribution import legal_logits
 from rlbf_jax.sampling.program import Hidden, Params, Program, as_program
 from rlbf_jax.sampling.request import Generation
-
-CHUNK = 1 << 21
-"""Most logits (float32) that exist at a time; longer batches are read time-chunk by time-chunk.
-About a CPU cache."""
 
 
 class Traces(NamedTuple):
@@ -135,7 +132,17 @@ def token_scores(
     logits are the dearest part of a pass.
     """
 
-    program = as_program(model)
+    def local(params: Params, rows: tuple) -> tuple[Scores, tuple]:
+        return _token_scores(as_program(model), params, rule, rows, drawn), ()
+
+    return over_rows(local, params, (traces, hidden, before))[0]
+
+
+def _token_scores(
+    program: Program, params: Params, rule: EditRule, of: tuple, drawn: int | None
+) -> Scores:
+    """`token_scores` of a device's own rows: (traces, hidden, before)."""
+    traces, hidden, before = of
 
     def read(
         params: Params, knobs: tuple, hidden: Hidden, targets: Array, before: EditState
@@ -180,8 +187,7 @@ def token_scores(
 def in_time_chunks(
     read: Callable[..., Any], params: Params, knobs: Any, columns: tuple, vocab_size: int
 ) -> Any:
-    """`read(params, knobs, *columns)` over [B, T, ...] columns, in as few time chunks as keep
-    a device's rows x chunk x V under `CHUNK`.
+    """`read(params, knobs, *columns)` over [B, T, ...] columns, in time chunks of `ids_at_once`.
 
     Chunks are recomputed in the backward pass, so their logits are never kept; the gradient of
     `params` is exchanged between devices once.
@@ -199,7 +205,7 @@ def in_time_chunks(
 
 def _in_time_chunks(read, params: Params, knobs, columns: tuple, vocab_size: int):
     batch, time = jax.tree.leaves(columns)[0].shape[:2]
-    chunk = max(1, CHUNK // (batch * vocab_size))
+    chunk = max(1, ids_at_once(vocab_size) // batch)
     if chunk >= time:
         return read(params, knobs, *columns)
     count = -(-time // chunk)

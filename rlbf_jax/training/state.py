@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from rlbf_jax.models.lora import join
 from rlbf_jax.objectives.masked import Term
-from rlbf_jax.parallel.axes import constrain, traced_for
+from rlbf_jax.parallel.axes import constrain, over_rows, traced_for
 from rlbf_jax.parallel.mesh import batch_sharding, replicated, shardings
 
 TermsFn = Callable[[Any, Any], dict[str, Term]]
@@ -102,12 +102,19 @@ def jit_update(
     `state` and `frozen` may be shapes."""
 
     def update(state: TrainState, frozen, batch) -> tuple[TrainState, UpdateMetrics]:
-        def joined(params, micro) -> dict[str, Term]:
-            return terms_fn(join(params, frozen), micro)
+        def local(whole, batch) -> tuple[tuple, tuple[Any, dict[str, Term]]]:
+            params, frozen, denominators = whole
 
-        grads, terms = accumulated_gradients(
-            joined, weights, denominators_fn(batch), state.params, batch, accumulate
-        )
+            def joined(params, micro) -> dict[str, Term]:
+                return terms_fn(join(params, frozen), micro)
+
+            return (), accumulated_gradients(
+                joined, weights, denominators, params, batch, accumulate
+            )
+
+        # Rows of other devices are to a device what other microbatches are: terms are sums.
+        whole = (state.params, frozen, denominators_fn(batch))
+        _, (grads, terms) = over_rows(local, whole, batch, "few_rows")
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)

@@ -37,7 +37,11 @@ ADAM = optax.adam(1e-3)
 SEMANTICS = Semantics.REWIND
 TOKENIZER = LetterTokenizer()
 RULE = TOKENIZER.controls.rule()
-MODEL, PARAMS = random_model(TOKENIZER, num_layers=1)
+VOCAB = (TOKENIZER.vocab_size // 8 + 1) * 8
+"""Ids that eight devices divide."""
+MODEL, PARAMS = random_model(
+    TOKENIZER, num_layers=1, vocab_size=VOCAB, num_heads=16, num_kv_heads=8
+)
 
 
 def guidance(rows: int = 16, time: int = 24) -> Rows:

@@ -12,18 +12,22 @@ import pytest
 from rlbf_jax.parallel.mesh import MeshConfig, make_mesh, shardings, spec_of
 
 CHILD = str(pathlib.Path(__file__).with_name("mesh_child.py"))
-MATRICES = {"qkv", "out", "gate_up", "down"}
+MATRICES = {"qkv", "out", "gate_up", "down", "embedding", "unembedding"}
+MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)]
+"""(data, fsdp, tensor)."""
 
 
 @pytest.fixture(scope="module")
 def results(run_in_child):
     """What every mesh gave, by its sizes; the first row is about the traces themselves."""
-    first, *rows = map(json.loads, run_in_child(CHILD, "8,1,1", "2,2,2", "1,4,2").splitlines())
+    first, *rows = map(
+        json.loads, run_in_child(CHILD, *(",".join(map(str, m)) for m in MESHES)).splitlines()
+    )
     assert first["directives"] >= 10
     return {tuple(row["sizes"]): row for row in rows}
 
 
-SIZES = pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+SIZES = pytest.mark.parametrize("sizes", MESHES)
 
 
 @SIZES
@@ -47,10 +51,11 @@ def test_parameters_and_moments_are_split_as_the_mesh_says(results, sizes):
 @SIZES
 def test_adapters_are_split_as_their_projections_are(results, sizes):
     split = set(results[sizes]["split_adapters"])
-    expected = {"qkv_lora_a", "out_lora_b", "gate_up_lora_a", "down_lora_b"}
-    if sizes == (2, 2, 2):
+    _, fsdp, tensor = sizes
+    expected = {"qkv_lora_a", "out_lora_b", "gate_up_lora_a", "down_lora_b"} if fsdp > 1 else set()
+    if tensor > 1:
         expected |= {"qkv_lora_b", "out_lora_a", "gate_up_lora_b", "down_lora_a"}
-    assert not split if sizes == (8, 1, 1) else split >= expected
+    assert split == expected
 
 
 @SIZES

@@ -396,7 +396,7 @@ def test_scoring_in_time_chunks_changes_neither_values_nor_gradients(monkeypatch
     run = functools.partial(jax.value_and_grad, has_aux=True)
     (_, whole), gradient = jax.jit(run(lambda p: read(p)))(PARAMS)
     # Three of the 79 columns at a time: the last chunk is padded.
-    monkeypatch.setattr(scoring, "CHUNK", 8 * 3 * MODEL.vocab_size)
+    monkeypatch.setattr(scoring, "ids_at_once", lambda vocab_size: 8 * 3)
     (_, pieces), other = jax.jit(run(lambda p: read(p)))(PARAMS)
     action = np.asarray(traces.is_action)
     for a, b in zip(whole, pieces, strict=True):
