@@ -274,7 +274,7 @@ def make_base(run: Run, config: BaseStage) -> None:
     supervised = config.pretraining
     loop = run.loop(supervised.steps, supervised.checkpoint_every)
     optimizer = make_optimizer(supervised.optimizer, supervised.steps, name=loop.name)
-    learner = Learner(objective, optimizer, run.initial_params(), run.mesh, supervised.accumulate)
+    learner = Learner(objective, optimizer, run.initial_params, run.mesh, supervised.accumulate)
     batches = PackedRows(run.batches(PRETRAINING, supervised.batch_size))
     run.keep(run.model, train(learner, batches, loop))
 
@@ -357,5 +357,6 @@ def train_supervised(run: Run, config: SupervisedStage) -> None:
     loop = run.loop(supervised.steps, supervised.checkpoint_every)
     optimizer = make_optimizer(supervised.optimizer, supervised.steps, name=loop.name)
     learner = Learner(objective, optimizer, trained, run.mesh, supervised.accumulate, frozen)
+    del trained  # the learner's alone from now on: its updates use the buffers up
     batches = PackedRows(run.batches(config.dataset, supervised.batch_size))
     run.keep(model, train(learner, batches, loop))

@@ -20,6 +20,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rlbf_jax.models.lora import join
+from rlbf_jax.parallel.mesh import shardings
 from rlbf_jax.training.state import TermsFn, TrainState, UpdateMetrics, init_state, make_update
 
 Params = Any
@@ -42,7 +43,9 @@ class Learner:
     """Parameters that an objective changes, update by update.
 
     Args:
-      params: the parameters that are trained; buffers are used up by the first update.
+      params: the parameters that are trained; buffers are used up by the first update. A function
+        without arguments that makes them is called when they are first needed, which in a training
+        that goes on from a checkpoint is never.
       frozen: parameters that the objective reads joined with them: no gradient, no moments.
       accumulate: microbatches of an update; divides the rows of a batch.
     """
@@ -51,23 +54,47 @@ class Learner:
         self,
         objective: Objective,
         optimizer: optax.GradientTransformation,
-        params: Params,
+        params: Params | Callable[[], Params],
         mesh: Mesh,
         accumulate: int = 1,
         frozen: Mapping[str, Any] = NOTHING,
     ):
         self.mesh, self.frozen = mesh, frozen
-        self.state = init_state(params, optimizer)
+        self._optimizer, self._params = optimizer, params
+        self._state: TrainState | None = None
+        self.shapes = jax.eval_shape(lambda: init_state(self._made(), optimizer))
+        """Of the state, which need not be made to be known."""
         self._update = make_update(
             objective.terms,
             objective.denominators,
             objective.weights,
             optimizer,
             mesh,
-            self.state,
+            self.shapes,
             accumulate,
             frozen,
         )
+
+    @property
+    def state(self) -> TrainState:
+        """What updates change; made when it is first asked for."""
+        if self._state is None:
+            self.take(self.begun())
+        assert self._state is not None
+        return self._state
+
+    def begun(self, copied: bool = False) -> TrainState:
+        """The state before the first update, on the mesh. `copied`: updates leave the parameters
+        that were handed in alone."""
+        params = jax.device_put(self._made(), shardings(self.shapes.params, self.mesh))
+        if copied and not callable(self._params):
+            params = jax.tree.map(jnp.copy, params)
+        places = shardings(self.shapes.opt_state, self.mesh)
+        opt_state = jax.jit(self._optimizer.init, out_shardings=places)(params)
+        return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+
+    def _made(self) -> Params:
+        return self._params() if callable(self._params) else self._params
 
     @property
     def params(self) -> Params:
@@ -81,9 +108,10 @@ class Learner:
 
     def update(self, batch: Any) -> UpdateMetrics:
         """One update on a batch (leading axis of leaves: rows); reuses the old state's buffers."""
-        self.state, metrics = self._update(self.state, batch)
+        after, metrics = self._update(self.state, batch)
+        self.take(after)
         return metrics
 
     def take(self, state: TrainState) -> None:
         """Goes on from another state, as a checkpoint holds it."""
-        self.state = state
+        self._state, self._params = state, None

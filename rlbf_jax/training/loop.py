@@ -42,9 +42,17 @@ class Loop:
         self.checkpoints = Checkpoints(folder / "checkpoints", writes=True)
         self.journals: dict[str, Journal] = {}
 
-    def start(self, state: Any, journals: tuple[str, ...] = ()) -> tuple[int, Any, dict]:
+    def start(
+        self,
+        state: Any,
+        journals: tuple[str, ...] = (),
+        make: Callable[[], Any] | None = None,
+    ) -> tuple[int, Any, dict]:
         """(first step, state, extra): the given state on the mesh and step 0,
         or what the checkpoint holds.
+
+        With `make`, which is called where there is no checkpoint, `state` may be shapes: a state
+        that another one takes the place of is never made.
 
         Opens `metrics.jsonl`, `timing.jsonl` and the named further journals
         at the checkpoint's offsets.
@@ -53,6 +61,7 @@ class Loop:
         if self.checkpoints.latest is not None:
             state, meta = self.checkpoints.restore(state, self.mesh)
         else:
+            state = state if make is None else make()
             state = jax.device_put(state, shardings(state, self.mesh))
         offsets = meta.get("offsets", {})
         for name in ("metrics", "timing", *journals):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlbf_jax.training.learner import Learner
@@ -58,10 +57,16 @@ def train_online(
     """Collects and updates until the loop ends; returns the trained parameters."""
     whole = bool(jax.tree.leaves(remembered.memory))
     structure: Any = jax.tree.structure(remembered.memory)
+
+    def kept_with(state: Any) -> Any:
+        return (state, remembered.memory) if whole else state
+
     # The first parameters may also be a reference, and updates reuse their buffers.
-    state = jax.tree.map(jnp.copy, learner.state)
-    kept = (state, remembered.memory) if whole else state
-    first, kept, extra = loop.start(kept, remembered.journals)
+    first, kept, extra = loop.start(
+        kept_with(learner.shapes),
+        remembered.journals,
+        lambda: kept_with(learner.begun(copied=True)),
+    )
     for name, source in remembered.sources.items():
         if name in extra:
             source.set_state(extra[name])
@@ -86,4 +91,4 @@ def train_online(
         kept, first, step, lambda: {k: s.get_state() for k, s in remembered.sources.items()}
     )
     learner.take(kept[0] if whole else kept)
-    return learner.trained
+    return learner.state.params  # no update follows that would use the buffers up

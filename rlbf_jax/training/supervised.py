@@ -106,7 +106,7 @@ def train(learner: Learner, batches: Batches, loop: Loop) -> dict:
     The state of `batches` is part of every checkpoint,
     so a restarted stage repeats itself to the bit.
     """
-    first, state, extra = loop.start(learner.state)
+    first, state, extra = loop.start(learner.shapes, make=learner.begun)
     learner.take(state)
     if "data" in extra:
         batches.set_state(extra["data"])
@@ -117,7 +117,7 @@ def train(learner: Learner, batches: Batches, loop: Loop) -> dict:
         return learner.state, means(metrics)
 
     learner.take(loop.run(state, first, step, lambda: {"data": batches.get_state()}))
-    return learner.trained
+    return learner.state.params  # no update follows that would use the buffers up
 
 
 class Batches(Protocol):

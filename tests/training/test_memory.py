@@ -1,0 +1,83 @@
+"""What training holds before its first update: parameters, two moments and a reference,
+begun or gone on with."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from rlbf_jax.objectives.masked import Term
+from rlbf_jax.parallel.mesh import make_mesh
+from rlbf_jax.training.checkpoint import Checkpoints
+from rlbf_jax.training.learner import Learner, Objective
+from rlbf_jax.training.loop import Loop
+from rlbf_jax.training.online import Collected, train_online
+
+SIZE = 1 << 18
+OBJECTIVE = Objective(
+    lambda params, batch: {"loss": Term(jnp.sum(params["w"] * batch[0, 0]), jnp.float32(1))},
+    lambda batch: {"loss": jnp.float32(1)},
+    {"loss": 1.0},
+)
+
+
+def live() -> int:
+    """Bytes of all arrays; some share a buffer."""
+    return sum({x.unsafe_buffer_pointer(): x.nbytes for x in jax.live_arrays()}.values())
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """[(where, live bytes in copies of the parameters)] of a training."""
+    seen, before = [], live()
+
+    def note(where):
+        seen.append((where, (live() - before) / (4 * SIZE)))
+
+    restore, begun = Checkpoints.restore, Learner.begun
+
+    def restored(self, *args):
+        found = restore(self, *args)
+        note("restored")
+        return found
+
+    def made(self, copied=False):
+        found = begun(self, copied)
+        note("begun")
+        return found
+
+    monkeypatch.setattr(Checkpoints, "restore", restored)
+    monkeypatch.setattr(Learner, "begun", made)
+    return seen, note
+
+
+def trained(folder, note, steps, early=False):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    reference = {"w": jnp.ones(SIZE)}
+
+    def collect(params, memory, step):
+        note("collecting")
+        assert float(reference["w"][0]) == 1.0
+        return Collected([jnp.ones((1, 1))], {})
+
+    learner = Learner(OBJECTIVE, optax.adam(1e-3), reference, mesh)
+    if early:
+        _ = learner.state
+    train_online(learner, collect, Loop(folder, "toy", steps, 1, mesh))
+
+
+def test_training_begins_and_goes_on_with_what_a_step_needs(tmp_path, held):
+    """Parameters, two moments and the reference: four copies, within a tenth."""
+    seen, note = held
+    trained(tmp_path, note, 2)
+    assert [where for where, _ in seen] == ["begun", "collecting", "collecting"]
+    trained(tmp_path, note, 3)
+    assert [where for where, _ in seen[3:]] == ["restored", "collecting"]
+    assert [copies for _, copies in seen] == pytest.approx([4] * len(seen), abs=0.1)
+
+
+def test_a_state_that_is_made_in_vain_is_seen(tmp_path, held):
+    seen, note = held
+    trained(tmp_path, note, 1)
+    trained(tmp_path, note, 2, early=True)
+    assert dict(seen[2:])["restored"] > 5.9
