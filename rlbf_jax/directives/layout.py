@@ -89,12 +89,21 @@ def _first_not_above(
 
     That is when j dies under REWIND, whatever the rule: an id lives as long as what follows stands
     above it. A cache slot is overwritten by the same arithmetic.
+
+    One sweep from the end, which remembers for every position the first fall to it or below: memory
+    is that of the rows, [B, T].
     """
-    time = jnp.arange(position.shape[1], dtype=jnp.int32)
-    falls = (
-        (time[None, None, :] >= time[None, :, None])
-        & in_response[:, None, :]
-        & (segment[:, None, :] == segment[:, :, None])
-        & (following[:, None, :] <= position[:, :, None])
+    places = jnp.arange(position.shape[1], dtype=jnp.int32)
+    ends = jnp.concatenate(
+        [segment[:, 1:] != segment[:, :-1], jnp.ones_like(segment[:, :1], bool)], 1
     )
-    return jnp.min(jnp.where(falls, time[None, None, :] + 1, NEVER), axis=-1)
+
+    def back(first, column):
+        number, here, follows, responding, last = column
+        first = jnp.where(last[:, None], NEVER, first)
+        falls = responding[:, None] & (places[None] >= follows[:, None])
+        first = jnp.where(falls, number + 1, first)
+        return first, jnp.take_along_axis(first, here[:, None], axis=1)[:, 0]
+
+    columns = (places, position.T, following.T, in_response.T, ends.T)
+    return jax.lax.scan(back, jnp.full_like(position, NEVER), columns, reverse=True)[1].T
