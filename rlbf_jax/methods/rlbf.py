@@ -63,7 +63,7 @@ from rlbf_jax.ranges import check_at_least, check_positive
 from rlbf_jax.runs.critics import CriticConfig
 from rlbf_jax.runs.experiment import Beside, Experiment, MethodConfig
 from rlbf_jax.runs.run import BASE, TOKENIZER, Run, data_stage
-from rlbf_jax.runs.shapes import check_rows, check_rows_suffice, check_width
+from rlbf_jax.runs.shapes import check_precision, check_rows, check_rows_suffice, check_width
 from rlbf_jax.runs.stage import Stage
 from rlbf_jax.sampling.engine import Engine
 from rlbf_jax.sampling.request import Knobs
@@ -239,6 +239,7 @@ def reinforcement_stage(e: Experiment, method: RlbfConfig) -> Stage:
 
 
 def check_reinforcement(run: Run, config: ReinforcementStage) -> None:
+    check_precision(run.base_model, config.lora)
     rl = config.reinforcement
     rows = rl.prompts_per_step * rl.group_size
     name = "reinforcement.prompts_per_step x group_size"

@@ -21,7 +21,7 @@ from rlbf_jax.plain import DECIDES_NOTHING, PATH
 from rlbf_jax.runs import start
 from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.runs.run import BASE, TOKENIZER, Run, data_stage
-from rlbf_jax.runs.shapes import check_rows, check_rows_suffice, check_width
+from rlbf_jax.runs.shapes import check_precision, check_rows, check_rows_suffice, check_width
 from rlbf_jax.runs.stage import Stage
 from rlbf_jax.storage import file_digest
 from rlbf_jax.tokenizers import FamilyTokenizer, train_tokenizer
@@ -245,6 +245,7 @@ class BaseStage:
 def check_base(run: Run, config: BaseStage) -> None:
     check_width("data.row_length", run.data.row_length, run.base_model)
     if not config.start_from:
+        check_precision(config.model, LoraConfig())
         batch = config.pretraining
         check_rows("pretraining.batch_size", batch.batch_size, run.mesh, batch.accumulate)
 
@@ -333,6 +334,7 @@ def supervised_stage(
 
 
 def check_supervised(run: Run, config: SupervisedStage) -> None:
+    check_precision(run.base_model, config.lora)
     batch = config.training
     check_rows(f"{config.flag}.batch_size", batch.batch_size, run.mesh, batch.accumulate)
 

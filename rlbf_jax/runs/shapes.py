@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.attention import QUERY_BLOCK
-from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.parallel.mesh import row_shards
 
 
@@ -31,6 +31,17 @@ def check_width(name: str, width: int, model: ModelConfig, in_blocks: bool = Tru
     if in_blocks and width > QUERY_BLOCK and width % QUERY_BLOCK:
         raise UserError(
             f"{name}: {width} ids; rows longer than {QUERY_BLOCK} must be a multiple of it"
+        )
+
+
+def check_precision(model: ModelConfig, lora: LoraConfig) -> None:
+    """Raises UserError where a whole model would be trained in half precision: an update of 2e-5
+    is lost in the 8 bits of a bfloat16 of order 1, so it would hardly learn."""
+    if model.param_dtype != "float32" and not lora.rank:
+        raise UserError(
+            f"model.param_dtype: all parameters are trained, and updates are lost in "
+            f"{model.param_dtype}; set --model.param_dtype float32 (products are as fast with "
+            "--model.dtype bfloat16), or train adapters alone with --model.lora.rank 16"
         )
 
 

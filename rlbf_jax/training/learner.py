@@ -48,6 +48,8 @@ class Learner:
         that goes on from a checkpoint is never.
       frozen: parameters that the objective reads joined with them: no gradient, no moments.
       accumulate: microbatches of an update; divides the rows of a batch.
+
+    Raises ValueError for parameters in half precision, in which small updates are lost.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Learner:
         self._state: TrainState | None = None
         self.shapes = jax.eval_shape(lambda: init_state(self._made(), optimizer))
         """Of the state, which need not be made to be known."""
+        _check_precision(self.shapes.params)
         self._update = make_update(
             objective.terms,
             objective.denominators,
@@ -115,3 +118,12 @@ class Learner:
     def take(self, state: TrainState) -> None:
         """Goes on from another state, as a checkpoint holds it."""
         self._state, self._params = state, None
+
+
+def _check_precision(params: Params) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
+            raise ValueError(
+                f"parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, in which small updates "
+                "are lost; train it in float32 (a model computes in its config's dtype)"
+            )
