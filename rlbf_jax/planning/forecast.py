@@ -21,10 +21,10 @@ import jax
 
 from rlbf_jax.parallel.compiled import Collective, collectives, dots
 from rlbf_jax.parallel.traffic import traffic
-from rlbf_jax.planning.chips import GIB, Chip
+from rlbf_jax.planning.chips import Chip
 from rlbf_jax.planning.phases import Phase
 
-_USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+_USED = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+)([KMGT])\) exceeds")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -195,6 +195,8 @@ def _memory(compiled: jax.stages.Compiled, beside: int) -> Memory:
 
 def _refused(message: str) -> int | None:
     """Bytes that a program would need, where the compiler refused it for that."""
-    if match := _USED.search(message):
-        return int(float(match.group(1)) * _UNITS[match.group(2)])
-    return 10**3 * GIB if "Ran out of memory" in message else None
+    match = _USED.search(message)
+    if match is None:
+        return None
+    number, unit = match.group(1, 2) if match.group(1) else match.group(3, 4)
+    return int(float(number) * _UNITS[unit])

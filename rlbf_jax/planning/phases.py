@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -52,6 +52,11 @@ class Phase:
     """Turns of a loop whose end the data decide."""
     about: str = ""
     """Rows and ids, for a person."""
+
+    @property
+    def title(self) -> str:
+        """As a person names it."""
+        return f"{'/'.join(self.stages)} {self.name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +297,3 @@ STAGES: dict[type, Callable[[Site, str, Any], Planned]] = {
     ReinforcementStage: _reinforcement,
 }
 """Kind of a stage's configuration -> its programs."""
-
-
-def names(found: Sequence[Phase]) -> list[str]:
-    """Phases as a person names them."""
-    return [f"{'/'.join(phase.stages)} {phase.name}" for phase in found]

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,16 @@ from rlbf_jax.planning.chips import CHIPS, Chip
 
 _TPU = re.compile(r"(v\w+):\d+x\d+(x\d+)?")
 _NODE = re.compile(r"(h100):(\d+)")
-_MEND = "install libtpu on a Linux machine: pip install 'rlbf_jax[tpu]'"
+_MEND = "install it on a Linux machine: pip install 'jax[tpu]'"
+_LIBTPU = {
+    # It would ask the cloud's metadata server, and wait for it.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "none",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    # Only a TPU's owner has to be alone; several may plan at a time.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+"""What libtpu reads from the environment, where it is not set."""
 _EXAMPLES = "v5e:16x16, v5p:2x2x4, v4:2x2x4, v6e:4x4 or h100:8"
 
 
@@ -41,7 +51,7 @@ class Topology:
         try:
             return make_mesh(config, list(self.devices))
         except ValueError as error:
-            raise UserError(f"mesh: {error} ({self.name})") from error
+            raise UserError(f"{error} ({self.name})") from error
 
     @contextlib.contextmanager
     def chosen(self) -> Iterator[None]:
@@ -79,17 +89,16 @@ def _described(name: str) -> tuple[Any, ...]:
     """The devices of a TPU slice, by libtpu and without any TPU."""
     from jax.experimental import topologies
 
-    # libtpu would ask the cloud's metadata server, and wait for it.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    for variable, value in _LIBTPU.items():
+        os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
     try:
         import libtpu  # noqa: F401
     except ImportError as error:
         raise UserError(f"--topology {name}: libtpu is not there; {_MEND}") from error
     try:
-        found = topologies.get_topology_desc(topology_name=name, platform="tpu")
+        with _quiet():
+            found = topologies.get_topology_desc(topology_name=name, platform="tpu")
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -97,6 +106,21 @@ def _described(name: str) -> tuple[Any, ...]:
             f"{_EXAMPLES}"
         ) from error
     return tuple(found.devices)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what a library writes to standard error, past Python, away: libtpu complains there that
+    this machine is no TPU's host."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _node(name: str, chip: Chip, count: int) -> Topology:
