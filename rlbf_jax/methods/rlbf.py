@@ -210,12 +210,8 @@ class ReinforcementStage:
     @property
     def sampler(self) -> SamplerConfig:
         """One shape for all rollouts, whatever attack they start from."""
-        return SamplerConfig(
-            semantics=self.semantics,
-            batch_size=self.sampling_batch,
-            min_context=self.width,
-            min_room=self.rollout_tokens,
-        )
+        rows, width, room = self.sampling_batch, self.width, self.rollout_tokens
+        return SamplerConfig(self.semantics, rows, min_context=width, min_room=room)
 
 
 def reinforcement_stage(e: Experiment, method: RlbfConfig) -> Stage:
@@ -327,9 +323,10 @@ def improve(collect: Collector, loop: Loop) -> dict:
     return train_online(learner, collect, loop, remembered)["model"]
 
 
-def policy_optimizer(rl: ReinforcementConfig, stage: str) -> optax.GradientTransformation:
-    """The optimizer of all updates of reinforcement."""
-    return make_optimizer(rl.optimizer, rl.steps * rl.updates_per_step, name=stage)
+def policy_optimizer(rl: ReinforcementConfig, stage: str = "") -> optax.GradientTransformation:
+    """The optimizer of all updates of reinforcement; without a stage's name it says nothing."""
+    steps = rl.steps * rl.updates_per_step
+    return make_optimizer(rl.optimizer, steps, name=stage, warn=bool(stage))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _supervised_update(
     length = e.data.row_length
 
     def lower() -> jax.stages.Lowered:
-        optimizer = make_optimizer(training.optimizer, training.steps, name=stage)
+        optimizer = make_optimizer(training.optimizer, training.steps, warn=False)
         trees = *lora.split(shapes.parameters(model)), shapes.packed_rows(rows, length)
         objective = supervised_objective(model, rule, e.semantics)
         return lowered_update(objective, optimizer, trees, site.mesh, accumulate)
@@ -202,7 +202,7 @@ class _Reinforcement:
         """Bytes on each device of what is kept from step to step, by kind. Parameters that the
         reference shares with the policy (frozen ones) count once."""
         mesh = self.site.mesh
-        optimizer = policy_optimizer(self.config.reinforcement, "")
+        optimizer = policy_optimizer(self.config.reinforcement)
         state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), self.policy)
         trained, frozen = self.decoder
         return {
@@ -229,7 +229,7 @@ class _Reinforcement:
         guidance = shapes.packed_rows(rl.guidance_batch_size, e.data.row_length)
         batch = PolicyBatch(traces, self.measured(placed=False), guidance)
         trees = self.policy, {"model": self.decoder[1]}, batch
-        optimizer = policy_optimizer(rl, "")
+        optimizer = policy_optimizer(rl)
         return lowered_update(
             self.gradient.objective, optimizer, trees, self.site.mesh, rl.accumulate
         )

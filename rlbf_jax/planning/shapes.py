@@ -26,10 +26,9 @@ from rlbf_jax.parallel.mesh import batch_sharding, shardings
 from rlbf_jax.runs import start
 from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.sampling.scoring import Traces
+from rlbf_jax.tokenizers.own import controls_behind
 from rlbf_jax.training.supervised import Rows
 
-TEMPLATE_IDS = 2
-"""Ids of our own tokenizer between its pieces and its control ids."""
 _NOWHERE = Path("/nonexistent")
 
 
@@ -63,12 +62,13 @@ def vocabulary(e: Experiment) -> Vocabulary:
     model = start.model_of(base if there else dataclasses.replace(base, start_from=""), _NOWHERE)
     model = dataclasses.replace(model, lora=LoraConfig())
     categories = tuple(CATEGORIES if data.path else FORMS)
+    if not base.start_from:
+        controls = controls_behind(data.vocab_size, categories, data.x_max, e.rules)
+        return Vocabulary(dataclasses.replace(model, vocab_size=controls.end_id), controls)
     # Ids of the rules alone, to count them.
-    count = Controls(0, categories, data.x_max, e.rules).end_id
-    first = model.vocab_size - count if base.start_from else data.vocab_size + TEMPLATE_IDS
-    size = first + count
-    controls = Controls(first, categories, data.x_max, e.rules, vocab_size=size)
-    return Vocabulary(dataclasses.replace(model, vocab_size=size), controls)
+    size, count = model.vocab_size, Controls(0, categories, data.x_max, e.rules).end_id
+    controls = Controls(size - count, categories, data.x_max, e.rules, vocab_size=size)
+    return Vocabulary(model, controls)
 
 
 # Places -------------------------------------------------------------------------------------------
