@@ -131,7 +131,7 @@ def forecast(phase: Phase, chip: Chip | None) -> Forecast:
             raise
         memory, text, needed = None, "", needed + phase.beside
     else:
-        memory, text = _memory(compiled, phase.beside), compiled.as_text() or ""
+        memory, text = memory_of(compiled, phase.beside), compiled.as_text() or ""
         needed = memory.total
     took = time.perf_counter() - began
     turns = phase.unknown_turns
@@ -181,7 +181,8 @@ def by_kind(exchanges: Sequence[Collective]) -> dict[str, Exchanged]:
     return dict(sorted(found.items(), key=lambda item: -item[1].sent))
 
 
-def _memory(compiled: jax.stages.Compiled, beside: int) -> Memory:
+def memory_of(compiled: jax.stages.Compiled, beside: int = 0) -> Memory:
+    """What the compiler plans for a program; `beside`: what is kept while it runs."""
     plan: Any = compiled.memory_analysis()
     return Memory(
         plan.argument_size_in_bytes,
