@@ -15,16 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rlbf_jax.errors import UserError
 from rlbf_jax.methods.rlbf import ReinforcementStage, policy_optimizer
 from rlbf_jax.methods.shared import BaseStage, SupervisedStage
 from rlbf_jax.models import lora
 from rlbf_jax.models.config import LoraConfig
-from rlbf_jax.parallel.mesh import row_shards
 from rlbf_jax.planning import shapes
 from rlbf_jax.planning.sampling import Sampling
 from rlbf_jax.planning.shapes import Vocabulary
 from rlbf_jax.runs.experiment import Experiment
+from rlbf_jax.runs.shapes import check_rows
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.training.learner import Objective
 from rlbf_jax.training.optimizer import make_optimizer
@@ -66,15 +65,6 @@ class Site:
     experiment: Experiment
     vocabulary: Vocabulary
     mesh: Mesh
-
-    def check_rows(self, name: str, rows: int, accumulate: int = 1) -> None:
-        """Raises UserError for a batch that the mesh does not divide."""
-        shards = row_shards(self.mesh)
-        if rows % (shards * accumulate):
-            raise UserError(
-                f"{name}: {rows} rows do not divide into {shards} shards (mesh data x fsdp) of "
-                f"{accumulate} microbatches; choose a multiple of {shards * accumulate}"
-            )
 
 
 def phases(e: Experiment, mesh: Mesh) -> list[Phase]:
@@ -138,7 +128,7 @@ def _supervised_update(
     site: Site, stage: str, training: SupervisedConfig, flag: str, adapters: LoraConfig
 ) -> tuple[Any, Phase]:
     e, rows, accumulate = site.experiment, training.batch_size, training.accumulate
-    site.check_rows(f"{flag}.batch_size", rows, accumulate)
+    check_rows(f"{flag}.batch_size", rows, site.mesh, accumulate)
     rule = site.vocabulary.rule(e.rule)
     model = site.vocabulary.tuned(adapters, rule)
     length = e.data.row_length
@@ -251,9 +241,12 @@ class _Reinforcement:
 def _reinforcement(site: Site, stage: str, config: ReinforcementStage) -> Planned:
     rl = config.reinforcement
     parts = _Reinforcement(site, config)
-    site.check_rows("reinforcement.prompts_per_step x group_size", parts.rows, rl.accumulate)
-    site.check_rows("reinforcement.guidance_batch_size", rl.guidance_batch_size, rl.accumulate)
-    site.check_rows("sampling_batch", config.sampling_batch)
+    for name, rows, accumulate in (
+        ("prompts_per_step x group_size", parts.rows, rl.accumulate),
+        ("guidance_batch_size", rl.guidance_batch_size, rl.accumulate),
+    ):
+        check_rows(f"reinforcement.{name}", rows, site.mesh, accumulate)
+    check_rows("sampling_batch", config.sampling_batch, site.mesh)
     kept = parts.kept
     everything = sum(kept.values())
     knobs = Knobs(max_tokens=config.rollout_tokens, budget=config.rollout_budget)
