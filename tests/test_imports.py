@@ -23,6 +23,7 @@ FLOORS = [
     ["report"],
     ["runs"],
     ["methods"],
+    ["planning"],
     ["harness", "serving"],
     ["cli"],
 ]

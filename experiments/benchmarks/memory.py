@@ -12,19 +12,19 @@ float32 (copies of weights included) and orders work otherwise than a GPU's or T
 compare rows of one table, and take arguments and outputs as exact.
 
 With `--topology v5p:2x2x1` a TPU's own compiler plans instead, for the first fsdp x tensor devices
-of that slice, and without any: `pip install "jax[tpu]"` on a Linux machine and TPU_SKIP_MDS_QUERY=1
-in the environment are enough. Bytes are then those of one device. Nothing runs, and what a GPU
-would take is not said. Rows above 1,024 ids go in the blocks of the backend at hand, which are half
-as long on CPU as on a TPU.
+of that slice, and without any: `pip install "jax[tpu]"` on a Linux machine is enough. Bytes are
+then those of one device. Nothing runs, and what a GPU would take is not said.
+
+`rlbf plan FILE` says the same, and more, of an experiment; this page asks about one shape.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
-import os
 import time
 import typing
 from collections.abc import Callable
@@ -34,30 +34,35 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 
-from rlbf_jax.directives import BacktrackRule, Limits, Semantics
+from rlbf_jax.directives import BacktrackRule, Semantics
+from rlbf_jax.errors import UserError
 from rlbf_jax.models import lora, transformer
 from rlbf_jax.models.attention import QUERY_BLOCK
 from rlbf_jax.models.config import LoraConfig, ModelConfig, Remat
 from rlbf_jax.models.presets import PRESETS
+from rlbf_jax.parallel.backend import compiling_for
 from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated, shardings
+from rlbf_jax.planning import shapes
+from rlbf_jax.planning.forecast import memory_of
+from rlbf_jax.planning.phases import lowered_update
+from rlbf_jax.planning.topology import topology
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.distribution import Truncation
 from rlbf_jax.sampling.program import Single
 from rlbf_jax.sampling.scoring import Traces, score
 from rlbf_jax.sampling.state import Batch, Contexts
+from rlbf_jax.training.learner import Objective
 from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlbf_jax.training.policy import (
     Measured,
     PolicyBatch,
     PolicyConfig,
+    PolicyGradient,
     init_policy,
     measure,
-    policy_denominators,
-    policy_terms,
-    policy_weights,
 )
 from rlbf_jax.training.state import init_state, jit_update
-from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
+from rlbf_jax.training.supervised import Rows, supervised_objective
 
 GROUP = 8
 COLUMNS = ("arguments", "temporaries", "outputs", "reused", "total")
@@ -105,7 +110,7 @@ class Setting:
     @property
     def params(self) -> dict:
         """Shapes of the decoder's parameters."""
-        return jax.eval_shape(functools.partial(transformer.init, self.model), jax.random.key(0))
+        return shapes.parameters(self.model)
 
     @property
     def policy_params(self) -> dict:
@@ -113,65 +118,51 @@ class Setting:
         return jax.eval_shape(init, self.params)
 
 
-def shape(dtype, *dims: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(dims, dtype)
-
-
 def placed(s: Setting, tree, rows: bool = False):
     """Shapes with their places on the mesh: of `rows`, or of parameters by their names.
     As they are without a mesh."""
     if s.mesh is None:
         return tree
-    places = (
-        jax.tree.map(lambda _: batch_sharding(s.mesh), tree) if rows else shardings(tree, s.mesh)
-    )
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
-    )
+    return shapes.by_rows(tree, s.mesh) if rows else shapes.by_name(tree, s.mesh)
 
 
 def rows_of(s: Setting) -> Rows:
-    ids, flags = shape(jnp.int32, s.batch, s.length), shape(jnp.bool, s.batch, s.length)
-    return Rows(ids, ids, flags, flags)
-
-
-def limits_of(s: Setting) -> Limits:
-    return Limits(*[shape(jnp.int32, s.batch)] * 4, shape(jnp.bool, s.batch))
+    return shapes.packed_rows(s.batch, s.length)
 
 
 def traces_of(s: Setting) -> Traces:
-    count, bias = shape(jnp.int32, s.batch), shape(jnp.float32, s.batch, len(s.rule.names()))
-    ids, temperature = shape(jnp.int32, s.batch, s.length), shape(jnp.float32, s.batch)
-    return Traces(ids, count, count, count, limits_of(s), temperature, bias)
+    return shapes.traces(s.batch, s.length, s.rule)
 
 
-def updated(s: Setting, trained, frozen, terms, denominators, weights, batch):
-    """Lowers an update as `make_update` gives it to a trainer."""
+def updated(s: Setting, objective: Objective, trees):
+    """Lowers an update as `make_update` gives it to a trainer.
+
+    `trees`: shapes of what is trained, of what is frozen, and of a batch.
+    """
     optimizer = make_optimizer(OptimizerConfig(), 100)
-    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
     mesh = s.mesh or make_mesh(devices=jax.devices()[:1])
-    update = jit_update(terms, denominators, weights, optimizer, mesh, state, s.accumulate, frozen)
-    if s.free_layouts:
-        free = functools.partial(jax.tree.map, lambda place: Format(Layout.AUTO, place))
-        places = free(shardings(state, mesh))
-        update = jax.jit(
-            update.__wrapped__,
-            in_shardings=(places, free(shardings(frozen, mesh)), batch_sharding(mesh)),
-            out_shardings=(places, replicated(mesh)),
-            donate_argnums=0,
-        )
+    if not s.free_layouts:
+        return lowered_update(objective, optimizer, trees, mesh, s.accumulate)
+    trained, frozen, batch = trees
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
+    update = jit_update(
+        objective.terms, objective.denominators, objective.weights, optimizer, mesh, state,
+        s.accumulate, frozen,
+    )  # fmt: skip
+    free = functools.partial(jax.tree.map, lambda place: Format(Layout.AUTO, place))
+    places = free(shardings(state, mesh))
+    update = jax.jit(
+        update.__wrapped__,
+        in_shardings=(places, free(shardings(frozen, mesh)), batch_sharding(mesh)),
+        out_shardings=(places, replicated(mesh)),
+        donate_argnums=0,
+    )
     return update.lower(state, frozen, batch)
 
 
 def sft_update(s: Setting):
-    return updated(
-        s,
-        *lora.split(s.params),
-        lambda p, rows: {"nll": supervised_nll(s.model, p, s.rule, rows, s.semantics)},
-        lambda rows: {"nll": count_targets(rows)},
-        {"nll": 1.0},
-        rows_of(s),
-    )
+    objective = supervised_objective(s.model, s.rule, s.semantics)
+    return updated(s, objective, (*lora.split(s.params), rows_of(s)))
 
 
 def scoring(s: Setting):
@@ -183,25 +174,21 @@ def scoring(s: Setting):
 
 def measuring(s: Setting):
     groups = max(1, s.batch // GROUP)
-    columns, row = shape(jnp.float32, s.batch, s.length), shape(jnp.float32, s.batch)
+    columns, row = shapes.columns(s.batch, s.length), shapes.counts(s.batch, jnp.float32)
     run = jax.jit(functools.partial(measure, s.model, s.rule, s.semantics, s.policy, groups))
-    batch = (traces_of(s), row, shape(jnp.int32, s.batch), columns)
+    batch = (traces_of(s), row, shapes.counts(s.batch), columns)
     return run.lower(placed(s, s.policy_params), *placed(s, batch, rows=True))
 
 
 def rl_update(s: Setting):
-    columns = shape(jnp.float32, s.batch, s.length)
-    measured = Measured(*[columns] * 5, shape(jnp.bool, s.batch, s.length))
+    columns = shapes.columns(s.batch, s.length)
+    flags = jax.ShapeDtypeStruct(columns.shape, jnp.bool)
+    measured = Measured(columns, columns, columns, columns, columns, flags)
     trained, frozen = lora.split(s.params)
-    return updated(
-        s,
-        {**s.policy_params, "model": trained},
-        {"model": frozen},
-        lambda p, batch: policy_terms(s.model, s.rule, s.semantics, s.policy, p, batch),
-        lambda batch: policy_denominators(s.policy, batch),
-        policy_weights(s.policy),
-        PolicyBatch(traces_of(s), measured, rows_of(s)),
-    )
+    gradient = PolicyGradient(s.model, s.rule, s.semantics, s.policy)
+    batch = PolicyBatch(traces_of(s), measured, rows_of(s))
+    trees = {**s.policy_params, "model": trained}, {"model": frozen}, batch
+    return updated(s, gradient.objective, trees)
 
 
 def sampling(s: Setting):
@@ -211,21 +198,22 @@ def sampling(s: Setting):
     Windowed layers have rings of a window's slots:
     a budget of retractions under REWIND would add to them.
     """
-    count, real = shape(jnp.int32, s.batch), shape(jnp.float32, s.batch)
+    count, real = shapes.counts(s.batch), shapes.counts(s.batch, jnp.float32)
     batch = Batch(
         prompt_length=count,
-        id=shape(jnp.uint32, s.batch),
-        limits=limits_of(s),
+        id=shapes.counts(s.batch, jnp.uint32),
+        limits=shapes.limits(s.batch),
         temperature=real,
         truncation=Truncation(count, real, real),
-        control_bias=shape(jnp.float32, s.batch, len(s.rule.names())),
-        stop_ids=shape(jnp.int32, s.batch, 1),
+        control_bias=shapes.columns(s.batch, len(s.rule.names())),
+        stop_ids=jax.ShapeDtypeStruct((s.batch, 1), jnp.int32),
     )
     model = dataclasses.replace(s.model, scan_layers=False)
     params = jax.eval_shape(lambda p: transformer.unrolled(s.model, p)[1], s.params)
     told: dict[str, Any] = dict(program=Single(model), rule=s.rule, semantics=s.semantics)
     begin = functools.partial(loop.begin, **told, capacity=s.length + s.drawn, rewound=0)
-    contexts = Contexts(shape(jnp.int32, s.batch, s.length), count, count)
+    ids = jax.ShapeDtypeStruct((s.batch, s.length), jnp.int32)
+    contexts = Contexts(ids, count, count)
     begun = jax.eval_shape(begin, params, contexts)
     return loop.go_on.lower(
         placed(s, params),
@@ -251,13 +239,9 @@ PHASES: dict[str, Callable[[Setting], Any]] = {
 def planned(name: str, s: Setting) -> dict:
     """Bytes of one phase, and the seconds its compilation took."""
     began = time.perf_counter()
-    plan = PHASES[name](s).compile().memory_analysis()
-    sizes = {
-        "arguments": plan.argument_size_in_bytes,
-        "temporaries": plan.temp_size_in_bytes,
-        "outputs": plan.output_size_in_bytes,
-        "reused": plan.alias_size_in_bytes,
-    }
+    plan = memory_of(PHASES[name](s).compile())
+    sizes = {"arguments": plan.arguments, "temporaries": plan.temporaries}
+    sizes |= {"outputs": plan.outputs, "reused": plan.reused}
     total = sizes["arguments"] + sizes["temporaries"] + sizes["outputs"] - sizes["reused"]
     return {"name": name, **sizes, "total": total, "compile_seconds": time.perf_counter() - began}
 
@@ -354,16 +338,10 @@ def topology_mesh(name: str, fsdp: int, tensor: int) -> jax.sharding.Mesh:
 
     Exits where libtpu is not installed, or does not know the slice.
     """
-    from jax.experimental import topologies
-
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask the cloud's metadata server
     try:
-        devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
-    except Exception as error:
-        raise SystemExit(
-            f"--topology {name}: {error}; libtpu is needed (pip install 'jax[tpu]'), and a name "
-            "as v5p:2x2x1"
-        ) from error
+        devices = topology(name).devices
+    except UserError as error:
+        raise SystemExit(str(error)) from error
     if fsdp * tensor > len(devices):
         raise SystemExit(
             f"--topology {name} has {len(devices)} devices, --fsdp {fsdp} x --tensor {tensor} "
@@ -374,17 +352,20 @@ def topology_mesh(name: str, fsdp: int, tensor: int) -> jax.sharding.Mesh:
 
 def main() -> None:
     args = parse()
-    if args.topology:
-        jax.config.update(
-            "jax_platforms", "cpu"
-        )  # libtpu is there to compile; no device is to be looked for
-    setting = setting_of(args)
+    setting = setting_of(args)  # which makes the topology, before anything looks for devices
     asked = {k: v for k, v in vars(args).items() if k not in ("json", "phases")} | {
         "backend": "tpu compiler" if args.topology else jax.default_backend()
     }
     if not args.json:
         print(", ".join(f"{k} {v}" for k, v in asked.items() if v is not None))
         print("{:12}{:>12}{:>13}{:>10}{:>10}{:>10}{:>14}".format("MB", *COLUMNS, "compiled in"))
+    chosen = compiling_for("tpu") if args.topology else contextlib.nullcontext()
+    with chosen:
+        show(args, setting, asked)
+
+
+def show(args: argparse.Namespace, setting: Setting, asked: dict) -> None:
+    """Prints the chosen phases as they are compiled."""
     for name in args.phases:
         row = planned(name, setting)
         if args.json:

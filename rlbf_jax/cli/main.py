@@ -1,5 +1,5 @@
-"""`rlbf run | generate | evaluate | attack | report | critic | audit | data | import | export`:
-dispatch, thin and lazy; every command has a file of its own beside this one."""
+"""`rlbf run | plan | generate | evaluate | attack | report | critic | audit | data | import |
+export`: dispatch, thin and lazy; every command has a file of its own beside this one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ Command = Callable[[Sequence[str]], None]
 
 COMMANDS = {
     "run": "run:run",
+    "plan": "plan:plan",
     "generate": "generate:generate",
     "evaluate": "evaluate:evaluate",
     "attack": "attack:attack",
@@ -35,6 +36,7 @@ USAGE = """usage: rlbf COMMAND ...
 Language models that take back what they should not have said.
 
   run        run an experiment: its stages in order, then the report; resumes where it stopped
+  plan       say what an experiment will take on each chip, without running it
   generate   sample from a stage of a run and show what was taken back
   evaluate   evaluate a stage of a run again
   attack     attack a stage of a run with more than its evaluation did

@@ -75,30 +75,44 @@ def load_experiment(file: pathlib.Path) -> tuple[Any, str]:
 
 def parse_run(file: pathlib.Path, rest: Sequence[str]) -> tuple[Any, pathlib.Path]:
     """(configuration with `--dotted.override value` applied, workdir) of `rlbf run FILE ...`."""
-    config, description = load_experiment(file)
-    if any(field.name == "workdir" for field in dataclasses.fields(config)):
-        raise UserError(
-            f"{file}: the configuration has a field workdir, which --workdir stands for; rename it"
-        )
     folder = Annotated[
         pathlib.Path,
         tyro.conf.arg(help="Folder for everything the run writes; an old one is resumed."),
     ]
-    # An empty name puts the configuration's fields beside --workdir, not below a prefix.
+    default = dataclasses.field(default=pathlib.Path("runs") / file.stem)
+    args = parse_experiment("run", file, rest, [("workdir", folder, default)])
+    return args.config, args.workdir
+
+
+def parse_experiment(
+    command: str, file: pathlib.Path, rest: Sequence[str], fields: Sequence[tuple[str, Any, Any]]
+) -> Any:
+    """What `rlbf COMMAND FILE ...` says: `config`, with `--dotted.override value` applied, and the
+    command's own options.
+
+    Args:
+      fields: own options, as (name, type, `dataclasses.field`).
+
+    Raises UserError for a file, option or value that cannot be used.
+    """
+    config, description = load_experiment(file)
+    own = {name for name, _, _ in fields}
+    if taken := sorted(own & {field.name for field in dataclasses.fields(config)}):
+        raise UserError(
+            f"{file}: the configuration has a field {taken[0]}, which --{taken[0]} stands for; "
+            "rename it"
+        )
+    # An empty name puts the configuration's fields beside the options, not below a prefix.
     nested: Any = Annotated[_kind(config), tyro.conf.arg(name="")]
-    fields: list[Any] = [
-        ("workdir", folder, dataclasses.field(default=pathlib.Path("runs") / file.stem)),
-        ("config", nested, dataclasses.field(default_factory=lambda: config)),
-    ]
-    args = _parsed(
+    every = [*fields, ("config", nested, dataclasses.field(default_factory=lambda: config))]
+    return _parsed(
         file,
         config,
-        dataclasses.make_dataclass("Run", fields, frozen=True),
-        f"rlbf run {file}",
+        dataclasses.make_dataclass(command.title(), every, frozen=True),
+        f"rlbf {command} {file}",
         rest,
         description,
     )
-    return args.config, args.workdir
 
 
 def _kind(config: Any) -> Any:

@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from rlbf_jax.critics.base import Critic
@@ -206,6 +207,12 @@ class ReinforcementStage:
         """Ids of a row of traces, prompt included."""
         return self.max_prompt + self.rollout_tokens
 
+    @property
+    def sampler(self) -> SamplerConfig:
+        """One shape for all rollouts, whatever attack they start from."""
+        rows, width, room = self.sampling_batch, self.width, self.rollout_tokens
+        return SamplerConfig(self.semantics, rows, min_context=width, min_room=room)
+
 
 def reinforcement_stage(e: Experiment, method: RlbfConfig) -> Stage:
     """The stage `rlbf`."""
@@ -280,17 +287,11 @@ def reinforce(run: Run, config: ReinforcementStage) -> None:
     """Live rollouts, critic, trajectory reward, policy gradient with SFT guidance: equation (2)."""
     rl, rule = config.reinforcement, run.rule(config.rule)
     model = run.tuned(config.lora, rule)
-    shapes = SamplerConfig(
-        semantics=config.semantics,
-        batch_size=config.sampling_batch,
-        min_context=config.width,
-        min_room=config.rollout_tokens,
-    )
     critic = run.critic(config.critic)
     collect = Collector(
         rl,
         PolicyGradient(model, rule, config.semantics, rl.policy),
-        Sampler(model, run.tokenizer, shapes, rule=rule, mesh=run.mesh),
+        Sampler(model, run.tokenizer, config.sampler, rule=rule, mesh=run.mesh),
         critic,
         rollout_source(run, config),
         PackedRows(run.batches("bsafe_plus", rl.guidance_batch_size)),
@@ -312,7 +313,7 @@ def improve(collect: Collector, loop: Loop) -> dict:
     trained, frozen = split(collect.reference)
     learner = Learner(
         gradient.objective,
-        make_optimizer(rl.optimizer, rl.steps * rl.updates_per_step, name=loop.name),
+        policy_optimizer(rl, loop.name),
         init_policy(trained, gradient.model, jax.random.fold_in(collect.key, 1)),
         collect.mesh,
         rl.accumulate,
@@ -320,6 +321,12 @@ def improve(collect: Collector, loop: Loop) -> dict:
     )
     remembered = Remembered(("rollouts",), {"guidance": collect.guidance})
     return train_online(learner, collect, loop, remembered)["model"]
+
+
+def policy_optimizer(rl: ReinforcementConfig, stage: str = "") -> optax.GradientTransformation:
+    """The optimizer of all updates of reinforcement; without a stage's name it says nothing."""
+    steps = rl.steps * rl.updates_per_step
+    return make_optimizer(rl.optimizer, steps, name=stage, warn=bool(stage))
 
 
 @dataclasses.dataclass(frozen=True)

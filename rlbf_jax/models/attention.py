@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Float32, Int32
 
-from rlbf_jax.parallel.axes import platform
+from rlbf_jax.parallel.backend import backend
 
 QUERY_BLOCK = 1024
 """Longest row whose [T, T] scores are computed in one piece.
@@ -188,7 +188,7 @@ def fused(query: Array) -> bool:
     Heads of 256 need a Hopper GPU; they go block by block, as float32 does.
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return platform() == "gpu" and half and query.shape[3] <= 128 and query.shape[3] % 8 == 0
+    return backend() == "gpu" and half and query.shape[3] <= 128 and query.shape[3] % 8 == 0
 
 
 def attend_fused(
@@ -245,7 +245,7 @@ def attend_blocks(
 def _pairs(time: int, visibility: Visibility, window: int | None) -> tuple[int, Array]:
     """Block size and the pairs to scan over, in ids. Under lifetimes positions stand closer than
     indices, so that a window may reach any earlier block."""
-    block = min(CPU_BLOCK if platform() == "cpu" else BLOCK, QUERY_BLOCK)
+    block = min(CPU_BLOCK if backend() == "cpu" else BLOCK, QUERY_BLOCK)
     return block, jnp.asarray(
         visible_blocks(time, block, window if visibility.died is None else None) * block
     )

@@ -14,7 +14,8 @@ from rlbf_jax.models import kv_cache, lora
 from rlbf_jax.models.attention import Visibility, attend, attend_rows, rotate
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.prefixed import attend_prefixed, sees_prefixed
-from rlbf_jax.parallel.axes import constrain, platform
+from rlbf_jax.parallel.axes import constrain
+from rlbf_jax.parallel.backend import backend
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -58,7 +59,7 @@ def times_table(flat: Array, table: Array) -> Array:
     what it gives has to be turned, which is cheap beside a table larger than a cache.
     """
     few = 1 < flat.shape[0] <= FEW_ROWS and table.size >= LARGE_TABLE
-    if few and platform() == "cpu":
+    if few and backend() == "cpu":
         product = jnp.matmul(table, flat.T, preferred_element_type=jnp.float32)
         # Without it XLA takes the turned product for one of the other order.
         return jax.lax.optimization_barrier(product).T

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Float32, Int
 
-from rlbf_jax.parallel.axes import over_rows, platform
+from rlbf_jax.parallel.axes import over_rows
+from rlbf_jax.parallel.backend import backend
 from rlbf_jax.parallel.chunks import ids_at_once
 from rlbf_jax.parallel.tables import pick
 
@@ -107,7 +108,7 @@ def _sweep_rows(
     counts: Bool[Array, "B T"],
 ) -> tuple[Float32[Array, ""], Float[Array, "B T D"], Float32[Array, "V D"]]:
     batch, time, width = hidden.shape
-    ids = CHUNK if platform() == "cpu" else ids_at_once(table.shape[0])
+    ids = CHUNK if backend() == "cpu" else ids_at_once(table.shape[0])
     chunk = max(1, min(time, ids // batch))
     pad = -time % chunk
 

@@ -124,13 +124,6 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def platform() -> str:
-    """What a program is traced for: "cpu", "gpu" or "tpu"."""
-    mesh = current_mesh()
-    device = None if mesh is None else mesh.abstract_device
-    return jax.default_backend() if device is None else device.platform
-
-
 def constrain(x: jax.Array, *names: Name) -> jax.Array:
     """`x`, divided as the names of its dimensions say."""
     mesh = current_mesh()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from rlbf_jax.parallel.axes import LOGICAL, current_mesh, names_of, platform
+from rlbf_jax.parallel.axes import LOGICAL, current_mesh, names_of
+from rlbf_jax.parallel.backend import backend
 
 CPU_LOGITS, LOGITS = 1 << 21, 1 << 27
 """Logits (float32) of a chunk. On a CPU about what a cache holds; elsewhere half a gigabyte, with
@@ -22,5 +23,5 @@ def ids_at_once(vocab_size: int) -> int:
     if mesh is not None:
         held = names_of(LOGICAL.spec(("logits",), (vocab_size,), mesh))
         parts = math.prod(mesh.shape[axis] for axis in held)
-    logits = CPU_LOGITS if platform() == "cpu" else LOGITS
+    logits = CPU_LOGITS if backend() == "cpu" else LOGITS
     return max(LEAST, logits * parts // vocab_size)

@@ -109,12 +109,16 @@ class Dot:
     where: str
 
 
-def collectives(text: str) -> list[Collective]:
+def collectives(text: str, unknown_turns: int | None = None) -> list[Collective]:
     """What devices exchange, one entry a place in the program. Raises ValueError for a text that is
-    no compiled program."""
+    no compiled program.
+
+    Args:
+      unknown_turns: what is assumed of loops whose turns are not known, see `executed`.
+    """
     devices, program = _devices(text), parse(text)
     found = []
-    for at in executed(program):
+    for at in executed(program, unknown_turns):
         instruction = at.instruction
         inside = instruction
         kind = kind_of(instruction.opcode)
@@ -140,9 +144,10 @@ def while_loops(text: str) -> list[Loop]:
     ]
 
 
-def dots(text: str) -> list[Dot]:
+def dots(text: str, unknown_turns: int | None = None) -> list[Dot]:
     """The products of matrices that a program computes, those inside fusions too."""
-    return [dot for at in executed(parse(text)) if (dot := dot_of(at)) is not None]
+    places = executed(parse(text), unknown_turns)
+    return [dot for at in places if (dot := dot_of(at)) is not None]
 
 
 def kind_of(opcode: str) -> str | None:

@@ -31,6 +31,8 @@ class Executed:
     """Whether it is a part of a fusion, whose results between its parts stay out of memory."""
     turns: int | None = None
     """Of one run of a `while`, as far as they are known."""
+    assumed: bool = False
+    """Whether `trips` rests on turns that were assumed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,30 +49,53 @@ class _Frame:
         return self.computation.by_name.get(names[number]) if number < len(names) else None
 
 
-def executed(program: Program) -> Iterator[Executed]:
+def executed(program: Program, unknown_turns: int | None = None) -> Iterator[Executed]:
     """Every instruction that runs, from ENTRY on; one that several callers share comes once for
-    each. Conditional branches count as if all were taken."""
-    yield from _walk(program, _Frame(program.computations[program.entry]), 1, False)
+    each. Conditional branches count as if all were taken.
+
+    Args:
+      unknown_turns: what is assumed of a loop whose turns are not known; such loops inside of it
+        count as one turn. None: nothing, and trips inside of it are None.
+    """
+    frame = _Frame(program.computations[program.entry])
+    yield from _walk(program, frame, _Place(1, unknown_turns))
 
 
-def _walk(program: Program, frame: _Frame, trips: int | None, fused: bool) -> Iterator[Executed]:
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """How often a computation runs."""
+
+    trips: int | None
+    unknown_turns: int | None
+    fused: bool = False
+    assumed: bool = False
+
+    def inside(self, loop: Instruction, turns: int | None, how: str) -> _Place:
+        """The place of what an instruction calls."""
+        if loop.opcode != "while":
+            return dataclasses.replace(self, fused=self.fused or loop.opcode == "fusion")
+        assumed = turns is None and self.unknown_turns is not None
+        turns = self.unknown_turns if assumed else turns
+        # The condition is asked once more than the body runs.
+        more = 1 if how == "condition" else 0
+        known = self.trips is not None and turns is not None
+        trips = self.trips * (turns + more) if known else None  # type: ignore[operator]
+        left = 1 if assumed else self.unknown_turns
+        return _Place(trips, left, self.fused, self.assumed or assumed)
+
+
+def _walk(program: Program, frame: _Frame, place: _Place) -> Iterator[Executed]:
     for instruction in frame.computation.instructions:
         turns = turns_of(program, frame, instruction) if instruction.opcode == "while" else None
-        yield Executed(instruction, frame.computation, trips, fused, turns)
+        yield Executed(
+            instruction, frame.computation, place.trips, place.fused, turns, place.assumed
+        )
         if instruction.opcode.endswith(("-done", "-update")):
             continue  # names the computation of its -start again
         for how, name in instruction.called():
             if name in program.computations:
-                inner = trips
-                if instruction.opcode == "while":
-                    # The condition is asked once more than the body runs.
-                    inner = _times(trips, turns, 1 if how == "condition" else 0)
                 called = _Frame(program.computations[name], instruction, frame)
-                yield from _walk(program, called, inner, fused or instruction.opcode == "fusion")
-
-
-def _times(trips: int | None, turns: int | None, more: int) -> int | None:
-    return None if trips is None or turns is None else trips * (turns + more)
+                yield from _walk(program, called, place.inside(instruction, turns, how))
 
 
 def turns_of(program: Program, frame: _Frame, loop: Instruction) -> int | None:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from rlbf_jax.directives import EditRule
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.parallel.axes import LOGICAL, names_of
+from rlbf_jax.parallel.backend import backend
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.batching import (
     IDLE,
@@ -125,21 +126,27 @@ class Sampler:
             rows.append(Row(request, prompt, place if request.id is None else request.id, place))
         return rows
 
-    @property
-    def _row_shards(self) -> int:
-        """Into so many parts the rows of a batch are divided."""
-        size = self.config.batch_size
-        if self.mesh is None:
-            return 1
-        return math.prod(
-            self.mesh.shape[axis] for axis in names_of(LOGICAL.spec(("rows",), (size,), self.mesh))
-        )
-
 
 def known_rule(rule: EditRule, program: Program, tokenizer: Tokenizer) -> EditRule:
     """The rule, under which rows of the program that the tokenizer has no id for are illegal."""
     spare = program.vocab_size > tokenizer.vocab_size
     return rule.within(tokenizer.vocab_size) if spare else rule
+
+
+def contexts_read(config: SamplerConfig, mesh: Mesh | None) -> int:
+    """Contexts that are read in one pass. They are divided among devices as rows are."""
+    size = config.batch_size
+    axes = () if mesh is None else names_of(LOGICAL.spec(("rows",), (size,), mesh))
+    shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes)
+    return min(size, -(-at_once(config) // shards) * shards)
+
+
+def writes_one_hot(config: SamplerConfig) -> bool:
+    """How cache slots are written: see `SamplerConfig.one_hot_writes`."""
+    if config.one_hot_writes is not None:
+        return config.one_hot_writes
+    # On a CPU, XLA copies a cache of one row to write a slice of it.
+    return backend() == "tpu" or (backend() == "cpu" and config.batch_size == 1)
 
 
 class _Lane:
@@ -160,14 +167,10 @@ class _Lane:
         mesh = None if sampler.mesh is None else sampler.mesh.abstract_mesh
         self.placed = dict(mesh=mesh)
         self.told = dict(program=program, rule=sampler.rule, semantics=config.semantics, mesh=mesh)
-        backend = jax.default_backend()
-        # On a CPU, XLA copies a cache of one row to write a slice of it.
-        faster = backend == "tpu" or (backend == "cpu" and config.batch_size == 1)
-        self.one_hot = faster if config.one_hot_writes is None else config.one_hot_writes
-        self.in_place = backend != "tpu" and sampler.mesh is None
-        # Contexts are divided among devices as rows are.
-        size, shards = config.batch_size, sampler._row_shards
-        self.at_once = min(size, -(-at_once(config) // shards) * shards)
+        self.one_hot = writes_one_hot(config)
+        self.in_place = backend() != "tpu" and sampler.mesh is None
+        size = config.batch_size
+        self.at_once = contexts_read(config, sampler.mesh)
         self.slots: list[Row | None] = [None] * size
         self.stops = stop_columns(groups, sampler.tokenizer.eos_ids)
         self.asked = batch_of([IDLE] * size, sampler.rule, (), self.stops)

@@ -75,15 +75,8 @@ class SentencePieceTokenizer(byte_text.BytePieces):
                 "does"
             )
         self.user_id, self.model_id = self._num_pieces, self._num_pieces + 1
-        controls = Controls(
-            self._num_pieces + 2,
-            tuple(categories),
-            x_max,
-            tuple(kinds),
-            (PAD, BOS, UNK, self.user_id, self.model_id),
-        )
-        self._vocab_size = controls.end_id
-        self._controls = dataclasses.replace(controls, vocab_size=self._vocab_size)
+        self._controls = controls_behind(self._num_pieces, categories, x_max, kinds)
+        self._vocab_size = self._controls.end_id
         self._names = self._controls.names()
         self._bytes += [b""] * (self._vocab_size - self._num_pieces)
 
@@ -169,6 +162,16 @@ class SentencePieceTokenizer(byte_text.BytePieces):
         if self._controls.kinds != DEFAULT_KINDS:
             meta["kinds"] = list(self._controls.kinds)
         return json.dumps(meta, indent=1)
+
+
+def controls_behind(
+    pieces: int, categories: Sequence[str], x_max: int, kinds: Sequence[str]
+) -> Controls:
+    """Control ids of a vocabulary of so many pieces: two template ids stand between."""
+    user, model = pieces, pieces + 1
+    never = (PAD, BOS, UNK, user, model)
+    controls = Controls(pieces + 2, tuple(categories), x_max, tuple(kinds), never)
+    return dataclasses.replace(controls, vocab_size=controls.end_id)
 
 
 def train_tokenizer(

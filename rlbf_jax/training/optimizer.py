@@ -64,8 +64,10 @@ def make_optimizer(
     steps: int,
     groups: Mapping[str, OptimizerConfig] = NO_GROUPS,
     name: str = "",
+    warn: bool = True,
 ) -> optax.GradientTransformation:
-    """The optax chain for a run of `steps` updates. Says so where they end before the warm-up does.
+    """The optax chain for a run of `steps` updates. Says so, unless `warn` is off, where they end
+    before the warm-up does.
 
     Args:
       groups: optimizers of parameters that have their own (a log-partition with a higher rate,
@@ -75,7 +77,7 @@ def make_optimizer(
     Raises ValueError, at the first use, for a group that no parameter belongs to.
     """
     for group, chosen in {"": config, **groups}.items():
-        if 0 < steps < chosen.warmup_steps:
+        if warn and 0 < steps < chosen.warmup_steps:
             where = " ".join(filter(None, (f"stage {name}:" if name else "", group)))
             share = steps / chosen.warmup_steps
             say(
