@@ -15,39 +15,17 @@ import dataclasses
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
 from rlbf_jax.parallel.compiled import Collective, collectives, dots
+from rlbf_jax.parallel.memory import Memory, memory_of
 from rlbf_jax.parallel.traffic import traffic
 from rlbf_jax.planning.chips import Chip
 from rlbf_jax.planning.phases import Phase
 
 _USED = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+)([KMGT])\) exceeds")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes on one chip while a program runs."""
-
-    arguments: int
-    temporaries: int
-    """Activations, gradients, gathered parameters."""
-    outputs: int
-    reused: int
-    """Of the outputs, what takes the place of a donated argument."""
-    beside: int
-    """Kept while it runs and no argument of it: moments, the reference, the policy that a sampler's
-    copy was made of."""
-    code: int = 0
-
-    @property
-    def total(self) -> int:
-        """The peak that the compiler plans, and what lies beside."""
-        program = self.arguments + self.temporaries + self.outputs - self.reused
-        return program + self.beside + self.code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,19 +157,6 @@ def by_kind(exchanges: Sequence[Collective]) -> dict[str, Exchanged]:
             old.sent + c.sent_bytes * trips,
         )
     return dict(sorted(found.items(), key=lambda item: -item[1].sent))
-
-
-def memory_of(compiled: jax.stages.Compiled, beside: int = 0) -> Memory:
-    """What the compiler plans for a program; `beside`: what is kept while it runs."""
-    plan: Any = compiled.memory_analysis()
-    return Memory(
-        plan.argument_size_in_bytes,
-        plan.temp_size_in_bytes,
-        plan.output_size_in_bytes,
-        plan.alias_size_in_bytes,
-        beside,
-        plan.generated_code_size_in_bytes,
-    )
 
 
 def _refused(message: str) -> int | None:

@@ -20,6 +20,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rlbf_jax.models.lora import join
+from rlbf_jax.parallel.memory import Memory
 from rlbf_jax.parallel.mesh import shardings
 from rlbf_jax.training.state import TermsFn, TrainState, UpdateMetrics, init_state, make_update
 
@@ -114,6 +115,10 @@ class Learner:
         after, metrics = self._update(self.state, batch)
         self.take(after)
         return metrics
+
+    def memory(self, batch: Any) -> Memory:
+        """What an update on such a batch takes of a device; compiles it."""
+        return self._update.memory(self.state, batch)
 
     def take(self, state: TrainState) -> None:
         """Goes on from another state, as a checkpoint holds it."""

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlbf_jax.training.forecast import tell
 from rlbf_jax.training.learner import Learner
 from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.state import means
@@ -80,7 +81,11 @@ def train_online(
                 "collect returned a memory of another structure than the first step's; hand that "
                 "one in as Remembered(memory=...)"
             )
-        losses = [means(learner.update(batch)) for batch in collected.batches]
+        losses: list[dict[str, float]] = []
+        for batch in collected.batches:
+            if number == first and not losses:
+                tell(learner, batch, loop.name)
+            losses.append(means(learner.update(batch)))
         for name, rows in collected.rows.items():
             loop.journals[name].write_all(rows)
         averaged = {k: float(np.mean([loss[k] for loss in losses])) for k in (losses or [{}])[0]}

@@ -7,6 +7,7 @@ gradients -> optax -> metrics as (numerator, denominator) pairs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from jax.sharding import Mesh
 from rlbf_jax.models.lora import join
 from rlbf_jax.objectives.masked import Term
 from rlbf_jax.parallel.axes import constrain, over_rows, traced_for
+from rlbf_jax.parallel.memory import Memory, memory_of
 from rlbf_jax.parallel.mesh import batch_sharding, replicated, shardings
 
 TermsFn = Callable[[Any, Any], dict[str, Term]]
@@ -134,6 +136,22 @@ def jit_update(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """`(state, batch) -> (state, metrics)`; the old state's buffers are used up."""
+
+    jitted: Any
+    """(state, frozen, batch) -> (state, metrics)."""
+    frozen: Mapping[str, Any]
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, UpdateMetrics]:
+        return self.jitted(state, self.frozen, batch)
+
+    def memory(self, state: TrainState, batch: Any) -> Memory:
+        """What it takes of a device. Compiles, as the first call would, and does not run."""
+        return memory_of(self.jitted.lower(state, self.frozen, batch).compile())
+
+
 def make_update(
     terms_fn: TermsFn,
     denominators_fn: Callable[[Any], dict[str, Array]],
@@ -143,7 +161,7 @@ def make_update(
     state: TrainState,
     accumulate: int = 1,
     frozen: Mapping[str, Any] = MappingProxyType({}),
-) -> Callable[[TrainState, Any], tuple[TrainState, UpdateMetrics]]:
+) -> Update:
     """A jitted update over the mesh; `state` gives the shapes and is not kept.
 
     Every leaf of the batch has rows in front; rows are split over (data, fsdp), the state by
@@ -154,7 +172,7 @@ def make_update(
         terms_fn, denominators_fn, weights, optimizer, mesh, state, accumulate, frozen
     )
     placed = jax.device_put(dict(frozen), shardings(dict(frozen), mesh))
-    return lambda state, batch: update(state, placed, batch)
+    return Update(update, placed)
 
 
 def means(metrics: UpdateMetrics) -> dict[str, float]:

@@ -16,6 +16,7 @@ from rlbf_jax.objectives.masked import Term, masked_term
 from rlbf_jax.objectives.sft import linear_nll, token_nll
 from rlbf_jax.ranges import check_at_least
 from rlbf_jax.sampling.scoring import in_time_chunks
+from rlbf_jax.training.forecast import tell
 from rlbf_jax.training.learner import Learner, Objective
 from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.optimizer import OptimizerConfig
@@ -113,7 +114,10 @@ def train(learner: Learner, batches: Batches, loop: Loop) -> dict:
 
     def step(state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
         learner.take(state)
-        metrics = learner.update(batches.next_batch())
+        batch = batches.next_batch()
+        if number == first:
+            tell(learner, batch, loop.name)
+        metrics = learner.update(batch)
         return learner.state, means(metrics)
 
     learner.take(loop.run(state, first, step, lambda: {"data": batches.get_state()}))

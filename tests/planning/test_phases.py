@@ -12,6 +12,7 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.methods.reset import ResetConfig
 from rlbf_jax.models.config import LoraConfig
 from rlbf_jax.models.presets import PRESETS
+from rlbf_jax.parallel.axes import AXES
 from rlbf_jax.parallel.mesh import MeshConfig, make_mesh
 from rlbf_jax.planning import phases as planning
 from rlbf_jax.planning import shapes
@@ -143,7 +144,7 @@ def test_a_checkpoint_need_not_be_there():
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused():
-    mesh = jax.sharding.AbstractMesh((3, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = jax.sharding.AbstractMesh((1, 3, 1, 1), AXES)
     with pytest.raises(UserError, match="sft.batch_size: .* choose a multiple of 3|pretraining"):
         planning.phases(get_config(), mesh)
 

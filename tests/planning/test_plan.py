@@ -38,7 +38,7 @@ def test_programs_of_an_experiment(file, capsys):
     assert [row["name"] for row in rows] == ["rlbf decode"]
     assert rows[0]["assumed_turns"] == 7 and rows[0]["about"] == "4 rows x 7 ids"
     assert rows[0]["memory"]["beside"] > 0 and rows[0]["flops"] > 0
-    assert rows[0]["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert rows[0]["mesh"] == {"slice": 1, "data": 1, "fsdp": 1, "tensor": 1}
     assert "[1/1] rlbf decode: 4 rows x 7 ids" in err
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.attention import QUERY_BLOCK
-from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.models.families import styled
-from rlbf_jax.runs.shapes import check_rows, check_rows_suffice, check_width
+from rlbf_jax.runs.shapes import check_precision, check_rows, check_rows_suffice, check_width
 
 LEARNED = styled(ModelConfig(family="gpt2", max_positions=100))
 
@@ -46,3 +46,12 @@ def test_data_sets_have_a_batch():
         UserError, match="sft.batch_size is 8, but .*bsafe_plus has 7 rows; raise s"
     ):
         check_rows_suffice("sft.batch_size", 8, "bsafe_plus", 7, "sft_examples")
+
+
+def test_whole_models_are_not_trained_in_half_precision():
+    """Adapters are: they have float32 of their own."""
+    half = ModelConfig(dtype="bfloat16", param_dtype="bfloat16")
+    with pytest.raises(UserError, match="--model.param_dtype float32 .* --model.lora.rank 16"):
+        check_precision(half, LoraConfig())
+    check_precision(half, LoraConfig(rank=4))
+    check_precision(ModelConfig(dtype="bfloat16"), LoraConfig())

@@ -7,8 +7,10 @@ import optax
 import pytest
 
 from rlbf_jax.objectives.masked import Term
+from rlbf_jax.parallel.memory import Memory, device_memory
 from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.training.checkpoint import Checkpoints
+from rlbf_jax.training.forecast import forecast
 from rlbf_jax.training.learner import Learner, Objective
 from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.online import Collected, train_online
@@ -81,3 +83,59 @@ def test_a_state_that_is_made_in_vain_is_seen(tmp_path, held):
     trained(tmp_path, note, 1)
     trained(tmp_path, note, 2, early=True)
     assert dict(seen[2:])["restored"] > 5.9
+
+
+# Forecasts ----------------------------------------------------------------------------------------
+
+
+def learner():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    return Learner(OBJECTIVE, optax.adam(1e-3), {"w": jnp.ones(SIZE)}, mesh)
+
+
+def test_a_forecast_is_the_compilers_plan_and_costs_no_second_compilation(caplog):
+    made, batch = learner(), jnp.ones((1, 1))
+    _ = made.state
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        memory = made.memory(batch)
+        made.update(batch)
+    compiled = [r for r in caplog.messages if r.startswith("Compiling jit(update)")]
+    assert len(compiled) == 1
+    # Parameters and two moments, which the new ones take the place of.
+    assert memory.arguments == pytest.approx(3 * 4 * SIZE, rel=0.001)
+    assert memory.reused == pytest.approx(memory.arguments, rel=0.001)
+    assert memory.total >= memory.arguments
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (None, "takes 700 MB of a device (200 MB for state and batch, 500 MB to work in)"),
+        (9 * 10**8, "to work in), which has 900 MB"),
+        (6 * 10**8, "and it has 600 MB: it may well end here; what helps: --model.remat block"),
+    ],
+)
+def test_a_forecast_says_what_there_is_and_what_helps(limit, told):
+    memory = Memory(2 * 10**8, 5 * 10**8, 10**8, 10**8, 0)
+    assert told in forecast(memory, limit)
+
+
+def test_every_training_tells_once(tmp_path, held, capsys):
+    trained(tmp_path, held[1], 3)
+    said = [line for line in capsys.readouterr().err.splitlines() if "an update takes" in line]
+    assert len(said) == 1 and said[0].startswith("toy: an update takes 4 MB of a device")
+
+
+def test_a_machine_says_what_it_has(monkeypatch):
+    """The least of what the machine and its container say, shared by its devices."""
+    whole = device_memory()
+    assert whole and whole > 10**8
+    monkeypatch.setattr("rlbf_jax.parallel.memory._read", lambda path: 10**6)
+    assert device_memory() == 10**6 // jax.local_device_count()
+
+
+def test_half_precision_is_refused():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    half = {"w": jnp.ones(4, jnp.bfloat16)}
+    with pytest.raises(ValueError, match=r"\['w'\] is bfloat16, in which small updates are lost"):
+        Learner(OBJECTIVE, optax.adam(1e-3), half, mesh)
