@@ -70,6 +70,7 @@ from rlbf_jax.sampling.engine import Engine
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.sampling.scoring import pack_traces
+from rlbf_jax.training.clock import Clock
 from rlbf_jax.training.guards import GuardConfig, Guards, Look
 from rlbf_jax.training.learner import Learner
 from rlbf_jax.training.loop import Loop
@@ -332,9 +333,7 @@ def policy_optimizer(rl: ReinforcementConfig, stage: str = "") -> optax.Gradient
 @dataclasses.dataclass(frozen=True)
 class Collector:
     """One step of collecting: prompts, rollouts, verdicts, rewards, measurements.
-
-    Everything random follows from (seed, step).
-    """
+    Everything random follows from (seed, step)."""
 
     config: ReinforcementConfig
     gradient: PolicyGradient
@@ -366,35 +365,35 @@ class Collector:
         return self.gradient.comparing(self.mesh)
 
     def __call__(self, params: dict, memory: Any, step: int) -> Collected:
-        rl, sampler = self.config, self.sampler
+        rl, sampler, clock = self.config, self.sampler, Clock()
         prompts = self.source(step)
         check_rollouts(prompts, rl.prompts_per_step, rl.policy.max_drawn)
         rollouts, group = in_groups(prompts, rl.group_size)
-        requests = [r.request for r in rollouts]
-        generations = sampler(params["model"], requests, jax.random.fold_in(self.key, 2 + step))
-        topics = [r.prompt.topic for r in rollouts]
-        judged = judge_generations(
-            self.critic, generations, topics, sampler.tokenizer, rl.reward, self.seams
-        )
+        key, requests = jax.random.fold_in(self.key, 2 + step), [r.request for r in rollouts]
+        with clock.part("sampling"):
+            generations = sampler(params["model"], requests, key)
+        topics, tokenizer = [r.prompt.topic for r in rollouts], sampler.tokenizer
+        with clock.part("judging"):
+            judged = judge_generations(
+                self.critic, generations, topics, tokenizer, rl.reward, self.seams
+            )
         reward = rewards_of(judged, step)
-        rows = batch_sharding(self.mesh)
-        traces = jax.device_put(pack_traces(generations, sampler.rule, self.width), rows)
+        traces = pack_traces(generations, sampler.rule, self.width)
+        traces = jax.device_put(traces, batch_sharding(self.mesh))
         recorded = recorded_logprobs(generations, self.width)
-        batch, measures = self.measured(params, traces, reward, group, recorded)
-        if rl.policy.kl_weight or step % rl.kl_every == 0:
-            batch, kl = self.compared(self.reference, traces, batch)
-            measures |= kl
+        with clock.part("measuring"):
+            batch, measures = self.measured(params, traces, reward, group, recorded)
+            if rl.policy.kl_weight or step % rl.kl_every == 0:
+                batch, kl = self.compared(self.reference, traces, batch)
+                measures |= kl
+            measures_host = {k: float(t.mean) for k, t in jax.device_get(measures).items()}
 
         def batches() -> Iterator[PolicyBatch]:
             for _ in range(rl.updates_per_step):
                 yield PolicyBatch(traces, batch, self.guidance.next_batch())
 
-        measures_host = {k: float(t.mean) for k, t in jax.device_get(measures).items()}
-        bfloat16 = self.gradient.model.dtype == "bfloat16"
-        seen = Look(step, generations, group, reward, recorded, batch.behavior, bfloat16)
-        self.guards.look(seen)
-        return Collected(
-            batches(),
-            reward_metrics(judged, generations) | measures_host,
-            {"rollouts": rollout_rows(step, rollouts, generations, judged)},
-        )
+        half = self.gradient.model.dtype == "bfloat16"
+        self.guards.look(Look(step, generations, group, reward, recorded, batch.behavior, half))
+        metrics = reward_metrics(judged, generations) | measures_host
+        rows = {"rollouts": rollout_rows(step, rollouts, generations, judged)}
+        return Collected(batches(), metrics, rows, seconds=clock.taken())

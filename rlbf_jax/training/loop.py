@@ -4,7 +4,7 @@ A `Loop` owns a stage's folder:
 
     WORKDIR/stages/NAME/checkpoints/   Orbax
     WORKDIR/stages/NAME/metrics.jsonl  one row a step, byte-for-byte reproducible
-    WORKDIR/stages/NAME/timing.jsonl   wall-clock seconds, never reproducible
+    WORKDIR/stages/NAME/timing.jsonl   wall-clock seconds by part, never reproducible
     WORKDIR/stages/NAME/tensorboard/   the same scalars; readers drop what a resumed run repeats
 """
 
@@ -21,9 +21,10 @@ from jax.sharding import Mesh
 
 from rlbf_jax.errors import Preempted, UserError
 from rlbf_jax.parallel.mesh import shardings
-from rlbf_jax.progress import progress
+from rlbf_jax.progress import progress, say
 from rlbf_jax.training.board import Board
 from rlbf_jax.training.checkpoint import Checkpoints
+from rlbf_jax.training.clock import Clock, Minutes
 from rlbf_jax.training.journal import Journal
 from rlbf_jax.training.preemption import StopFlag, stop_on_signals
 
@@ -41,6 +42,7 @@ class Loop:
         )
         self.checkpoints = Checkpoints(folder / "checkpoints", writes=True)
         self.journals: dict[str, Journal] = {}
+        self.clock = Clock(compiling=True)
 
     def start(
         self,
@@ -88,14 +90,19 @@ class Loop:
             board = stack.enter_context(open_board(self.folder / "tensorboard", first))
             stop = stack.enter_context(stop_on_signals())
             bar = stack.enter_context(progress(self.steps, self.name, first))
+            minutes = Minutes(self.name, self.steps)
             for number in range(first, self.steps):
                 began = time.perf_counter()
                 state, metrics = step(state, number)
                 _check_finite(metrics, self.name, number, self.checkpoints.latest)
                 self.journals["metrics"].write({"step": number, **metrics})
+                seconds, parts = time.perf_counter() - began, self.clock.taken()
                 self.journals["timing"].write(
-                    {"step": number, "seconds": round(time.perf_counter() - began, 4)}
+                    {"step": number, "seconds": round(seconds, 4), **parts}
                 )
+                line = minutes.line(number + 1, seconds, parts)
+                if line and bar.disable:
+                    say(line)
                 for key, value in metrics.items():
                     board.add_scalar(key, value, number)
                 bar.set_postfix(
@@ -104,7 +111,8 @@ class Loop:
                 bar.update()
                 if stop.set or number + 1 == self.steps or (number + 1) % self.every == 0:
                     board.flush()
-                    self._save(state, number + 1, extra, stop)
+                    with self.clock.part("checkpoint"):
+                        self._save(state, number + 1, extra, stop)
         return state
 
     def _save(self, state: Any, done: int, extra: Callable[[], dict], stop: StopFlag) -> None:

@@ -34,6 +34,8 @@ class Collected:
     memory: Any = ()
     """What the next step's collecting remembers: a pytree of arrays of fixed shapes
     (a replay buffer), or ()."""
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Where the time of collecting went, by part (`clock`)."""
 
 
 Collect = Callable[[Any, Any, int], Collected]
@@ -81,11 +83,18 @@ def train_online(
                 "collect returned a memory of another structure than the first step's; hand that "
                 "one in as Remembered(memory=...)"
             )
+        loop.clock.add(collected.seconds)
         losses: list[dict[str, float]] = []
-        for batch in collected.batches:
-            if number == first and not losses:
-                tell(learner, batch, loop.name)
-            losses.append(means(learner.update(batch)))
+        batches = iter(collected.batches)
+        while True:
+            with loop.clock.part("data"):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            with loop.clock.part("update"):
+                if number == first and not losses:
+                    tell(learner, batch, loop.name)
+                losses.append(means(learner.update(batch)))
         for name, rows in collected.rows.items():
             loop.journals[name].write_all(rows)
         averaged = {k: float(np.mean([loss[k] for loss in losses])) for k in (losses or [{}])[0]}

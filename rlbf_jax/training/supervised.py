@@ -114,11 +114,13 @@ def train(learner: Learner, batches: Batches, loop: Loop) -> dict:
 
     def step(state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
         learner.take(state)
-        batch = batches.next_batch()
-        if number == first:
-            tell(learner, batch, loop.name)
-        metrics = learner.update(batch)
-        return learner.state, means(metrics)
+        with loop.clock.part("data"):
+            batch = batches.next_batch()
+        with loop.clock.part("update"):
+            if number == first:
+                tell(learner, batch, loop.name)
+            metrics = means(learner.update(batch))
+        return learner.state, metrics
 
     learner.take(loop.run(state, first, step, lambda: {"data": batches.get_state()}))
     return learner.state.params  # no update follows that would use the buffers up
