@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlbf_jax.directives import Semantics
 from rlbf_jax.models import transformer
+from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.config import LoraConfig
+from rlbf_jax.parallel.axes import AXES
 from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, shardings
 from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
@@ -191,9 +194,30 @@ def compare(sizes: tuple[int, int, int], generations, parts, alone) -> dict:
     }
 
 
+def explicit() -> dict:
+    """Logits in a program whose mesh has Explicit axes, against one device's."""
+    tokens, rows = guidance(16, 8).tokens, PartitionSpec(("data", "fsdp"))
+
+    def logits(params, tokens):
+        position = jnp.broadcast_to(jnp.arange(8, dtype=jnp.int32), tokens.shape)
+        hidden, _ = transformer.forward(MODEL, params, tokens, Visibility(position))
+        return transformer.unembed(MODEL, params, hidden)
+
+    alone = jax.jit(logits)(PARAMS, tokens)
+    devices = np.asarray(jax.devices()).reshape(1, 2, 2, 2)
+    mesh = Mesh(devices, AXES, axis_types=(AxisType.Explicit,) * 4)
+    split = PartitionSpec(("data", "fsdp"), None, "tensor")
+    with jax.set_mesh(mesh):
+        params = jax.device_put(PARAMS, shardings(PARAMS, mesh))
+        found = jax.jit(jax.sharding.auto_axes(logits, out_sharding=split))(
+            params, jax.device_put(tokens, NamedSharding(mesh, rows))
+        )
+    return {"explicit": worst(found, alone), "typed": jax.typeof(found).sharding.spec == split}
+
+
 def main(meshes: list[tuple[int, int, int]]) -> None:
     generations, parts, alone = alone_and_parts()
-    print(json.dumps({"directives": sum(len(g.edits) for g in generations)}))
+    print(json.dumps({"directives": sum(len(g.edits) for g in generations)} | explicit()))
     for sizes in meshes:
         print(json.dumps({"sizes": sizes} | compare(sizes, generations, parts, alone)))
 

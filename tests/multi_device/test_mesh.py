@@ -24,7 +24,7 @@ def results(run_in_child):
         json.loads, run_in_child(CHILD, *(",".join(map(str, m)) for m in MESHES)).splitlines()
     )
     assert first["directives"] >= 10
-    return {tuple(row["sizes"]): row for row in rows}
+    return {tuple(row["sizes"]): row for row in rows} | {"first": first}
 
 
 SIZES = pytest.mark.parametrize("sizes", MESHES)
@@ -63,6 +63,11 @@ def test_the_sampler_draws_the_same_ids(results, sizes):
     assert results[sizes]["same_ids"]
     assert results[sizes]["sampled"] == (32 if sizes == (2, 2, 2) else 16)
     assert results[sizes]["logprobs"] <= 1e-4
+
+
+def test_a_mesh_of_explicit_axes_may_be_given(results):
+    """`jax.sharding.auto_axes` around it; the result has the type that was asked for."""
+    assert results["first"]["explicit"] <= 1e-5 and results["first"]["typed"]
 
 
 # Shapes -----------------------------------------------------------------------------------------
