@@ -237,7 +237,8 @@ def table_lines(found: Sequence[Row]) -> list[str]:
         cells = [mesh_name(row.mesh), f"{row.scale:g}"]
         worst, slowest = row.worst, row.slowest
         if row.refused or worst is None:
-            lines.append(_line([*cells, "-", "-", "no", "-", row.refused or "no program"]))
+            verdict = _verdict(row.fits)
+            lines.append(_line([*cells, "-", "-", verdict, "-", row.refused or "no program"]))
             continue
         step, most = "-", "-"
         if slowest is not None and row.fits:

@@ -40,6 +40,8 @@ class Exchanged:
     """Result bytes of one chip, times trips."""
     sent: float
     """Bytes that one chip sends, times trips."""
+    largest: str = ""
+    """The place that sends most: arrays, trips, and the traced operation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +150,16 @@ def roofs(chip: Chip, flops: float, moved: float, sent: float) -> dict[str, floa
 def by_kind(exchanges: Sequence[Collective]) -> dict[str, Exchanged]:
     """Collectives summed by kind, largest first."""
     found: dict[str, Exchanged] = {}
-    for c in exchanges:
-        old, trips = found.get(c.kind, Exchanged(0, 0, 0, 0.0)), c.trips or 0
+    for c in sorted(exchanges, key=lambda c: -c.sent_bytes * (c.trips or 0)):
+        trips = c.trips or 0
+        first = f"{', '.join(map(str, c.shapes))} x {trips} over {c.group_size}: {c.where}"
+        old = found.get(c.kind, Exchanged(0, 0, 0, 0.0, first))
         found[c.kind] = Exchanged(
             old.places + 1,
             old.trips + trips,
             old.bytes + c.bytes * trips,
             old.sent + c.sent_bytes * trips,
+            old.largest,
         )
     return dict(sorted(found.items(), key=lambda item: -item[1].sent))
 

@@ -15,6 +15,7 @@ from rlbf_jax.planning.phases import phases
 from rlbf_jax.planning.topology import Topology
 from rlbf_jax.runs.experiment import Experiment
 
+OUT_OF_TIME = "not compiled: out of time (--minutes)"
 ROWS = {"batch_size", "prompts_per_step", "guidance_batch_size"}
 """Settings of a method's stages that say how many rows a step has."""
 MOST_TENSOR = 8
@@ -40,7 +41,7 @@ class Row:
     def fits(self) -> bool | None:
         """Whether every program fits; None where the chip's memory is not known."""
         if self.refused:
-            return False
+            return None if self.refused == OUT_OF_TIME else False
         verdicts = [f.fits for f in self.forecasts]
         return None if None in verdicts else all(verdicts)
 
@@ -137,7 +138,7 @@ def rows(
     for scale in choice.scales:
         for mesh in choice.meshes:
             if time.perf_counter() - began > choice.seconds:
-                yield Row(mesh, scale, (), "not compiled: out of time (--minutes)")
+                yield Row(mesh, scale, (), OUT_OF_TIME)
                 continue
             yield row(scaled(e, scale), where, Row(mesh, scale, ()), choice.wanted, said)
 

@@ -98,6 +98,8 @@ def test_collectives_are_summed_by_kind():
     assert (gather.places, gather.trips, gather.bytes) == (2, 4, 3 * 16 + 32)
     assert gather.sent == 3 * 16 * 3 / 4 + 32 / 2
     assert found["all-reduce"].sent == 10 * 2 * 3 / 4 * 4096
+    assert found["all-reduce"].largest == "f32[1024] x 10 over 4: "
+    assert gather.largest.startswith("bf16[8] x 3 over 4")
 
 
 @pytest.mark.parametrize(
