@@ -88,9 +88,12 @@ def _arranged(devices: list, sizes: list[int]) -> np.ndarray:
         return np.asarray(devices).reshape(sizes)
     within = [1, *sizes[1:]]
     if sizes[0] == 1:
-        return mesh_utils.create_device_mesh(sizes, devices=devices)
+        return mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
     return mesh_utils.create_hybrid_device_mesh(
-        within, [sizes[0]] + [1] * (len(sizes) - 1), devices=devices
+        within,
+        [sizes[0]] + [1] * (len(sizes) - 1),
+        devices=devices,
+        allow_split_physical_axes=True,
     )
 
 
