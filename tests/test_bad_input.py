@@ -43,7 +43,7 @@ from rlbf_jax.training import checkpoint, journal
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests" / "training" / "tiny_experiment.py"
 OWN = ROOT / "experiments" / "own_data.py"
-PROGRESS = re.compile(r"\[\d+/\d+\] |\w+: evaluated \d+ ")
+PROGRESS = re.compile(r"\[\d+/\d+\] |\w+: (evaluated \d+|an update takes) ")
 """Lines of a run that goes well up to the mistake."""
 MEBIBYTE = 1 << 20
 
