@@ -11,7 +11,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlbf_jax"
 NAME = re.compile("rlbf", re.IGNORECASE)
 
-COMMANDS = "run|generate|evaluate|attack|report|critic|audit|data|import|export|COMMAND"
+COMMANDS = "run|plan|generate|evaluate|attack|report|critic|audit|data|import|export|COMMAND"
 ALLOWED = {
     rf"\brlbf ({COMMANDS})\b": "a command, in usage, help and messages",
     r"\brlbf_jax\b": "the package: module paths, its cache folder, versions, file formats",
@@ -22,6 +22,7 @@ ALLOWED = {
 PLACES = {
     ("cli/main.py", "rlbf"): "the console command, in usage and in how to go on",
     ("cli/audit.py", "rlbf "): "the same, before a command's name",
+    ("cli/run.py", "rlbf "): "the same",
     ("cli/run.py", "rlbf_experiment"): "module name that an experiment file is imported under",
     ("harness/inspect_provider.py", "rlbf"): "name of the provider of inspect_ai",
     ("harness/inspect_registry.py", "rlbf"): "the same, where it is registered",

@@ -29,7 +29,7 @@ is needed. For a TPU slice (v5e:16x16, v5p:2x2x4, ...): pip install 'jax[tpu]'. 
 planned by formula and the CPU's compiler. Without --topology: the devices at hand.
 `rlbf plan FILE --help` lists every option.
 """
-_AXIS = re.compile(r"(data|fsdp|tensor)=(-?\d+)")
+_AXIS = re.compile(r"(slice|data|fsdp|tensor)=(-?\d+)")
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 

@@ -119,9 +119,10 @@ def traced_for(mesh: Mesh | AbstractMesh | None, function: Function) -> Function
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh that a program is traced for; None for one device, or where nobody said."""
+    """The mesh that a program is traced for; None for one device, where nobody said, and for a mesh
+    of other axes, as searches have."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 else mesh
+    return None if mesh.axis_names != AXES or mesh.size == 1 else mesh
 
 
 def constrain(x: jax.Array, *names: Name) -> jax.Array:

@@ -76,7 +76,8 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
-        wanted = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        named = zip(AXES, sizes, strict=True)
+        wanted = " x ".join(f"{a}={size}" for a, size in named if a != "slice" or size != 1)
         raise ValueError(f"mesh {wanted} does not fit {len(devices)} devices")
     return Mesh(_arranged(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
