@@ -166,6 +166,8 @@ def read_manifest(workdir: Path) -> Manifest:
             )
         if isinstance(config.get("model"), dict):
             config["model"] = upgraded(config["model"])
+        if isinstance(config.get("mesh"), dict):
+            config["mesh"].setdefault("slice", 1)  # older runs knew three axes
         entries = tuple(
             StageEntry(**{**entry, "after": tuple(entry["after"])}) for entry in stored["stages"]
         )

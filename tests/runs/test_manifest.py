@@ -87,6 +87,14 @@ def test_models_of_earlier_versions_are_brought_up_to_date(tmp_path):
     assert read_manifest(tmp_path).experiment().base.model.remat == "block"
 
 
+def test_a_run_of_three_mesh_axes_is_gone_on_with(tmp_path):
+    stored = opened(CONFIG, tmp_path)
+    del stored["config"]["mesh"]["slice"]
+    write_json(tmp_path / "manifest.json", stored)
+    open_workdir(CONFIG, STAGES, tmp_path)
+    assert read_manifest(tmp_path).experiment().mesh == CONFIG.mesh
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
