@@ -101,6 +101,13 @@ def names_of(spec: Iterable[Any]) -> tuple[str, ...]:
 LOGICAL = LogicalAxes()
 
 
+def parts_of(name: str, size: int, mesh: Mesh | AbstractMesh | None) -> int:
+    """Into so many parts a mesh divides a dimension of so many entries."""
+    if mesh is None:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in names_of(LOGICAL.spec((name,), (size,), mesh)))
+
+
 # Within programs ----------------------------------------------------------------------------------
 
 

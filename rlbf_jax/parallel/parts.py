@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from rlbf_jax.parallel.axes import LOGICAL, current_mesh, names_of
+from rlbf_jax.parallel.axes import LOGICAL, current_mesh, names_of, parts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def over_parts(
     assert mesh is not None
     axes = names_of(held[1:])
     row, ids = PartitionSpec(held[0]), PartitionSpec(held[1])
-    count = x.shape[1] // jax.sharding.NamedSharding(mesh, ids).shard_shape(x.shape[1:])[0]
+    count = parts_of("vocab", x.shape[1], mesh)
 
     def local(number: Array, own: Array, *rows: Array) -> Array:
         return function(Part(axes, number[0]), own, *rows)

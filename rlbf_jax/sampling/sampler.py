@@ -8,7 +8,6 @@ OSDI 2022).
 from __future__ import annotations
 
 import functools
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from rlbf_jax.directives import EditRule
 from rlbf_jax.models.transformer import ModelConfig
-from rlbf_jax.parallel.axes import LOGICAL, names_of
+from rlbf_jax.parallel.axes import LOGICAL, parts_of
 from rlbf_jax.parallel.backend import backend
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.batching import (
@@ -136,8 +135,7 @@ def known_rule(rule: EditRule, program: Program, tokenizer: Tokenizer) -> EditRu
 def contexts_read(config: SamplerConfig, mesh: Mesh | None) -> int:
     """Contexts that are read in one pass. They are divided among devices as rows are."""
     size = config.batch_size
-    axes = () if mesh is None else names_of(LOGICAL.spec(("rows",), (size,), mesh))
-    shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes)
+    shards = parts_of("rows", size, mesh)
     return min(size, -(-at_once(config) // shards) * shards)
 
 
