@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-import jax
 from tqdm import tqdm
+
+from rlbf_jax.parallel import hosts
 
 
 def progress(total: int, label: str, initial: int = 0) -> tqdm:
     """A tqdm bar, silent where stderr is not a terminal."""
-    quiet = not sys.stderr.isatty() or jax.process_index() != 0
+    quiet = not sys.stderr.isatty() or not hosts.is_first()
     return tqdm(
         total=total, desc=label, initial=initial, disable=quiet, dynamic_ncols=True, leave=True
     )
@@ -18,5 +19,5 @@ def progress(total: int, label: str, initial: int = 0) -> tqdm:
 
 def say(message: str) -> None:
     """One line for a person, on stderr, from process 0."""
-    if jax.process_index() == 0:
+    if hosts.is_first():
         tqdm.write(message, file=sys.stderr)

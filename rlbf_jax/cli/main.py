@@ -8,10 +8,12 @@ import importlib
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from rlbf_jax.cli.surroundings import check_environment, mend_streams
 from rlbf_jax.errors import Preempted, UserError, machine_error
+from rlbf_jax.parallel import hosts
 from rlbf_jax.training.preemption import EXIT_CODE, interruptible
 
 Command = Callable[[Sequence[str]], None]
@@ -99,18 +101,30 @@ def exit_code(command: Callable[[], None], again: str) -> int:
     try:
         with interruptible(f"stopped at once; {again}"):
             command()
-    except (Preempted, KeyboardInterrupt) as stop:
+    except Preempted as stop:  # all processes of a run are, after the same step
+        print(f"{stop}; {again}", file=sys.stderr)
+        hosts.leave(EXIT_CODE)
+        return EXIT_CODE
+    except KeyboardInterrupt as stop:
         print(f"{str(stop) or 'interrupted'}; {again}", file=sys.stderr)
+        hosts.leave(EXIT_CODE, "interrupted")
         return EXIT_CODE
     except BrokenPipeError:  # `rlbf generate ... | head`: nobody reads on, which is no mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        hosts.await_verdict(error)
         message = str(error) if isinstance(error, UserError) else machine_error(error)
         if not message:
+            if hosts.several():
+                traceback.print_exc()
+                hosts.leave(1, f"{type(error).__name__}: {error}")
             raise
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        message = " ".join(message.split())
+        print("error: " + message, file=sys.stderr)
+        hosts.leave(2, message)
         return 2
+    hosts.leave(0)
     return 0
 
 

@@ -15,6 +15,7 @@ import tyro
 
 from rlbf_jax.cli import arguments
 from rlbf_jax.errors import UserError
+from rlbf_jax.parallel.hosts import Hosts, connect, is_first
 
 USAGE = """usage: rlbf run FILE [--workdir DIR] [--dotted.override value ...]
 
@@ -73,15 +74,18 @@ def load_experiment(file: pathlib.Path) -> tuple[Any, str]:
     return config, module.__doc__ or ""
 
 
-def parse_run(file: pathlib.Path, rest: Sequence[str]) -> tuple[Any, pathlib.Path]:
-    """(configuration with `--dotted.override value` applied, workdir) of `rlbf run FILE ...`."""
+def parse_run(file: pathlib.Path, rest: Sequence[str]) -> tuple[Any, pathlib.Path, Hosts]:
+    """(configuration with `--dotted.override value` applied, workdir, which process of the run)
+    of `rlbf run FILE ...`."""
     folder = Annotated[
         pathlib.Path,
         tyro.conf.arg(help="Folder for everything the run writes; an old one is resumed."),
     ]
     default = dataclasses.field(default=pathlib.Path("runs") / file.stem)
-    args = parse_experiment("run", file, rest, [("workdir", folder, default)])
-    return args.config, args.workdir
+    hosts: Any = Annotated[Hosts, tyro.conf.arg(name="")]
+    every = [("workdir", folder, default), ("hosts", hosts, dataclasses.field(default=Hosts()))]
+    args = parse_experiment("run", file, rest, every)
+    return args.config, args.workdir, args.hosts
 
 
 def parse_experiment(
@@ -175,10 +179,12 @@ def run(argv: Sequence[str]) -> None:
             return
         raise UserError("run needs a FILE first" + (f", found {argv[0]}" if argv else ""))
     try:
-        config, workdir = parse_run(pathlib.Path(argv[0]), argv[1:])
+        config, workdir, hosts = parse_run(pathlib.Path(argv[0]), argv[1:])
     except ValueError as error:  # a configuration that checks its own values
         raise UserError(f"{argv[0]}: {error}") from error
     from rlbf_jax.runs import execute
 
+    connect(hosts)
     execute.run(config, workdir)
-    print(f"report: {workdir / 'report.html'}")
+    if is_first():
+        print(f"report: {workdir / 'report.html'}")

@@ -13,6 +13,7 @@ from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.objectives.sft import token_nll
+from rlbf_jax.parallel.placing import fetched
 from rlbf_jax.sampling.scoring import in_time_chunks
 
 WIDTH = 64
@@ -44,7 +45,7 @@ def surprisals(
             for row, number in enumerate(part):
                 prompt, text = pairs[number]
                 tokens[row, : len(prompt) + len(text)] = [*prompt, *text]
-            nll = np.asarray(jax.device_get(_nll(config, params, tokens)), np.float64)
+            nll = np.asarray(fetched(_nll(config, params, tokens)), np.float64)
             for row, number in enumerate(part):
                 prompt, text = pairs[number]
                 found[number] = nll[row, len(prompt) - 1 :][: len(text)]

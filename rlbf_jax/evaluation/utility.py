@@ -18,6 +18,7 @@ from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.objectives.sft import token_nll
+from rlbf_jax.parallel.placing import fetched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,7 @@ def score_texts(
         arrays = (
             np.stack([row[name] for row in padded]) for name in ("tokens", "segment", "in_loss")
         )
-        for column, values in zip(
-            columns, jax.device_get(_read(config, params, *arrays)), strict=True
-        ):
+        for column, values in zip(columns, fetched(_read(config, params, *arrays)), strict=True):
             column.append(np.asarray(values, np.float64)[: len(part)])
     scores = TextScores(*(np.concatenate(column) for column in columns))
     finite = np.isfinite(scores.nll)

@@ -59,6 +59,7 @@ from rlbf_jax.models.config import LoraConfig
 from rlbf_jax.models.lora import split
 from rlbf_jax.objectives.trajectory_reward import RewardConfig
 from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding
+from rlbf_jax.parallel.placing import placed
 from rlbf_jax.plain import FLAT
 from rlbf_jax.ranges import check_at_least, check_positive
 from rlbf_jax.runs.critics import CriticConfig
@@ -379,7 +380,7 @@ class Collector:
             )
         reward = rewards_of(judged, step)
         traces = pack_traces(generations, sampler.rule, self.width)
-        traces = jax.device_put(traces, batch_sharding(self.mesh))
+        traces = placed(traces, batch_sharding(self.mesh))
         recorded = recorded_logprobs(generations, self.width)
         with clock.part("measuring"):
             batch, measures = self.measured(params, traces, reward, group, recorded)

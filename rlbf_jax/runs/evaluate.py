@@ -25,6 +25,7 @@ from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.rows import EvaluationContext
 from rlbf_jax.evaluation.suite import SuiteConfig, build_attempts, evaluate
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
+from rlbf_jax.parallel import hosts
 from rlbf_jax.parallel.mesh import MeshConfig
 from rlbf_jax.plain import PATH
 from rlbf_jax.progress import progress, say
@@ -212,7 +213,7 @@ class Evaluator:
         records += utility_records(scores, template)
         run.write_lines(f"evaluation/clean_text/{stage}.jsonl", score_rows(scores))
         run.write_lines(f"evaluation/{stage}.jsonl", rows)
-        write_results(run.folder / "results.json", records)
+        hosts.first_alone(lambda: write_results(run.folder / "results.json", records))
         seconds = time.perf_counter() - began
         say(f"{stage}: evaluated {len(rows)} responses in {seconds:.1f} s")
         return records

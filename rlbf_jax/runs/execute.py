@@ -9,9 +9,8 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-import jax
-
 from rlbf_jax.errors import Preempted, UserError
+from rlbf_jax.parallel import hosts
 from rlbf_jax.parallel.mesh import make_mesh
 from rlbf_jax.progress import say
 from rlbf_jax.report.document import write_report
@@ -22,6 +21,7 @@ from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.runs.files import write_json
 from rlbf_jax.runs.manifest import open_workdir
 from rlbf_jax.runs.model_critic import check_model
+from rlbf_jax.runs.processes import agree, check_shared
 from rlbf_jax.runs.run import Parts, Run
 from rlbf_jax.runs.settings.own_data import OWN_DATA
 from rlbf_jax.runs.settings.toy import TOY
@@ -50,7 +50,9 @@ def run(e: Experiment, workdir: str | Path, only: Collection[str] | None = None)
     _check_sources(e, whole)
     for stage in stages:
         stage.check(views[stage.name], stage.config)
-    open_workdir(e, every, workdir)
+    agree(e, workdir)
+    hosts.first_alone(lambda: open_workdir(e, every, workdir))
+    check_shared(workdir / "manifest.json")
     began, name = time.perf_counter(), ""
     try:
         with alone_in(workdir):
@@ -60,7 +62,7 @@ def run(e: Experiment, workdir: str | Path, only: Collection[str] | None = None)
                     _fit(e, whole, stages, views)
                 run_stage(views[name], stage, f"[{number}/{len(stages)}]")
             name = "report"
-            write_report(workdir)
+            hosts.first_alone(lambda: write_report(workdir))
     except KeyboardInterrupt:
         kept = "finished stages and checkpoints are kept"
         raise Preempted(
@@ -139,12 +141,16 @@ def run_stage(mine: Run, stage: Stage, number: str) -> None:
     """Runs a stage unless it is done. The marker in done/ comes last:
     all that it stands for is on disk by then."""
     done = _done(mine, stage)
-    if done.exists():
+    if hosts.from_first(done.exists):
         return
     started = time.perf_counter()
-    stage.do(mine, stage.config)
+    if stage.prepares:
+        hosts.first_alone(lambda: stage.do(mine, stage.config))
+    else:
+        stage.do(mine, stage.config)
     seconds = time.perf_counter() - started
-    write_json(done, {"seconds": round(seconds, 1)})
+    hosts.first_alone(lambda: write_json(done, {"seconds": round(seconds, 1)}))
+    check_shared(done)
     if stage.prepares or stage.evaluated:
         say(f"{number} {stage.name}: {seconds:.1f} s")
 
@@ -155,7 +161,7 @@ def alone_in(workdir: Path) -> Iterator[None]:
 
     Raises UserError if another process is running there.
     """
-    if jax.process_index() != 0:  # the processes of one run share its folder; the first answers
+    if not hosts.is_first():  # the processes of one run share its folder; the first answers
         yield
         return
     (workdir / "done").mkdir(exist_ok=True)

@@ -24,6 +24,7 @@ from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.models.lora import join
 from rlbf_jax.models.transformer import init, init_adapters
+from rlbf_jax.parallel import hosts
 from rlbf_jax.progress import say
 from rlbf_jax.runs.critics import CriticConfig, training_critic
 from rlbf_jax.runs.experiment import DataConfig
@@ -282,13 +283,14 @@ class Run:
     # Files ------------------------------------------------------------------------------------
 
     def write_lines(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Writes a JSON lines file of the run, whole or not at all."""
+        """Writes a JSON lines file of the run, whole or not at all; the first of several
+        processes does, and none goes on before the file is there."""
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(self.folder / name, lines)
+        hosts.first_alone(lambda: write_whole(self.folder / name, lines))
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a JSON file of the run, whole or not at all."""
-        write_json(self.folder / name, content)
+        """Writes a JSON file of the run, as `write_lines` does."""
+        hosts.first_alone(lambda: write_json(self.folder / name, content))
 
 
 def data_stage(name: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from rlbf_jax.directives import EditRule, Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.transformer import padded_width
+from rlbf_jax.parallel.placing import fetched
 from rlbf_jax.sampling.batching import SamplerConfig
 from rlbf_jax.sampling.program import Params, Program
 from rlbf_jax.sampling.request import Generation, Knobs, Request
@@ -104,7 +105,7 @@ class Policy:
             width = padded_width(self.program, max(ends), _BUCKET, _BUCKET)
             filled = part + part[-1:] * (size - len(part))
             traces = pack_traces(filled, self.rule, width)
-            read = np.asarray(
+            read = fetched(
                 _score(self.program, self.rule, self.semantics, self.params, traces).logprobs
             )
             for row, (g, end) in enumerate(zip(part, ends, strict=True)):

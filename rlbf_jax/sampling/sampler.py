@@ -19,6 +19,7 @@ from rlbf_jax.directives import EditRule
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.parallel.axes import LOGICAL, parts_of
 from rlbf_jax.parallel.backend import backend
+from rlbf_jax.parallel.placing import fetched, placed
 from rlbf_jax.sampling import loop
 from rlbf_jax.sampling.batching import (
     IDLE,
@@ -245,11 +246,11 @@ class _Lane:
         """Takes out what is over; `ended` may say that of a row."""
         state = self.state
         assert state is not None
-        done, emitted = (np.array(x) for x in jax.device_get((state.done, state.edit.emitted)))
+        done, emitted = (np.array(x) for x in fetched((state.done, state.edit.emitted)))
         over = done.copy()
         if ended is None and not done[busy].any():
             return {}
-        trace, logprobs = jax.device_get((state.trace, state.logprobs))
+        trace, logprobs = fetched((state.trace, state.logprobs))
         finished = {}
         for slot in busy:
             row = self.slots[slot]
@@ -271,7 +272,7 @@ class _Lane:
             if over[slot]:
                 finished[row.place], self.slots[slot] = found, None
         if (over != done).any():
-            self.state = state._replace(done=jax.device_put(over, state.done.sharding))
+            self.state = state._replace(done=placed(over, state.done.sharding))
         return finished
 
     def _placed(self, arrays):
@@ -283,7 +284,7 @@ class _Lane:
         def place(x: np.ndarray) -> NamedSharding:
             return NamedSharding(mesh, LOGICAL.spec(("rows",), x.shape[:1], mesh))
 
-        return jax.device_put(arrays, jax.tree.map(place, arrays))
+        return placed(arrays, jax.tree.map(place, arrays))
 
 
 def _key(key: jax.Array | int) -> jax.Array:

@@ -15,12 +15,18 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from rlbf_jax.parallel import hosts
+
 
 class Board:
-    """One event file. Raises OSError where it cannot be written."""
+    """One event file, written by the first of several processes. Raises OSError where it cannot be
+    written."""
 
     def __init__(self, folder: Path, purge_step: int | None = None, suffix: str = ""):
         """`purge_step`: TensorBoard drops what earlier files say of this step and later ones."""
+        self._writer: EventsWriter | None = None
+        if not hosts.is_first():
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"), suffix)
         if purge_step is not None:
@@ -30,15 +36,19 @@ class Board:
             )
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
+        if self._writer is None:
+            return
         self._writer.write_event(
             Event(wall_time=time.time(), step=step, summary=scalar(name, value))
         )
 
     def flush(self) -> None:
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def __enter__(self) -> Board:
         return self

@@ -13,6 +13,7 @@ from typing import ClassVar
 import jax
 import numpy as np
 
+from rlbf_jax.parallel import hosts
 from rlbf_jax.progress import say
 from rlbf_jax.ranges import check_at_least, check_between, check_positive
 from rlbf_jax.sampling.request import Generation
@@ -87,7 +88,7 @@ class Guards:
                 "random keys of their own; give every request an id of its own (Request.id), as "
                 "rollouts.in_groups does",
             )
-        gap = largest_gap(seen)
+        gap = float(np.max(hosts.gather(largest_gap(seen))))  # keeps a NaN, unlike max
         bound = config.most_gap_bfloat16 if seen.bfloat16 else config.most_gap
         if not gap <= bound:
             self._warn(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbf_jax.errors import InputError
+from rlbf_jax.parallel import hosts
 from rlbf_jax.storage import sync_folder
 
 
@@ -22,7 +23,11 @@ class Journal:
     """One JSON lines file, opened for appending."""
 
     def __init__(self, path: Path, offset: int = 0):
-        """Cuts the file to `offset` bytes and goes on from there."""
+        """Cuts the file to `offset` bytes and goes on from there. Of several processes the first
+        one writes; the others' journals are empty devices."""
+        if not hosts.is_first():
+            self.path, self._file = path, open(os.devnull, "ab")
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = open(path, "ab")
@@ -53,7 +58,8 @@ class Journal:
         """Puts everything on disk and returns the offset that a checkpoint stores."""
         with self._told():
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if hosts.is_first():
+                os.fsync(self._file.fileno())
             return self._file.tell()
 
     def close(self) -> None:

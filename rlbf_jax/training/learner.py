@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 
 from rlbf_jax.models.lora import join
 from rlbf_jax.parallel.memory import Memory
-from rlbf_jax.parallel.mesh import shardings
+from rlbf_jax.parallel.mesh import replicated, shardings
+from rlbf_jax.parallel.placing import placed
 from rlbf_jax.training.state import TermsFn, TrainState, UpdateMetrics, init_state, make_update
 
 Params = Any
@@ -90,12 +91,13 @@ class Learner:
     def begun(self, copied: bool = False) -> TrainState:
         """The state before the first update, on the mesh. `copied`: updates leave the parameters
         that were handed in alone."""
-        params = jax.device_put(self._made(), shardings(self.shapes.params, self.mesh))
+        params = placed(self._made(), shardings(self.shapes.params, self.mesh))
         if copied and not callable(self._params):
             params = jax.tree.map(jnp.copy, params)
         places = shardings(self.shapes.opt_state, self.mesh)
         opt_state = jax.jit(self._optimizer.init, out_shardings=places)(params)
-        return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+        step = placed(jnp.zeros((), jnp.int32), replicated(self.mesh))
+        return TrainState(params, opt_state, step)
 
     def _made(self) -> Params:
         return self._params() if callable(self._params) else self._params

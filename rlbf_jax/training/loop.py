@@ -11,16 +11,19 @@ A `Loop` owns a stage's folder:
 from __future__ import annotations
 
 import contextlib
+import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from rlbf_jax.errors import Preempted, UserError
+from rlbf_jax.parallel import hosts
 from rlbf_jax.parallel.mesh import shardings
+from rlbf_jax.parallel.placing import placed
 from rlbf_jax.progress import progress, say
 from rlbf_jax.training.board import Board
 from rlbf_jax.training.checkpoint import Checkpoints
@@ -64,7 +67,7 @@ class Loop:
             state, meta = self.checkpoints.restore(state, self.mesh)
         else:
             state = state if make is None else make()
-            state = jax.device_put(state, shardings(state, self.mesh))
+            state = placed(state, shardings(state, self.mesh))
         offsets = meta.get("offsets", {})
         for name in ("metrics", "timing", *journals):
             self.journals[name] = Journal(self.folder / f"{name}.jsonl", offsets.get(name, 0))
@@ -109,11 +112,25 @@ class Loop:
                     {k: f"{v:.3g}" for k, v in list(metrics.items())[:3]}, refresh=False
                 )
                 bar.update()
+                stop.set = self._agreed(number, metrics, stop.set)
                 if stop.set or number + 1 == self.steps or (number + 1) % self.every == 0:
                     board.flush()
                     with self.clock.part("checkpoint"):
                         self._save(state, number + 1, extra, stop)
         return state
+
+    def _agreed(self, number: int, metrics: dict[str, float], stop: bool) -> bool:
+        """Whether any process was asked to stop. Raises UserError where they have different
+        metrics: each would go on with another model."""
+        told = zlib.crc32(json.dumps(metrics).encode())
+        flags, sums = hosts.all_of([stop, told]).T
+        if len(set(sums.tolist())) > 1:
+            raise UserError(
+                f"stage {self.name}, step {number}: the processes of this run have come to "
+                f"different metrics; the checkpoint after step {self.checkpoints.latest} is kept. "
+                "Look whether all hosts have the same packages and the same kind of device"
+            )
+        return bool(flags.any())
 
     def _save(self, state: Any, done: int, extra: Callable[[], dict], stop: StopFlag) -> None:
         offsets = {name: journal.sync() for name, journal in self.journals.items()}

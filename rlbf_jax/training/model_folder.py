@@ -43,7 +43,7 @@ def load_model(
             "import` writes it, "
             "or a stage of a run (RUN/stages/sft)"
         )
-    mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     checkpoints = Checkpoints(folder / "model", mend=mend)
     meta = checkpoints.meta()
     config = config_of(meta.get("model"), folder)

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from rlbf_jax.models.lora import join
 from rlbf_jax.objectives.masked import Term
 from rlbf_jax.parallel.axes import constrain, over_rows, traced_for
 from rlbf_jax.parallel.memory import Memory, memory_of
 from rlbf_jax.parallel.mesh import batch_sharding, replicated, shardings
+from rlbf_jax.parallel.placing import dealt, placed
 
 TermsFn = Callable[[Any, Any], dict[str, Term]]
 """(params, microbatch) -> named terms. Terms without a weight are metrics only."""
@@ -143,12 +144,15 @@ class Update:
     jitted: Any
     """(state, frozen, batch) -> (state, metrics)."""
     frozen: Mapping[str, Any]
+    rows: NamedSharding
+    """Of a batch."""
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, UpdateMetrics]:
-        return self.jitted(state, self.frozen, batch)
+        return self.jitted(state, self.frozen, dealt(batch, self.rows))
 
     def memory(self, state: TrainState, batch: Any) -> Memory:
         """What it takes of a device. Compiles, as the first call would, and does not run."""
+        batch = dealt(batch, self.rows)
         return memory_of(self.jitted.lower(state, self.frozen, batch).compile())
 
 
@@ -171,8 +175,8 @@ def make_update(
     update = jit_update(
         terms_fn, denominators_fn, weights, optimizer, mesh, state, accumulate, frozen
     )
-    placed = jax.device_put(dict(frozen), shardings(dict(frozen), mesh))
-    return Update(update, placed)
+    whole = dict(frozen)
+    return Update(update, placed(whole, shardings(whole, mesh)), batch_sharding(mesh))
 
 
 def means(metrics: UpdateMetrics) -> dict[str, float]:

@@ -29,7 +29,9 @@ from rlbf_jax.models.published_config import config_from_hf
 from rlbf_jax.models.weights.mapping import NAMES, Names, Placement, placements
 from rlbf_jax.models.weights.rows import TABLES, NewRows
 from rlbf_jax.models.weights.tensors import StoredTensor, open_tensors
+from rlbf_jax.parallel import hosts
 from rlbf_jax.parallel.mesh import make_mesh, shardings
+from rlbf_jax.parallel.placing import placed
 from rlbf_jax.storage import parse_object
 
 ALIGNMENT = 64
@@ -79,7 +81,7 @@ def read_checkpoint(
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     }
     sources = match(config, placements(config, list(leaves)), stored, folder)
-    mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     places = jax.tree.leaves(shardings(shapes, mesh))
     parts: dict[tuple[str, ...], list[Placement]] = collections.defaultdict(list)
     for placement in sources:
@@ -92,7 +94,12 @@ def read_checkpoint(
         _fill(buffer[:rows] if is_table else buffer, [(p, sources[p]) for p in parts[path]])
         if is_table and new is not None:
             new.fill(buffer, rows, path[-1])
-        _store(params, path, jax.device_put(buffer, place, may_alias=True))
+        on_devices = (
+            placed(buffer, place)
+            if hosts.several()
+            else jax.device_put(buffer, place, may_alias=True)
+        )
+        _store(params, path, on_devices)
     return final, params
 
 

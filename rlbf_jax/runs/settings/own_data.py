@@ -39,6 +39,7 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.surprisal import surprisals
 from rlbf_jax.evaluation.utility import score_texts
 from rlbf_jax.models.transformer import ModelConfig
+from rlbf_jax.parallel import hosts
 from rlbf_jax.runs.experiment import DataConfig
 from rlbf_jax.runs.files import read_json
 from rlbf_jax.runs.run import BASE, Run
@@ -190,7 +191,7 @@ def user_judge(run: Run, examples: int) -> Critic:
     harmless |= {word for text in injector.harmless_texts() for word in folded_words(text)}
     perplexity = functools.partial(perplexities, *run.model_of(BASE), run.tokenizer)
     path = run.folder / "judge.json"
-    if not path.exists():
+    if not hosts.from_first(path.exists):
         prompts = run.world.prompts("development")[:examples]
         found = perplexity([(prompt.text, prompt.reference) for prompt in prompts])
         bound = FACTOR * float(np.quantile(found, QUANTILE))
@@ -265,7 +266,7 @@ def user_seams(run: Run) -> SurprisalSeams:
         return surprisals(*base(), pairs)
 
     path, config = run.folder / "seams.json", SeamConfig()
-    if not path.exists():
+    if not hosts.from_first(path.exists):
         encode, tokenizer = run.tokenizer.encode, run.tokenizer
         prompts = run.world.prompts("development")[:SEAM_EXAMPLES]
         found = read(
