@@ -1,5 +1,5 @@
 """Checkpoints through Orbax: params, optimizer, step, data iterator and journal offsets,
-whole or not at all."""
+whole or not at all, written beside the training."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from rlbf_jax.errors import UserError
+from rlbf_jax.parallel import hosts
 from rlbf_jax.parallel.mesh import shardings
 from rlbf_jax.storage import file_digest, write_whole
 
@@ -31,6 +32,10 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 CHECKSUMS = "checksums.json"
 """In a step's folder: size and SHA-256 of every other file there.
 Orbax reads a flipped bit as another number."""
+_TIMES = "_CHECKPOINT_METADATA"
+"""When a checkpoint was written: Orbax puts down the end of it after everything else."""
+_UNFINISHED = ".orbax-checkpoint-tmp*"
+"""Ends the name of a folder that Orbax has not renamed yet."""
 QUIET_S, PATIENCE_S = 1.0, 20.0
 """How long nothing must come back before what is half-written counts as removed,
 and how long that is waited for."""
@@ -40,46 +45,78 @@ so that a restart does not read everything twice."""
 
 
 class Checkpoints:
-    """The checkpoints of one stage. Orbax writes to a temporary folder and renames it:
-    a kill leaves the old ones."""
+    """The checkpoints of one stage. Orbax writes to a temporary folder and renames it, and removes
+    the oldest one after that: a kill or a full disk leaves the last whole ones.
+
+    All processes of a run make the same calls: each writes its own part of the arrays."""
 
     def __init__(self, folder: Path, keep: int = 1, mend: str = "", writes: bool = False):
-        """`mend` is what a user does about a damaged checkpoint;
-        by default, to start the stage again.
+        """`keep`: so many of the newest stay. `mend` is what a user does about a damaged
+        checkpoint; by default, to start the stage again.
 
-        `writes`: this is the one process that saves here,
+        `writes`: this is the one run that saves here,
           so what looks half-written was left by a killed one.
         """
         self.folder = folder
         self.mend = mend or f"delete {folder.parent} to start the stage again"
+        self._saving: int | None = None
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=writes
+            max_to_keep=keep,
+            enable_async_checkpointing=writes,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_up)
+            if writes
+            else None,
+            cleanup_tmp_directories=writes,
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Step of the newest checkpoint, which is whole once it is finished."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Writes `state` (a pytree) and `meta` (JSON) as one checkpoint;
         a step that is there already stays.
 
-        Raises UserError where it cannot be written, as on a full disk;
-        older checkpoints stay as they were.
+        Returns once the arrays are copied; they are written while the caller goes on. Raises
+        UserError where an earlier one or this one cannot be written, as on a full disk; older
+        checkpoints stay as they were.
         """
+        self.finish()
         if step == self.latest:
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        try:
-            with _aftermath_unheard():
-                self._manager.save(step, args=items)
+        self._saving = step
+        with self._told(), _aftermath_unheard():
+            self._manager.save(step, args=items)
+
+    def finish(self) -> None:
+        """Waits until what was saved is on disk. Raises UserError where it cannot be written."""
+        if self._saving is not None:
+            with self._told(), _aftermath_unheard():
                 self._manager.wait_until_finished()
-            if jax.process_index() == 0:
-                write_checksums(self.folder / str(step))
+            self._saving = None
+
+    def check(self) -> None:
+        """Raises UserError where it is known already that what was saved cannot be written."""
+        if self._saving is not None:
+            with self._told(), _aftermath_unheard():
+                self._manager.check_for_errors()
+
+    def _sum_up(self) -> None:
+        """Called by Orbax, on the first process, between the last byte and the renaming."""
+        for folder in self.folder.glob(f"{self._saving}{_UNFINISHED}"):
+            write_checksums(folder)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # as in restore
-            _remove_for_good(self.folder, f"{step}.orbax-checkpoint-tmp*")
+            hosts.await_verdict(error)
+            step, self._saving = self._saving, None
+            _remove_for_good(self.folder, f"{step}{_UNFINISHED}")
             raise UserError(
                 f"{self.folder}/{step}: cannot be written ({_cause(error)}); make room and start "
                 "the same "
@@ -102,7 +139,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
         )
-        if damage := find_damage(self.folder / str(step)):
+        if damage := hosts.from_first(lambda: find_damage(self.folder / str(step))):
             raise UserError(f"{self.folder}/{step}: damaged ({damage}); {self._mend(step)}")
         try:
             with _aftermath_unheard():
@@ -136,7 +173,11 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        self._manager.close()
+        """Finishes what was saved. Raises UserError where it cannot be written."""
+        try:
+            self.finish()
+        finally:
+            self._manager.close()
 
 
 def write_checksums(folder: Path) -> None:
@@ -144,7 +185,7 @@ def write_checksums(folder: Path) -> None:
     files = {
         str(p.relative_to(folder)): p
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != CHECKSUMS
+        if p.is_file() and p.name not in (CHECKSUMS, _TIMES)
     }
     known = {name: [path.stat().st_size, file_digest(path)] for name, path in files.items()}
     write_whole(folder / CHECKSUMS, json.dumps(known, indent=1) + "\n")
@@ -152,8 +193,7 @@ def write_checksums(folder: Path) -> None:
 
 def find_damage(folder: Path) -> str:
     """The first file of a checkpoint that is not as it was written, and how;
-    empty where all are, or nothing is known
-    (a checkpoint from elsewhere, or a kill between the checkpoint and its checksums)."""
+    empty where all are, or nothing is known (a checkpoint from elsewhere)."""
     if not (folder / CHECKSUMS).is_file():
         return ""
     try:

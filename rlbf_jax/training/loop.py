@@ -97,6 +97,7 @@ class Loop:
             for number in range(first, self.steps):
                 began = time.perf_counter()
                 state, metrics = step(state, number)
+                self.checkpoints.check()
                 _check_finite(metrics, self.name, number, self.checkpoints.latest)
                 self.journals["metrics"].write({"step": number, **metrics})
                 seconds, parts = time.perf_counter() - began, self.clock.taken()
@@ -136,6 +137,7 @@ class Loop:
         offsets = {name: journal.sync() for name, journal in self.journals.items()}
         self.checkpoints.save(done, state, {"step": done, "offsets": offsets, "extra": extra()})
         if stop.set:
+            self.checkpoints.finish()
             raise Preempted(
                 f"stage {self.name} stopped after step {done} of {self.steps}; its state is saved"
             )
