@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,12 @@ CLUSTERS = ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICE
 """Variables by which JAX knows a cluster by itself: more than one task, host or slice."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 """What the environment may say in place of `Hosts`' fields."""
+
+NOT_FOUND = "the processes of this run did not find each other"
+HOW_TO_START = (
+    "start the same command on every host with the same --coordinator and --processes, and look "
+    "whether its port is free and open"
+)
 
 _numbers = itertools.count()
 _used: deque[str] = deque()
@@ -98,7 +105,8 @@ def check(hosts: Hosts) -> None:
 def connect(hosts: Hosts = Hosts(), environ: Mapping[str, str] = os.environ) -> None:
     """Joins the processes of a run, before anything else asks JAX for a device.
 
-    Raises UserError for fields that name no process, and where the others do not come in `START_S`.
+    Ends this process where the others do not come in `START_S`. Raises UserError for fields that
+    name no process, and for an address that cannot be used.
     """
     hosts = from_environment(hosts, environ)
     told = hosts != Hosts(patience=hosts.patience)
@@ -115,20 +123,22 @@ def connect(hosts: Hosts = Hosts(), environ: Mapping[str, str] = os.environ) -> 
             num_processes=hosts.processes,
             process_id=hosts.process,
         )
+    # JAX aborts a process whose patience is over; this comes first, and says how to mend it.
+    alarm = threading.Timer(START_S, _give_up)
+    alarm.daemon = True
+    alarm.start()
     try:
         jax.distributed.initialize(
             **given,
-            initialization_timeout=START_S,
-            # JAX aborts a process that misses another: `watch` comes first, and says which.
+            initialization_timeout=2 * START_S,
             heartbeat_timeout_seconds=int(3 * hosts.patience),
             shutdown_timeout_seconds=START_S,
         )
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(
-            f"the processes of this run did not find each other in {START_S} s "
-            f"({_beginning(error)}); start the same command on every host with the same "
-            "--coordinator and --processes, and look whether its port is free and open"
-        ) from error
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{NOT_FOUND} ({cause}); {HOW_TO_START}") from error
+    finally:
+        alarm.cancel()
     if _state().num_processes > 1:
         global _watch
         _watch = watch.Watch(
@@ -140,8 +150,10 @@ def _several(value: str) -> bool:
     return value not in ("", "0", "1") and (value.isdecimal() or "," in value)
 
 
-def _beginning(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def _give_up() -> None:
+    stream = sys.__stderr__.fileno() if sys.__stderr__ else 2
+    os.write(stream, f"error: {NOT_FOUND} in {START_S} s; {HOW_TO_START}\n".encode())
+    os._exit(watch.EXIT_CODE)
 
 
 def _state() -> Any:

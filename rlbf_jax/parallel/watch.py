@@ -69,6 +69,8 @@ class Watch:
         """Waits as long as it may take to notice that another process is gone; then this one ends
         meanwhile."""
         time.sleep(self._patience + 3 * BEAT_S)
+        if self._ending.locked():
+            time.sleep(2 * LINGER_S)
 
     def _beat(self) -> None:
         count = 0
