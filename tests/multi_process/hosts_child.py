@@ -19,6 +19,7 @@ class Args:
     here: tyro.conf.OmitArgPrefixes[hosts.Hosts] = hosts.Hosts()
     seed: int = 0
     workdir: pathlib.Path = pathlib.Path("runs")
+    url: str = ""
 
 
 def exchange(args: Args) -> None:
@@ -99,6 +100,17 @@ def share(args: Args) -> None:
 
     processes.SHARED_S = 0.5
     processes.check_shared(args.workdir)
+
+
+def judge(args: Args) -> None:
+    from rlbf_jax.critics.base import Exchange
+    from rlbf_jax.critics.language.http_critic import HttpCritic, HttpCriticConfig
+
+    config = HttpCriticConfig(base_url=args.url, model="m", format="harmbench", retries=0)
+    critic = HttpCritic(config, ("x",), args.workdir / "answers.jsonl")
+    texts = ["one", "two", "fails", "one"]
+    verdicts = critic.judge([Exchange("p", text) for text in texts])
+    print([[v.judged, bool(v.spans), v.reason] for v in verdicts], flush=True)
 
 
 def main() -> int:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 
 import pytest
 
+from rlbf_jax.critics.language import answerers
+from rlbf_jax.endpoints.client import EndpointError
+from rlbf_jax.endpoints.journal import Answer, NoAnswer
 from rlbf_jax.errors import UserError
 from rlbf_jax.parallel import hosts
 from rlbf_jax.parallel.hosts import Hosts, check, connect, from_environment
+from tests.endpoint_server import serving
 from tests.multi_process.groups import free_port, started
 
 CHILD = "tests/multi_process/hosts_child.py"
@@ -194,3 +199,31 @@ def test_hosts_that_would_not_run_the_same_are_told_apart(tmp_path, do, own, mes
             assert ended.code == 2
             told = [line for line in ended.log.splitlines() if line.startswith("error: ")]
             assert len(told) == 1 and message in told[0], ended.log
+
+
+def test_an_answer_is_told_to_others_as_it_is():
+    answers = [
+        Answer("yes", {"yes": -0.5}, cut=True),
+        Answer("no"),
+        EndpointError("it broke", "http 500", 500),
+        NoAnswer("too long", "too long"),
+    ]
+    for answer in answers:
+        told = answerers._told(json.loads(json.dumps(answerers._telling(answer))))
+        assert str(told) == str(answer)
+        assert isinstance(told, NoAnswer) == isinstance(answer, NoAnswer)
+        for name in ("first_token", "cut", "kind", "status"):
+            assert getattr(told, name, None) == getattr(answer, name, None)
+
+
+@pytest.mark.slow
+def test_the_first_asks_an_endpoint_once_and_the_other_is_told(tmp_path):
+    with serving(lambda messages: "Yes" if "one" in messages[-1]["content"] else "No") as server:
+        server.rules = [("fails", (500, {}))]
+        argv = [CHILD, "--do", "judge", "--url", server.url, "--workdir", str(tmp_path)]
+        with started(tmp_path / "logs", argv) as group:
+            lines = [ended.log.splitlines()[-1] for ended in group.ended(60)]
+        assert len(server.seen) == 3
+    assert lines[0] == lines[1]
+    assert lines[0].startswith("[[True, True, ")
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) >= 3

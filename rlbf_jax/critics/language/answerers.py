@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from rlbf_jax.endpoints.client import EndpointClient, EndpointError, Message, raise_hopeless
-from rlbf_jax.endpoints.journal import Answer, NoAnswer
+from rlbf_jax.endpoints.journal import Answer, NoAnswer, is_cut
 from rlbf_jax.models import transformer
+from rlbf_jax.parallel import hosts
 from rlbf_jax.sampling.request import Generation, Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler
 from rlbf_jax.sampling.scoring import pack_traces, score
@@ -72,8 +73,21 @@ class HttpAnswerer:
     def ask(
         self, conversations: Sequence[Conversation], max_tokens: int, words: Sequence[str]
     ) -> list[str | NoAnswer]:
-        """See `Answerer`. Raises UserError for a wrong key,
-        address or model name, or a spent budget."""
+        """See `Answerer`. Of several processes the first one asks, so that nothing is paid for
+        twice and the budget is one; the others are told. Raises UserError for a wrong key, address
+        or model name, or a spent budget."""
+        answers: list[str | NoAnswer] = []
+
+        def told() -> list[dict[str, Any]]:
+            answers.extend(self._answers(conversations, max_tokens, words))
+            return [_telling(answer) for answer in answers] if hosts.several() else []
+
+        heard = hosts.from_first(told)
+        return answers if hosts.is_first() else [_told(telling) for telling in heard]
+
+    def _answers(
+        self, conversations: Sequence[Conversation], max_tokens: int, words: Sequence[str]
+    ) -> Sequence[str | NoAnswer]:
         more = (
             {"logprobs": True, "top_logprobs": self.top_logprobs}
             if words and self.top_logprobs
@@ -81,7 +95,7 @@ class HttpAnswerer:
         )
         answers = self.client.chat_many(conversations, **self.params, max_tokens=max_tokens, **more)
         raise_hopeless(answers, self.option)
-        return list(answers)
+        return answers
 
     def keep(self, failures: Iterable[NoAnswer]) -> None:
         self.client.keep(f for f in failures if isinstance(f, EndpointError))
@@ -89,6 +103,21 @@ class HttpAnswerer:
     def clip(self, text: str, tokens: int) -> str:
         """At four characters a token: the model's tokenizer is not here."""
         return text[: CHARACTERS_PER_TOKEN * tokens]
+
+
+def _telling(answer: str | NoAnswer) -> dict[str, Any]:
+    """An answer as JSON, for the other processes of a run."""
+    if isinstance(answer, NoAnswer):
+        status = getattr(answer, "status", None)
+        return {"error": str(answer), "kind": answer.kind, "status": status}
+    first = getattr(answer, "first_token", None)
+    return {"answer": str(answer), "first_token": first, "cut": is_cut(answer)}
+
+
+def _told(telling: Mapping[str, Any]) -> str | NoAnswer:
+    if "error" in telling:
+        return EndpointError(telling["error"], telling["kind"], telling["status"])
+    return Answer(telling["answer"], telling["first_token"], telling["cut"])
 
 
 class ModelAnswerer:

@@ -20,6 +20,7 @@ from rlbf_jax.critics.language.language_model import LanguageModelCritic
 from rlbf_jax.critics.language.minimal_edit import MinimalEdit
 from rlbf_jax.endpoints.client import PATIENCE, EndpointClient, EndpointConfig
 from rlbf_jax.endpoints.journal import AnswerJournal
+from rlbf_jax.parallel import hosts
 from rlbf_jax.ranges import check_at_least, check_between
 
 OPTION, JUDGE_OPTION = "critic_endpoint", "judge_endpoint"
@@ -111,6 +112,8 @@ class HttpCritic(LanguageModelCritic):
     ):
         self.config = config
         self.categories = tuple(categories)
+        if not hosts.is_first():  # which asks for all processes
+            journal = None
         self.client = client or EndpointClient(
             config, None if journal is None else AnswerJournal(journal)
         )
