@@ -101,7 +101,7 @@ def test_asked_to_stop_all_save_within_the_grace_and_one_process_goes_on(of_one,
 
 # Killed at random moments -----------------------------------------------------------------------
 
-LONG = {**FLAGS, "reinforcement.steps": 14, "baselines": False}
+LONG = {**FLAGS, "reinforcement.steps": 14}
 History = Sequence[tuple[int, str]]
 """(step, hash of what that step wrote down), in the order in which they were recorded."""
 
