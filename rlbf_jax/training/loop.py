@@ -5,6 +5,7 @@ A `Loop` owns a stage's folder:
     WORKDIR/stages/NAME/checkpoints/   Orbax
     WORKDIR/stages/NAME/metrics.jsonl  one row a step, byte-for-byte reproducible
     WORKDIR/stages/NAME/timing.jsonl   wall-clock seconds by part, never reproducible
+    WORKDIR/stages/NAME/starts.jsonl   a row a start, and goodput.json at the end (`goodput`)
     WORKDIR/stages/NAME/tensorboard/   the same scalars; readers drop what a resumed run repeats
 """
 
@@ -28,6 +29,7 @@ from rlbf_jax.progress import progress, say
 from rlbf_jax.training.board import Board
 from rlbf_jax.training.checkpoint import Checkpoints
 from rlbf_jax.training.clock import Clock, Minutes
+from rlbf_jax.training.goodput import Starts
 from rlbf_jax.training.journal import Journal
 from rlbf_jax.training.preemption import StopFlag, stop_on_signals
 
@@ -63,12 +65,15 @@ class Loop:
         at the checkpoint's offsets.
         """
         meta: dict = {}
+        began = time.perf_counter()
         if self.checkpoints.latest is not None:
             state, meta = self.checkpoints.restore(state, self.mesh)
         else:
             state = state if make is None else make()
             state = placed(state, shardings(state, self.mesh))
         offsets = meta.get("offsets", {})
+        self.starts = Starts(self.folder, offsets.get("timing", 0))
+        self.starts.restored(time.perf_counter() - began if meta else 0.0)
         for name in ("metrics", "timing", *journals):
             self.journals[name] = Journal(self.folder / f"{name}.jsonl", offsets.get(name, 0))
         return meta.get("step", 0), state, meta.get("extra", {})
@@ -94,6 +99,7 @@ class Loop:
             stop = stack.enter_context(stop_on_signals())
             bar = stack.enter_context(progress(self.steps, self.name, first))
             minutes = Minutes(self.name, self.steps)
+            self.starts.stepping()
             for number in range(first, self.steps):
                 began = time.perf_counter()
                 state, metrics = step(state, number)
@@ -118,6 +124,8 @@ class Loop:
                     board.flush()
                     with self.clock.part("checkpoint"):
                         self._save(state, number + 1, extra, stop)
+        if first < self.steps:
+            self.starts.ended()
         return state
 
     def _agreed(self, number: int, metrics: dict[str, float], stop: bool) -> bool:
