@@ -28,17 +28,9 @@ value head's features. Baselines: `refusal_sft` (refuse harmful prompts, no dire
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
-import jax
-import optax
-from jax.sharding import Mesh
-
-from rlbf_jax.critics.base import Critic
-from rlbf_jax.critics.judging import judge_generations
-from rlbf_jax.critics.seams import SeamCritic
 from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
@@ -49,6 +41,7 @@ from rlbf_jax.methods.attacked_prompts import (
     check_fits,
     prompt_source,
 )
+from rlbf_jax.methods.reinforcement import Collector, ReinforcementConfig, improve
 from rlbf_jax.methods.shared import (
     bsafe_plus_data,
     foundation,
@@ -56,75 +49,28 @@ from rlbf_jax.methods.shared import (
     supervised_stage,
 )
 from rlbf_jax.models.config import LoraConfig
-from rlbf_jax.models.lora import split
-from rlbf_jax.objectives.trajectory_reward import RewardConfig
-from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding
-from rlbf_jax.parallel.placing import placed
+from rlbf_jax.parallel.mesh import MeshConfig
 from rlbf_jax.plain import FLAT
-from rlbf_jax.ranges import check_at_least, check_positive
+from rlbf_jax.ranges import check_at_least
 from rlbf_jax.runs.critics import CriticConfig
 from rlbf_jax.runs.experiment import Beside, Experiment, MethodConfig
 from rlbf_jax.runs.run import BASE, TOKENIZER, Run, data_stage
 from rlbf_jax.runs.shapes import check_precision, check_rows, check_rows_suffice, check_width
 from rlbf_jax.runs.stage import Stage
-from rlbf_jax.sampling.engine import Engine
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
-from rlbf_jax.sampling.scoring import pack_traces
-from rlbf_jax.training.clock import Clock
-from rlbf_jax.training.guards import GuardConfig, Guards, Look
-from rlbf_jax.training.learner import Learner
-from rlbf_jax.training.loop import Loop
-from rlbf_jax.training.online import Collected, Remembered, train_online
-from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlbf_jax.training.policy import PolicyBatch, PolicyConfig, PolicyGradient, init_policy
+from rlbf_jax.training.guards import Guards
+from rlbf_jax.training.policy import PolicyGradient
 from rlbf_jax.training.rollouts import (
     PromptSource,
-    check_rollouts,
-    in_groups,
-    recorded_logprobs,
-    reward_metrics,
-    rewards_of,
-    rollout_rows,
 )
-from rlbf_jax.training.supervised import Batches, PackedRows, SupervisedConfig
+from rlbf_jax.training.supervised import PackedRows, SupervisedConfig
 
 CHECKED_ROLLOUTS = 200
 """Rollouts that are drawn before training to see whether prompts and attacks fit."""
 
 
 # Settings -----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class ReinforcementConfig:
-    """Step 2. Sizes and rates are ours: the paper publishes none."""
-
-    steps: int = 60
-    prompts_per_step: int = 12
-    group_size: int = 8
-    """Rollouts of one prompt (with the same forced ids and knobs)."""
-    updates_per_step: int = 2
-    """Passes over a step's rollouts."""
-    accumulate: int = 1
-    temperature: float = 1.0
-    guidance_batch_size: int = 16
-    """Packed SFT rows an update."""
-    policy: PolicyConfig = PolicyConfig()
-    reward: RewardConfig = RewardConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(schedule="linear")
-    checkpoint_every: int = 20
-    kl_every: int = 10
-    """Steps between measurements of the KL to the reference (one more forward pass),
-    where its weight is 0."""
-    guards: GuardConfig = GuardConfig()
-
-    def __post_init__(self):
-        check_at_least(self, 0, "steps")
-        check_at_least(self, 1, "prompts_per_step", "group_size", "updates_per_step", "accumulate")
-        check_at_least(self, 1, "guidance_batch_size", "checkpoint_every", "kl_every")
-        # Greedy rollouts have no gradient.
-        check_positive(self, "temperature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,95 +252,3 @@ def reinforce(run: Run, config: ReinforcementStage) -> None:
     )
     policy = improve(collect, run.loop(rl.steps, rl.checkpoint_every))
     run.keep(model, policy, critic=critic.name)
-
-
-def improve(collect: Collector, loop: Loop) -> dict:
-    """Trains from the collector's reference; returns the decoder's parameters, or where it has
-    adapters those of them alone."""
-    rl, gradient = collect.config, collect.gradient
-    trained, frozen = split(collect.reference)
-    learner = Learner(
-        gradient.objective,
-        policy_optimizer(rl, loop.name),
-        init_policy(trained, gradient.model, jax.random.fold_in(collect.key, 1)),
-        collect.mesh,
-        rl.accumulate,
-        {"model": frozen},
-    )
-    remembered = Remembered(("rollouts",), {"guidance": collect.guidance})
-    return train_online(learner, collect, loop, remembered)["model"]
-
-
-def policy_optimizer(rl: ReinforcementConfig, stage: str = "") -> optax.GradientTransformation:
-    """The optimizer of all updates of reinforcement; without a stage's name it says nothing."""
-    steps = rl.steps * rl.updates_per_step
-    return make_optimizer(rl.optimizer, steps, name=stage, warn=bool(stage))
-
-
-@dataclasses.dataclass(frozen=True)
-class Collector:
-    """One step of collecting: prompts, rollouts, verdicts, rewards, measurements.
-    Everything random follows from (seed, step)."""
-
-    config: ReinforcementConfig
-    gradient: PolicyGradient
-    sampler: Engine
-    critic: Critic
-    source: PromptSource
-    guidance: Batches
-    """SFT rows of L_SFT."""
-    reference: dict
-    """Parameters of the SFT model: where training starts, and what the KL is measured to."""
-    width: int
-    """Ids of a row of traces, prompt included."""
-    mesh: Mesh
-    seed: int
-    seams: SeamCritic | None = None
-    """Asked where the reward reads whether a text is torn."""
-    guards: Guards = dataclasses.field(default_factory=Guards)
-
-    @functools.cached_property
-    def key(self) -> jax.Array:
-        return jax.random.key(self.seed)
-
-    @functools.cached_property
-    def measured(self) -> Callable:
-        return self.gradient.measuring(self.config.prompts_per_step, self.mesh)
-
-    @functools.cached_property
-    def compared(self) -> Callable:
-        return self.gradient.comparing(self.mesh)
-
-    def __call__(self, params: dict, memory: Any, step: int) -> Collected:
-        rl, sampler, clock = self.config, self.sampler, Clock()
-        prompts = self.source(step)
-        check_rollouts(prompts, rl.prompts_per_step, rl.policy.max_drawn)
-        rollouts, group = in_groups(prompts, rl.group_size)
-        key, requests = jax.random.fold_in(self.key, 2 + step), [r.request for r in rollouts]
-        with clock.part("sampling"):
-            generations = sampler(params["model"], requests, key)
-        topics, tokenizer = [r.prompt.topic for r in rollouts], sampler.tokenizer
-        with clock.part("judging"):
-            judged = judge_generations(
-                self.critic, generations, topics, tokenizer, rl.reward, self.seams
-            )
-        reward = rewards_of(judged, step)
-        traces = pack_traces(generations, sampler.rule, self.width)
-        traces = placed(traces, batch_sharding(self.mesh))
-        recorded = recorded_logprobs(generations, self.width)
-        with clock.part("measuring"):
-            batch, measures = self.measured(params, traces, reward, group, recorded)
-            if rl.policy.kl_weight or step % rl.kl_every == 0:
-                batch, kl = self.compared(self.reference, traces, batch)
-                measures |= kl
-            measures_host = {k: float(t.mean) for k, t in jax.device_get(measures).items()}
-
-        def batches() -> Iterator[PolicyBatch]:
-            for _ in range(rl.updates_per_step):
-                yield PolicyBatch(traces, batch, self.guidance.next_batch())
-
-        half = self.gradient.model.dtype == "bfloat16"
-        self.guards.look(Look(step, generations, group, reward, recorded, batch.behavior, half))
-        metrics = reward_metrics(judged, generations) | measures_host
-        rows = {"rollouts": rollout_rows(step, rollouts, generations, judged)}
-        return Collected(batches(), metrics, rows, seconds=clock.taken())

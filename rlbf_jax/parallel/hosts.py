@@ -7,14 +7,15 @@ handed on to the others. With one process every function here answers for itself
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -39,9 +40,11 @@ HOW_TO_START = (
     "whether its port is free and open"
 )
 
-_numbers = itertools.count()
-_used: deque[str] = deque()
-"""Keys of the store that are not deleted yet."""
+_channel: ContextVar[str] = ContextVar("channel", default="main")
+_counts: defaultdict[str, int] = defaultdict(int)
+"""Channel -> exchanges so far."""
+_used: defaultdict[str, deque[str]] = defaultdict(deque)
+"""Channel -> keys of the store that are not deleted yet."""
 _watch: watch.Watch | None = None
 
 
@@ -230,8 +233,9 @@ def gather(value: Any) -> list[Any]:
     client.key_value_set(f"{key}/{process()}", json.dumps(value))
     keys = [f"{key}/{other}" for other in range(_state().num_processes)]
     values = [json.loads(client.blocking_key_value_get(k, FOREVER_MS)) for k in keys]
-    while len(_used) > 1:  # all are here, so each has read what came before
-        old = _used.popleft()
+    used = _used[_channel.get()]
+    while len(used) > 1:  # all are here, so each has read what came before
+        old = used.popleft()
         if is_first():
             client.key_value_delete(old)
     return values
@@ -248,9 +252,23 @@ def all_of(values: Sequence[int]) -> np.ndarray:
 
 
 def _key(kind: str) -> str:
-    """The next key of the store; every process comes by the same keys in the same order."""
-    _used.append(f"rlbf/{kind}/{next(_numbers)}")
-    return _used[-1]
+    """The next key of the store; every process comes by the same keys of a channel in the same
+    order."""
+    channel = _channel.get()
+    _counts[channel] += 1
+    _used[channel].append(f"rlbf/{channel}/{kind}/{_counts[channel]}")
+    return _used[channel][-1]
+
+
+@contextlib.contextmanager
+def apart(channel: str) -> Iterator[None]:
+    """Exchanges inside are of a channel of their own. For threads: which of two exchanges comes
+    first is not the same on every process."""
+    token = _channel.set(channel)
+    try:
+        yield
+    finally:
+        _channel.reset(token)
 
 
 def same_everywhere(what: str, value: Any, mend: str) -> None:

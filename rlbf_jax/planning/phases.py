@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rlbf_jax.methods.rlbf import ReinforcementStage, policy_optimizer
+from rlbf_jax.methods.reinforcement import policy_optimizer
+from rlbf_jax.methods.rlbf import ReinforcementStage
 from rlbf_jax.methods.shared import BaseStage, SupervisedStage
 from rlbf_jax.models import lora
 from rlbf_jax.models.config import LoraConfig

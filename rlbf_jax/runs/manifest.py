@@ -168,6 +168,8 @@ def read_manifest(workdir: Path) -> Manifest:
             config["model"] = upgraded(config["model"])
         if isinstance(config.get("mesh"), dict):
             config["mesh"].setdefault("slice", 1)  # older runs knew three axes
+        if isinstance(config.get("reinforcement"), dict):
+            config["reinforcement"].setdefault("staleness", 0)  # and were on-policy
         entries = tuple(
             StageEntry(**{**entry, "after": tuple(entry["after"])}) for entry in stored["stages"]
         )

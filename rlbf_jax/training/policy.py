@@ -151,10 +151,13 @@ def measure(
     reward: Array,
     group: Array,
     sampled: Array,
+    stale: bool = False,
 ) -> tuple[Measured, dict[str, Term]]:
     """Advantages of a batch.
 
     Args:
+      stale: the traces were drawn by earlier parameters. The ratio of the policy gradient is then
+        to the probabilities that the sampler recorded; values are those of today.
       reward: [B] float32, NaN where the critic could not judge.
       group: [B] int32: rows of a group share prompt, forced ids and knobs.
       sampled: [B, T] float32 log-probabilities that the sampler recorded,
@@ -177,7 +180,9 @@ def measure(
         erased = layout_of(rule, traces, semantics).erased < NEVER
         advantage = jnp.where(erased, jnp.minimum(advantage, 0.0), advantage)
     gap = jnp.where(action, behavior - sampled, 0.0)
-    if model.dtype == "bfloat16":
+    if stale:
+        behavior = jnp.where(action, sampled, behavior)
+    elif model.dtype == "bfloat16":
         advantage *= jnp.minimum(jnp.exp(gap), config.correction_cap)
     metrics = {
         "zero_variance": groups.zero_variance,
@@ -269,14 +274,17 @@ class PolicyGradient:
             policy_weights(config),
         )
 
-    def measuring(self, groups: int, mesh: Mesh) -> Callable[..., tuple[Measured, dict[str, Term]]]:
+    def measuring(
+        self, groups: int, mesh: Mesh, stale: bool = False
+    ) -> Callable[..., tuple[Measured, dict[str, Term]]]:
         """Jitted (params, traces, reward, group, sampled) -> `measure`, rows over the mesh."""
         model, rule, semantics, config = self.model, self.rule, self.semantics, self.config
 
         def measured(params, traces, reward, group, sampled):
             return measure(
-                model, rule, semantics, config, groups, params, traces, reward, group, sampled
-            )
+                model, rule, semantics, config, groups, params, traces, reward, group, sampled,
+                stale,
+            )  # fmt: skip
 
         return jax.jit(
             traced_for(mesh, measured), out_shardings=(batch_sharding(mesh), replicated(mesh))

@@ -1,0 +1,219 @@
+"""Step 2 of RLBF as training sees it: what a step collects, and how collecting and updating go on.
+
+Rollouts, verdicts and one reward a response (`objectives.trajectory_reward`), measured in one pass
+(`training.policy`), then updates on them. With `staleness` 1 the critic judges the rollouts of a
+step while those of the next one are drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from rlbf_jax.critics.base import Critic
+from rlbf_jax.critics.judging import Judged, judge_generations
+from rlbf_jax.critics.seams import SeamCritic
+from rlbf_jax.models.lora import split
+from rlbf_jax.objectives.trajectory_reward import RewardConfig
+from rlbf_jax.parallel.mesh import batch_sharding, replicated
+from rlbf_jax.parallel.placing import placed
+from rlbf_jax.ranges import check_at_least, check_between, check_positive
+from rlbf_jax.sampling.engine import Engine
+from rlbf_jax.sampling.request import Generation, Request
+from rlbf_jax.sampling.scoring import pack_traces
+from rlbf_jax.training.clock import Clock
+from rlbf_jax.training.guards import GuardConfig, Guards, Look
+from rlbf_jax.training.learner import Learner
+from rlbf_jax.training.loop import Loop
+from rlbf_jax.training.online import Collected, Remembered, train_online
+from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rlbf_jax.training.pending import Later, Pending, nothing_pending, pending_of, rollouts_of
+from rlbf_jax.training.policy import PolicyBatch, PolicyConfig, PolicyGradient, init_policy
+from rlbf_jax.training.rollouts import (
+    PromptSource,
+    Rollout,
+    check_rollouts,
+    in_groups,
+    recorded_logprobs,
+    reward_metrics,
+    rewards_of,
+    rollout_rows,
+)
+from rlbf_jax.training.supervised import Batches
+
+
+@dataclasses.dataclass(frozen=True)
+class ReinforcementConfig:
+    """Step 2. Sizes and rates are ours: the paper publishes none."""
+
+    steps: int = 60
+    prompts_per_step: int = 12
+    group_size: int = 8
+    """Rollouts of one prompt (with the same forced ids and knobs)."""
+    updates_per_step: int = 2
+    """Passes over a step's rollouts."""
+    accumulate: int = 1
+    temperature: float = 1.0
+    guidance_batch_size: int = 16
+    """Packed SFT rows an update."""
+    policy: PolicyConfig = PolicyConfig()
+    reward: RewardConfig = RewardConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(schedule="linear")
+    checkpoint_every: int = 20
+    kl_every: int = 10
+    """Steps between measurements of the KL to the reference (one more forward pass),
+    where its weight is 0."""
+    guards: GuardConfig = GuardConfig()
+    staleness: int = 0
+    """0: each step draws its rollouts with the newest parameters, and waits for the critic. 1: they
+    were drawn one step earlier, while the critic judged those before; the ratio of the policy
+    gradient is then to the probabilities recorded by the sampler. For critics that take as long as
+    sampling (an endpoint); the paper says nothing of it."""
+
+    def __post_init__(self):
+        check_at_least(self, 0, "steps")
+        check_at_least(self, 1, "prompts_per_step", "group_size", "updates_per_step", "accumulate")
+        check_at_least(self, 1, "guidance_batch_size", "checkpoint_every", "kl_every")
+        check_between(self, 0, 1, "staleness")
+        # Greedy rollouts have no gradient.
+        check_positive(self, "temperature")
+
+
+def improve(collect: Collector, loop: Loop) -> dict:
+    """Trains from the collector's reference; returns the decoder's parameters, or where it has
+    adapters those of them alone."""
+    rl, gradient = collect.config, collect.gradient
+    trained, frozen = split(collect.reference)
+    learner = Learner(
+        gradient.objective,
+        policy_optimizer(rl, loop.name),
+        init_policy(trained, gradient.model, jax.random.fold_in(collect.key, 1)),
+        collect.mesh,
+        rl.accumulate,
+        {"model": frozen},
+    )
+    remembered = Remembered(("rollouts",), {"guidance": collect.guidance}, collect.nothing)
+    return train_online(learner, collect, loop, remembered)["model"]
+
+
+def policy_optimizer(rl: ReinforcementConfig, stage: str = "") -> optax.GradientTransformation:
+    """The optimizer of all updates of reinforcement; without a stage's name it says nothing."""
+    steps = rl.steps * rl.updates_per_step
+    return make_optimizer(rl.optimizer, steps, name=stage, warn=bool(stage))
+
+
+@dataclasses.dataclass(frozen=True)
+class Collector:
+    """One step of collecting: prompts, rollouts, verdicts, rewards, measurements.
+    Everything random follows from (seed, step)."""
+
+    config: ReinforcementConfig
+    gradient: PolicyGradient
+    sampler: Engine
+    critic: Critic
+    source: PromptSource
+    guidance: Batches
+    """SFT rows of L_SFT."""
+    reference: dict
+    """Parameters of the SFT model: where training starts, and what the KL is measured to."""
+    width: int
+    """Ids of a row of traces, prompt included."""
+    mesh: Mesh
+    seed: int
+    seams: SeamCritic | None = None
+    """Asked where the reward reads whether a text is torn."""
+    guards: Guards = dataclasses.field(default_factory=Guards)
+
+    @functools.cached_property
+    def key(self) -> jax.Array:
+        return jax.random.key(self.seed)
+
+    @property
+    def nothing(self) -> Any:
+        """Memory of the first step."""
+        rl = self.config
+        rows = rl.prompts_per_step * rl.group_size
+        return self._kept(nothing_pending(rows, self.width)) if rl.staleness else ()
+
+    def _kept(self, pending: Pending) -> Pending:
+        return placed(pending, replicated(self.mesh))
+
+    @functools.cached_property
+    def measured(self) -> Callable:
+        rl = self.config
+        return self.gradient.measuring(rl.prompts_per_step, self.mesh, bool(rl.staleness))
+
+    @functools.cached_property
+    def compared(self) -> Callable:
+        return self.gradient.comparing(self.mesh)
+
+    def __call__(self, params: dict, memory: Any, step: int) -> Collected:
+        rl, clock = self.config, Clock()
+        rollouts, group = self._asked(step)
+        requests = [r.request for r in rollouts]
+        if rl.staleness and bool(memory.ready):
+            generations = rollouts_of(memory, requests, self.sampler.rule, self.sampler.tokenizer)
+        else:
+            with clock.part("sampling"):
+                generations = self._sampled(params, requests, step)
+        if rl.staleness:
+            judging = Later("judging", lambda: self._judged(rollouts, generations))
+            with clock.part("sampling"):
+                memory = self._drawn_ahead(params, step + 1)
+            with clock.part("judging"):  # as far as it took longer
+                judged = judging.result()
+        else:
+            with clock.part("judging"):
+                judged = self._judged(rollouts, generations)
+        reward = rewards_of(judged, step)
+        traces = pack_traces(generations, self.sampler.rule, self.width)
+        traces = placed(traces, batch_sharding(self.mesh))
+        recorded = recorded_logprobs(generations, self.width)
+        with clock.part("measuring"):
+            batch, measures = self.measured(params, traces, reward, group, recorded)
+            if rl.policy.kl_weight or step % rl.kl_every == 0:
+                batch, kl = self.compared(self.reference, traces, batch)
+                measures |= kl
+            measures_host = {k: float(t.mean) for k, t in jax.device_get(measures).items()}
+
+        def batches() -> Iterator[PolicyBatch]:
+            for _ in range(rl.updates_per_step):
+                yield PolicyBatch(traces, batch, self.guidance.next_batch())
+
+        half = self.gradient.model.dtype == "bfloat16"
+        self.guards.look(Look(step, generations, group, reward, recorded, batch.behavior, half))
+        metrics = reward_metrics(judged, generations) | measures_host
+        rows = {"rollouts": rollout_rows(step, rollouts, generations, judged)}
+        return Collected(batches(), metrics, rows, memory, clock.taken())
+
+    def _asked(self, step: int) -> tuple[list[Rollout], np.ndarray]:
+        """The step's rollouts before they are drawn, and the group of each."""
+        rl = self.config
+        prompts = self.source(step)
+        check_rollouts(prompts, rl.prompts_per_step, rl.policy.max_drawn)
+        return in_groups(prompts, rl.group_size)
+
+    def _sampled(self, params: dict, requests: Sequence[Request], step: int) -> list[Generation]:
+        return self.sampler(params["model"], requests, jax.random.fold_in(self.key, 2 + step))
+
+    def _judged(
+        self, rollouts: Sequence[Rollout], generations: Sequence[Generation]
+    ) -> list[Judged]:
+        topics, reward = [r.prompt.topic for r in rollouts], self.config.reward
+        tokenizer = self.sampler.tokenizer
+        return judge_generations(self.critic, generations, topics, tokenizer, reward, self.seams)
+
+    def _drawn_ahead(self, params: dict, step: int) -> Pending:
+        """Rollouts of a later step; nothing behind the last one."""
+        if step >= self.config.steps:
+            return self.nothing
+        rollouts, _ = self._asked(step)
+        generations = self._sampled(params, [r.request for r in rollouts], step)
+        return self._kept(pending_of(generations, self.width))
