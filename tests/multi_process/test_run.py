@@ -200,12 +200,28 @@ def test_killed_at_random_moments_it_is_the_undisturbed_run_to_the_bit(
     assert recorded(folder) == recorded(undisturbed)
 
 
+def strike_after_a_checkpoint(folder: pathlib.Path) -> None:
+    """Kills a run once it has a checkpoint of reinforcement."""
+    with running(folder, 2, LONG) as group:
+        while not list((folder / "stages" / "rlbf" / "checkpoints").glob("*/checksums.json")):
+            assert group.processes[0].poll() is None, group.log(0)[-3000:]
+            time.sleep(0.05)
+        for process in (0, 1):
+            group.strike(process)
+
+
 def test_the_checker_sees_a_run_that_differs(before_reinforcement, tmp_path):
     """Its journals go on from a checkpoint, and its data do not: they begin anew."""
-    flags = {**LONG, "reinforcement.steps": 4}
-    first = run(copy_of(before_reinforcement, tmp_path / "a"), 2, flags)
+    first = run(copy_of(before_reinforcement, tmp_path / "a"), 2, LONG)
     other = copy_of(before_reinforcement, tmp_path / "b")
-    run(other, 2, {**flags, "reinforcement.optimizer.learning_rate": 1e-3})
+    strike_after_a_checkpoint(other)
+    data = other / "stages" / "rlbf" / "checkpoints"
+    for file in data.glob("*/meta/metadata"):
+        meta = json.loads(file.read_text())
+        meta["extra"] = {}  # the guidance batches begin anew
+        file.write_text(json.dumps(meta))
+        file.parent.parent.joinpath("checksums.json").unlink()
+    run(other, 2, LONG)
     assert contradictions([*recorded(first), *recorded(first)]) == []
     assert contradictions([*recorded(first), *recorded(other)])
     assert state_of(first) != state_of(other)
