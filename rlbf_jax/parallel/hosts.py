@@ -16,14 +16,13 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
-
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
+from typing import TYPE_CHECKING, Any
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.parallel import watch
+
+if TYPE_CHECKING:
+    import numpy as np
 
 START_S = 60
 """So long the processes of a run wait for each other at its beginning."""
@@ -117,6 +116,8 @@ def connect(hosts: Hosts = Hosts(), environ: Mapping[str, str] = os.environ) -> 
         check(hosts)
     if hosts.processes == 1 or not (told or any(_several(environ.get(c, "")) for c in CLUSTERS)):
         return
+    import jax  # here, so that `rlbf --help` need not wait for it
+
     # SIGTERM is the training loop's, whose processes agree on the step after which they stop.
     jax.config.update("jax_enable_preemption_service", False)
     given: dict[str, Any] = {}
@@ -244,9 +245,13 @@ def gather(value: Any) -> list[Any]:
 def all_of(values: Sequence[int]) -> np.ndarray:
     """[processes, n] int64: so many numbers of every process, exchanged between the devices; for
     use in loops."""
+    import numpy as np
+
     mine = np.asarray(values, np.int64)
     if not several():
         return mine[None]
+    from jax.experimental import multihost_utils
+
     halves = multihost_utils.process_allgather(mine.view(np.int32))
     return np.ascontiguousarray(halves).view(np.int64)
 
