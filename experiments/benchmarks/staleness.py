@@ -5,10 +5,10 @@ Command: python experiments/benchmarks/staleness.py speed --work runs/staleness
          python experiments/benchmarks/staleness.py rewards --work runs/staleness
 
 Parts:
-  speed    the quickstart's reinforcement, judged by an endpoint in a process of its own that sleeps
-           as long as sampling takes. One update a step and eight rows at a time, so that sampling
-           takes about as long as the update, as on accelerators (on a CPU it takes an eighth).
-           Trainings alternate; a figure is the median of their steps.
+  speed    the quickstart's reinforcement of a model of twice the width, judged by an endpoint in a
+           process of its own that sleeps as long as sampling takes, or --slower times as long. One
+           update a step and two rows at a time, so that sampling is a third of a step (on a CPU it
+           is less, on accelerators more). Trainings alternate; a figure is the median of steps.
   rewards  the quickstart with its own critic, three seeds: mean reward of the last ten steps, and
            the paired difference with Student's interval.
 """
@@ -47,6 +47,8 @@ class Args:
     """Trainings of each kind (speed)."""
     steps: int = 12
     """Steps of a training (speed)."""
+    slower: float = 1.0
+    """How long the critic takes, in times of sampling (speed)."""
     seeds: int = 3
 
 
@@ -139,18 +141,24 @@ def speed(args: Args) -> None:
     e = get_config().changed(
         {
             "baselines": False,
-            "pretraining.steps": 60,
-            "sft.steps": 40,
+            "model.width": 192,
+            "model.num_heads": 6,
+            "model.num_kv_heads": 6,
+            "model.mlp_width": 512,
+            "pretraining.steps": 30,
+            "sft.steps": 20,
             "reinforcement.steps": args.steps,
             "reinforcement.updates_per_step": 1,
-            "sampling_batch": 8,
+            "reinforcement.guidance_batch_size": 2,
+            "sampling_batch": 2,
         }
     )
     before = prepared(e, args.work / "before")
     folder = args.work / "speed"
-    _, parts = step_seconds(e, before, folder, 0, 0.0)
-    delay = max(0.0, parts["sampling"] - parts["judging"])
-    print(f"sampling {parts['sampling']:.2f} s a step; an answer takes {delay:.2f} s")
+    alone = [step_seconds(e, before, folder, 0, 0.0)[1] for _ in range(2)]
+    sampling, asking = (min(parts[name] for parts in alone) for name in ("sampling", "judging"))
+    delay = max(0.0, args.slower * sampling - asking)
+    print(f"sampling {sampling:.2f} s a step; an answer takes {delay:.2f} s")
     ratios = []
     for _ in range(args.repeats):
         found = {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -34,14 +35,14 @@ class Source(Protocol):
 
 
 class _RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes rows that are already in memory."""
+    """Writes rows as they come."""
 
     VERSION = tfds.core.Version("1.0.0")
     # TFDS looks for checksums beside the code of a builder in a package, by way of
     # `importlib_resources`, which it does not install. These rows are not downloaded and have none.
     code_path = None
 
-    def __init__(self, rows: Sequence[np.ndarray], dataset_name: str, **kwargs: Any):
+    def __init__(self, rows: _Stacked, dataset_name: str, **kwargs: Any):
         self._rows = rows
         self.name = dataset_name
         super().__init__(**kwargs)
@@ -49,7 +50,7 @@ class _RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     def _info(self) -> tfds.core.DatasetInfo:
         # One tensor a row: TFDS decodes every feature of every example by itself,
         # so four would cost four times that.
-        shape = (len(FIELDS), self._rows[0].shape[1])
+        shape = (len(FIELDS), self._rows.length)
         tensor = tfds.features.Tensor(
             shape=shape, dtype=np.int32, encoding=tfds.features.Encoding.BYTES
         )
@@ -64,8 +65,35 @@ class _RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             yield index, {"row": row}
 
 
+class _Stacked:
+    """Rows as int32 [4, T], once; counts them and takes their hash as they pass.
+    Raises ValueError where there are none."""
+
+    def __init__(self, rows: Iterable[Row]):
+        self._rows = map(_stack, rows)
+        first = next(self._rows, None)
+        if first is None:
+            raise ValueError("there are no rows to write")
+        self._first, self.length, self.count = first, first.shape[1], 0
+        self.digest = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for row in itertools.chain([self._first], self._rows):
+            if row.shape[1] != self.length:
+                lengths = sorted({self.length, row.shape[1]})
+                raise ValueError(f"all rows must have one length, these have {lengths}")
+            self.count += 1
+            self.digest.update(_bytes(row))
+            yield row
+
+
+def _stack(row: Row) -> np.ndarray:
+    return np.stack([row[field].astype(np.int32) for field in FIELDS])
+
+
 def write_dataset(folder: str | pathlib.Path, rows: Iterable[Row], name: str = "rows") -> str:
-    """Writes rows (see `packing`) of one length; the folder appears only when it is whole.
+    """Writes rows (see `packing`) of one length as they come, without keeping them; the folder
+    appears only when it is whole.
 
     A folder that is there already is replaced.
 
@@ -75,15 +103,9 @@ def write_dataset(folder: str | pathlib.Path, rows: Iterable[Row], name: str = "
     Raises:
         ValueError: no rows, or rows of different lengths.
     """
-    stacked = [np.stack([row[field].astype(np.int32) for field in FIELDS]) for row in rows]
-    if not stacked:
-        raise ValueError("there are no rows to write")
-    lengths = {row.shape[1] for row in stacked}
-    if len(lengths) > 1:
-        raise ValueError(f"all rows must have one length, these have {sorted(lengths)}")
+    stacked = _Stacked(rows)
     folder = pathlib.Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    digest = _digest(stacked)
     prefix = f".{folder.name}-unfinished-"
     sweep_folders(folder.parent, prefix)  # of writers that were killed
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
@@ -103,7 +125,9 @@ def write_dataset(folder: str | pathlib.Path, rows: Iterable[Row], name: str = "
                 f"{folder}: cannot be written ({str(error)[:200]}); make room, then start again"
             ) from error
         version = pathlib.Path(builder.data_dir)
-        content = {"sha256": digest, "rows": len(stacked), "length": lengths.pop(), "name": name}
+        digest = stacked.digest.hexdigest()
+        counts = {"rows": stacked.count, "length": stacked.length}
+        content = {"sha256": digest, **counts, "name": name}
         (version / CONTENT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         sync_tree(version)
         if folder.exists():
@@ -214,34 +238,32 @@ def unpack_row(packed: np.ndarray) -> Row:
 
 
 def batches(
-    source: Source, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
+    source: Source, batch_size: int, seed: int, here: Sequence[int] | None = None
 ) -> grain.DatasetIterator[Row]:
     """Batches without end, shuffled anew each epoch.
 
-    The order depends on source, seed, batch size and shard alone. `get_state()` is small and
-    JSON-able; `set_state` resumes exactly there.
+    The order depends on source, seed and batch size alone: an example has its place in it whichever
+    process reads it. `get_state()` is small and JSON-able; `set_state` resumes exactly there, under
+    another `here` as well.
 
     Args:
-        batch_size: rows of a batch, on this shard.
-        shard: (index, count) of this process; shards take turns in one common order, so none sees
-            another's rows within an epoch.
+        batch_size: rows of a batch, over all processes.
+        here: places in the batch of the rows that are read; None: all of them.
 
     Raises:
-        ValueError: fewer rows on this shard than one batch needs.
+        ValueError: fewer rows than one batch needs, or a place that no batch has.
     """
-    index, count = shard
-    if not 0 <= index < count:
-        raise ValueError(f"shard {shard} must be (index, count) with 0 <= index < count")
-    if len(source) // count < batch_size:
+    if len(source) < batch_size:
         raise ValueError(
-            f"{len(source)} rows over {count} shards do not fill a batch of {batch_size}; add "
-            "rows or shrink the batch"
+            f"{len(source)} rows do not fill a batch of {batch_size}; add rows or shrink the batch"
         )
-    # Every shard gets equally many rows, or the shards' epochs would drift apart.
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle()[: len(source) // count * count]
+    places = np.arange(batch_size) if here is None else np.asarray(here, np.int64)
+    if not len(places) or places.min() < 0 or places.max() >= batch_size:
+        raise ValueError(f"places {places.tolist()} must lie in a batch of {batch_size}")
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     # Batches of indices rather than of rows: one gather a batch instead of a Python call a row.
-    chosen = order[index::count].batch(batch_size, drop_remainder=True)
-    rows = chosen.map(lambda indices: unpack_row(_gather(source, indices)))
+    chosen = order.batch(batch_size, drop_remainder=True)
+    rows = chosen.map(lambda indices: unpack_row(_gather(source, indices[places])))
     return iter(rows.repeat().to_iter_dataset(grain.ReadOptions(num_threads=1)))
 
 
@@ -249,11 +271,16 @@ def _gather(source: Source, indices: np.ndarray) -> np.ndarray:
     """int32 [B, 4, T]: the rows at these indices."""
     if isinstance(source, _InMemory):
         return source[indices]["row"]
-    return np.stack([source[int(i)]["row"] for i in indices])
+    records = source.__getitems__(indices.tolist())  # type: ignore[attr-defined]
+    return np.stack([record["row"] for record in records])
 
 
 def _digest(rows: Iterable[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(np.ascontiguousarray(row, "<i4").tobytes())
+        digest.update(_bytes(row))
     return digest.hexdigest()
+
+
+def _bytes(row: np.ndarray) -> bytes:
+    return np.ascontiguousarray(row, "<i4").tobytes()

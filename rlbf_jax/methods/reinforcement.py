@@ -1,8 +1,8 @@
 """Step 2 of RLBF as training sees it: what a step collects, and how collecting and updating go on.
 
 Rollouts, verdicts and one reward a response (`objectives.trajectory_reward`), measured in one pass
-(`training.policy`), then updates on them. With `staleness` 1 the critic judges the rollouts of a
-step while those of the next one are drawn.
+(`training.policy`), then updates on them. With `staleness` 1 the rollouts of a step are drawn one
+step ahead, and the critic judges them while the parameters are updated and the next ones drawn.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class ReinforcementConfig:
     guards: GuardConfig = GuardConfig()
     staleness: int = 0
     """0: each step draws its rollouts with the newest parameters, and waits for the critic. 1: they
-    were drawn one step earlier, while the critic judged those before; the ratio of the policy
-    gradient is then to the probabilities recorded by the sampler. For critics that take as long as
-    sampling (an endpoint); the paper says nothing of it."""
+    were drawn one step earlier, and judged during an update and the next drawing; the ratio of the
+    policy gradient is then to the probabilities recorded by the sampler. For critics that take as
+    long as sampling (an endpoint); the paper says nothing of it."""
 
     def __post_init__(self):
         check_at_least(self, 0, "steps")
@@ -130,6 +130,11 @@ class Collector:
     seams: SeamCritic | None = None
     """Asked where the reward reads whether a text is torn."""
     guards: Guards = dataclasses.field(default_factory=Guards)
+    _ahead: dict[int, tuple[Pending, Later[list[Judged]]]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
+    """Step -> its rollouts and their judging, which has begun. Not checkpointed: what is judged
+    follows from the rollouts."""
 
     @functools.cached_property
     def key(self) -> jax.Array:
@@ -164,7 +169,7 @@ class Collector:
             with clock.part("sampling"):
                 generations = self._sampled(params, requests, step)
         if rl.staleness:
-            judging = Later("judging", lambda: self._judged(rollouts, generations))
+            judging = self._begun(memory, rollouts, generations, step)
             with clock.part("sampling"):
                 memory = self._drawn_ahead(params, step + 1)
             with clock.part("judging"):  # as far as it took longer
@@ -210,10 +215,27 @@ class Collector:
         tokenizer = self.sampler.tokenizer
         return judge_generations(self.critic, generations, topics, tokenizer, reward, self.seams)
 
+    def _begun(
+        self, memory: Pending, rollouts: list[Rollout], generations: list[Generation], step: int
+    ) -> Later[list[Judged]]:
+        """The judging of a step's rollouts: it began when they were drawn, or begins now."""
+        whose, judging = self._ahead.pop(step, (None, None))
+        if judging is not None and whose is memory:
+            return judging
+        return self._judging(rollouts, generations, step)
+
+    def _judging(
+        self, rollouts: list[Rollout], generations: list[Generation], step: int
+    ) -> Later[list[Judged]]:
+        # The next step's begins before this one's must be over: two at a time.
+        return Later(f"judging {step % 2}", lambda: self._judged(rollouts, generations))
+
     def _drawn_ahead(self, params: dict, step: int) -> Pending:
-        """Rollouts of a later step; nothing behind the last one."""
+        """Rollouts of a later step, whose judging begins; nothing behind the last one."""
         if step >= self.config.steps:
             return self.nothing
         rollouts, _ = self._asked(step)
         generations = self._sampled(params, [r.request for r in rollouts], step)
-        return self._kept(pending_of(generations, self.width))
+        memory = self._kept(pending_of(generations, self.width))
+        self._ahead[step] = memory, self._judging(rollouts, generations, step)
+        return memory

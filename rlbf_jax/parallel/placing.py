@@ -43,6 +43,49 @@ def _placed(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
 
 
+def rows_here(count: int, sharding: jax.sharding.Sharding) -> list[int]:
+    """Which of `count` rows the devices of this process hold, in order."""
+    found: set[int] = set()
+    for part in sharding.addressable_devices_indices_map((count,)).values():
+        assert part is not None
+        found |= set(range(count)[part[0]])
+    return sorted(found)
+
+
+class Assembled:
+    """Batches of rows on the devices of all processes, of which each reads its own rows alone.
+
+    Args:
+      rows: an iterator of dicts of arrays, of the rows that `rows_here` says; with `get_state` and
+        `set_state`.
+      count: rows of a whole batch.
+    """
+
+    def __init__(self, rows: Any, count: int, sharding: jax.sharding.Sharding):
+        self._rows, self._count, self._sharding = rows, count, sharding
+        here = rows_here(count, sharding)
+        self._place = np.full(count, -1)
+        self._place[here] = np.arange(len(here))
+
+    def __iter__(self) -> Assembled:
+        return self
+
+    def __next__(self) -> dict[str, jax.Array]:
+        return {name: self._whole(part) for name, part in next(self._rows).items()}
+
+    def get_state(self) -> Any:
+        return self._rows.get_state()
+
+    def set_state(self, state: Any) -> None:
+        self._rows.set_state(state)
+
+    def _whole(self, part: np.ndarray) -> jax.Array:
+        shape = (self._count, *part.shape[1:])
+        return jax.make_array_from_callback(
+            shape, self._sharding, lambda index: part[(self._place[index[0]], *index[1:])]
+        )
+
+
 def fetched(tree: Any) -> Any:
     """Arrays as numpy, whole on every process, wherever their parts are. All processes call it."""
     if hosts.several():

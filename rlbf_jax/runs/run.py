@@ -25,6 +25,8 @@ from rlbf_jax.models.config import LoraConfig, ModelConfig
 from rlbf_jax.models.lora import join
 from rlbf_jax.models.transformer import init, init_adapters
 from rlbf_jax.parallel import hosts
+from rlbf_jax.parallel.mesh import batch_sharding
+from rlbf_jax.parallel.placing import Assembled, rows_here
 from rlbf_jax.progress import say
 from rlbf_jax.runs.critics import CriticConfig, training_critic
 from rlbf_jax.runs.experiment import DataConfig
@@ -257,7 +259,8 @@ class Run:
         return int(read_json(self.folder / "data" / "report.json").get(name, {}).get("rows", 0))
 
     def batches(self, name: str, batch_size: int) -> Any:
-        """An endless, resumable iterator of packed rows."""
+        """An endless, resumable iterator of packed rows. Of several processes each reads its own
+        rows of the common batches, which are assembled on the devices of all."""
         stage = data_stage(name)
         self._needs(stage)
         try:
@@ -266,7 +269,11 @@ class Run:
             marker = self.folder / "done" / stage
             mend = f"delete {marker}, then `rlbf run` makes the same data again"
             raise UserError(f"{error}: {mend}") from error
-        return datasets.batches(source, batch_size, self.seed)
+        if not hosts.several():
+            return datasets.batches(source, batch_size, self.seed)
+        rows = batch_sharding(self.mesh)
+        here = datasets.batches(source, batch_size, self.seed, rows_here(batch_size, rows))
+        return Assembled(here, batch_size, rows)
 
     def note_data(self, name: str, value: Any) -> None:
         """Adds to `data` of the manifest."""

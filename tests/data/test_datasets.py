@@ -1,4 +1,4 @@
-"""Rows on disk and batches: nothing lost, exact resume, disjoint shards, broken data refused."""
+"""Rows on disk and batches: nothing lost, exact resume, parts of a batch, broken data refused."""
 
 import json
 import os
@@ -96,13 +96,22 @@ def test_resume_is_exact(written, stop):
         assert all(np.array_equal(a[k], b[k]) for k in a)
 
 
-def test_shards_are_disjoint(written):
-    source = open_source(written[0])
-    seen = []
-    for shard in range(3):
-        iterator = batches(source, 7, seed=0, shard=(shard, 3))
-        seen.append(set(keys(next(iterator))))
-    assert all(len(s) == 7 for s in seen) and len(set.union(*seen)) == 21
+@pytest.mark.parametrize("memory_bytes", [0, 1 << 30])
+def test_processes_read_their_places_of_one_common_batch(written, memory_bytes):
+    source = open_source(written[0], memory_bytes=memory_bytes)
+    whole = batches(source, 8, seed=0)
+    parts = [(0, 1, 4, 5), (2, 3, 6, 7), (7,)]
+    readers = [batches(source, 8, seed=0, here=part) for part in parts]
+    for _ in range(5):
+        wanted = next(whole)
+        for part, reader in zip(parts, readers, strict=True):
+            found = next(reader)
+            for name, array in wanted.items():
+                np.testing.assert_array_equal(found[name], array[list(part)])
+    # The state is of the batches: another number of processes goes on from it.
+    again = batches(source, 8, seed=0, here=(3,))
+    again.set_state(readers[0].get_state())
+    np.testing.assert_array_equal(next(again)["tokens"], next(whole)["tokens"][[3]])
 
 
 def test_replaces_whole_or_not_at_all(written, tmp_path, monkeypatch):
@@ -132,9 +141,11 @@ def test_refusals(written, tmp_path):
         open_source(tmp_path)
     source = open_source(written[0])
     with pytest.raises(ValueError, match="do not fill a batch"):
-        batches(source, 12, seed=0, shard=(0, 2))
-    with pytest.raises(ValueError, match="shard"):
-        batches(source, 2, seed=0, shard=(2, 2))
+        batches(source, 24, seed=0)
+    with pytest.raises(ValueError, match="must lie in a batch of 2"):
+        batches(source, 2, seed=0, here=(1, 2))
+    with pytest.raises(ValueError, match="must lie in a batch of 2"):
+        batches(source, 2, seed=0, here=())
 
 
 def test_damage_is_found(tmp_path):

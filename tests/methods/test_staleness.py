@@ -127,6 +127,29 @@ def test_the_critic_judges_while_the_next_rollouts_are_drawn():
     assert calls == [2 * SIZE] * 2 and judged_in[0] is not threading.main_thread()
 
 
+def test_the_critic_goes_on_while_the_parameters_are_updated():
+    stale = collector(staleness=1)
+    again, texts = threading.Event(), []
+
+    class Notes:
+        name = "notes"
+
+        def judge(self, exchanges):
+            texts.append(len(exchanges))
+            if len(texts) == 2:
+                again.set()
+            return [Verdict(coherent=True, useful=len(e.text) % 2 == 0) for e in exchanges]
+
+    noted = dataclasses.replace(stale, critic=Notes())
+    old = first_params(stale)
+    first = noted(old, noted.nothing, 0)
+    assert again.wait(PATIENCE), "the next step's rollouts wait for the next step"
+    second = noted(old, first.memory, 1)
+    # Rollouts from a checkpoint, say, are judged anew, and to the same effect.
+    copied = jax.tree.map(np.array, first.memory)
+    assert noted(old, copied, 1).rows == second.rows == stale(old, copied, 1).rows
+
+
 def test_what_the_critic_raises_is_raised():
     class Fails:
         name = "fails"

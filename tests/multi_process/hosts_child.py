@@ -41,7 +41,7 @@ def arrays() -> None:
     import numpy as np
 
     from rlbf_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
-    from rlbf_jax.parallel.placing import fetched, placed
+    from rlbf_jax.parallel.placing import Assembled, fetched, placed, rows_here
 
     mesh = make_mesh(MeshConfig(fsdp=2))
     tree = {"rows": np.arange(12.0).reshape(4, 3), "key": jax.random.key(7), "few": np.int32(5)}
@@ -51,6 +51,13 @@ def arrays() -> None:
     assert placed(there["rows"], rows) is there["rows"] or (
         placed(there["rows"], rows).sharding == rows
     )
+    # Each process reads its own rows of a batch; on this mesh they are not neighbors alone.
+    batch = np.arange(24).reshape(8, 3)
+    for sharding in (rows, batch_sharding(make_mesh(MeshConfig(data=1, tensor=4)))):
+        here = rows_here(8, sharding)
+        assert len(here) == (4 if sharding is rows else 8)
+        made = Assembled(iter([{"x": batch[here]}]), 8, sharding)
+        assert (fetched(next(made)["x"]) == batch).all()
     key = jax.random.key_data(there.pop("key"))
     found = fetched({**there, "key": key, "own": np.ones(2)})
     np.testing.assert_array_equal(found["rows"], tree["rows"])
