@@ -23,6 +23,7 @@ REQUIRES = [
     "tokenizers>=0.21,<0.24",
     "grain>=0.2.18,<0.3",
     "array_record>=0.8.3,<0.9",
+    "pyarrow>=18",
     "numpy>=2.0,<3",
     "ml_dtypes>=0.5,<1",
     "tyro>=1.0,<2",

@@ -29,7 +29,8 @@ class TrainTokenizer:
     files: tyro.conf.Positional[
         Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE ...")]
     ]
-    """UTF-8 text, .csv or .jsonl files (of the last two, prompts and responses are read)."""
+    """UTF-8 text, .csv, .jsonl or .parquet files (of the last three, prompts and responses are
+    read)."""
     out: pathlib.Path
     """Folder to write."""
     vocab_size: int = 2048
@@ -53,7 +54,7 @@ class BuildData:
     """
 
     file: tyro.conf.Positional[Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE")]]
-    """.csv with a header, or .jsonl with one object a line."""
+    """.csv with a header, .jsonl with one object a line, or .parquet."""
     tokenizer: pathlib.Path
     """Folder that `rlbf data tokenizer` wrote."""
     out: pathlib.Path
@@ -97,7 +98,7 @@ def train_tokenizer(argv: Sequence[str]) -> None:
 
 def _texts(file: pathlib.Path) -> list[str]:
     """Texts of a file: both columns of a prompt/response file, otherwise the whole file."""
-    if file.suffix.lower() in (".csv", ".jsonl"):
+    if file.suffix.lower() in (".csv", ".jsonl", ".parquet"):
         from rlbf_jax.data.sources.files import read_rows
 
         return [text for row in read_rows(file) for text in (row.prompt, row.response)]

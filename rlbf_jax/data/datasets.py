@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -34,35 +33,35 @@ class Source(Protocol):
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]: ...
 
 
-class _RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes rows as they come."""
+MAX_SHARD_ROWS = 1 << 18
+"""Rows of one file of a data set."""
+ROWS_AT_ONCE = 1 << 12
+"""Rows that TFDS is handed at a time; it writes its description anew each time."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    # TFDS looks for checksums beside the code of a builder in a package, by way of
-    # `importlib_resources`, which it does not install. These rows are not downloaded and have none.
-    code_path = None
 
-    def __init__(self, rows: _Stacked, dataset_name: str, **kwargs: Any):
-        self._rows = rows
-        self.name = dataset_name
-        super().__init__(**kwargs)
+def _info(folder: pathlib.Path, name: str, length: int) -> tfds.core.DatasetInfo:
+    """What TFDS writes beside the rows, for whoever reads them with it."""
+    # One tensor a row: TFDS decodes every feature of every example by itself,
+    # so four would cost four times that.
+    shape, encoding = (len(FIELDS), length), tfds.features.Encoding.BYTES
+    tensor = tfds.features.Tensor(shape=shape, dtype=np.int32, encoding=encoding)
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=__name__
+    )
+    features = tfds.features.FeaturesDict({"row": tensor})
+    return tfds.core.DatasetInfo(builder=identity, disable_shuffling=True, features=features)
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        # One tensor a row: TFDS decodes every feature of every example by itself,
-        # so four would cost four times that.
-        shape = (len(FIELDS), self._rows.length)
-        tensor = tfds.features.Tensor(
-            shape=shape, dtype=np.int32, encoding=tfds.features.Encoding.BYTES
-        )
-        features = tfds.features.FeaturesDict({"row": tensor})
-        return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=features)
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        for index, row in enumerate(self._rows):
-            yield index, {"row": row}
+def _write_rows(folder: pathlib.Path, rows: _Stacked, name: str) -> None:
+    """Writes rows one after the other, without keeping them."""
+    folder.mkdir()
+    info = _info(folder, name, rows.length)
+    writer = tfds.core.SequentialWriter(info, MAX_SHARD_ROWS, file_format="array_record")
+    writer.initialize_splits(["train"])
+    waiting = iter(rows)
+    while some := list(itertools.islice(waiting, ROWS_AT_ONCE)):
+        writer.add_examples({"train": [{"row": row} for row in some]})
+    writer.close_all()
 
 
 class _Stacked:
@@ -112,19 +111,13 @@ def write_dataset(folder: str | pathlib.Path, rows: Iterable[Row], name: str = "
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, temporary)
         stack.enter_context(held(temporary))
-        builder = _RowsBuilder(
-            stacked, name, data_dir=str(temporary / "tfds"), file_format="array_record"
-        )
-        tfds.disable_progress_bar()
-        # TFDS announces downloads on standard output; there are none.
+        version = temporary / "rows"
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                builder.download_and_prepare()
+            _write_rows(version, stacked, name)
         except RuntimeError as error:  # array_record tells of a full disk by a RuntimeError
             raise DataError(
                 f"{folder}: cannot be written ({str(error)[:200]}); make room, then start again"
             ) from error
-        version = pathlib.Path(builder.data_dir)
         digest = stacked.digest.hexdigest()
         counts = {"rows": stacked.count, "length": stacked.length}
         content = {"sha256": digest, **counts, "name": name}

@@ -80,10 +80,13 @@ class Assembled:
         self._rows.set_state(state)
 
     def _whole(self, part: np.ndarray) -> jax.Array:
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            rows, *rest = index
+            return part[self._place[rows]][:, *rest] if rest else part[self._place[rows]]
+
         shape = (self._count, *part.shape[1:])
-        return jax.make_array_from_callback(
-            shape, self._sharding, lambda index: part[(self._place[index[0]], *index[1:])]
-        )
+        return jax.make_array_from_callback(shape, self._sharding, read)
 
 
 def fetched(tree: Any) -> Any:

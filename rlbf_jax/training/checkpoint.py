@@ -207,9 +207,18 @@ def find_damage(folder: Path) -> str:
                 return f"{name} has {path.stat().st_size} bytes of {size}"
             if whole and file_digest(path) != digest:
                 return f"{name} has other bytes than were written"
+        if _TIMES not in known and not _holds_object(folder / _TIMES):
+            return f"{_TIMES} is missing, or no JSON object"
     except (ValueError, TypeError, AttributeError):
         return f"{CHECKSUMS} is not JSON of the expected form"
     return ""
+
+
+def _holds_object(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager

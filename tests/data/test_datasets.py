@@ -122,7 +122,7 @@ def test_replaces_whole_or_not_at_all(written, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets._RowsBuilder, "download_and_prepare", fail)
+        patch.setattr(datasets, "_write_rows", fail)
         with pytest.raises(OSError, match="disk full"):
             write_dataset(folder, make_rows(5), "r")
     assert content_hash(folder) == digest and len(open_source(folder)) == 3

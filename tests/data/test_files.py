@@ -1,11 +1,14 @@
 """Reading a user's files: default columns, line numbers, refusals, quarantine."""
 
 import csv
+import datetime
 import json
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from rlbf_jax.data.sources.files import DataError, Row, read_rows
 
@@ -141,7 +144,7 @@ def test_csv_rows_of_wrong_length(tmp_path):
         ("a.csv", "prompt;response\na;b\n", "one column, with semicolons in its name"),
         ("a.csv", "prompt\tresponse\na\tb\n", "one column, with tabs in its name"),
         ("a.csv", "sep=;\nprompt;response\na;b\n", "one column, with semicolons in its name"),
-        ("a.txt", "x", "ends in .csv or .jsonl"),
+        ("a.txt", "x", "ends in .csv, .jsonl or .parquet"),
     ],
 )
 def test_unusable_files(tmp_path, name, text, reason):
@@ -154,3 +157,59 @@ def test_missing_file(tmp_path):
         read_rows(tmp_path / "none.csv")
     with pytest.raises(DataError, match="cannot be read"):
         read_rows(tmp_path)
+
+
+# Parquet ----------------------------------------------------------------------------------------
+
+
+def write_parquet(path, columns):
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=3)
+    return path
+
+
+def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlbf_jax.data.sources.parquet.ROWS_AT_ONCE", 4)
+    pairs = [(f"ask {i} ä", f" say\u2028{i} ") for i in range(11)]
+    columns = {"id": list(range(11)), "question": [p for p, _ in pairs]}
+    columns |= {"answer": [r for _, r in pairs], "input": ["c", None] * 5 + [" "]}
+    lines = [
+        json.dumps(dict(zip(columns, row, strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    ]
+    text = write(tmp_path, "a.jsonl", "".join(f"{line}\n" for line in lines))
+    table = write_parquet(tmp_path / "a.parquet", columns)
+    for context in ("", "input"):
+        assert read_rows(table, context_column=context) == read_rows(text, context_column=context)
+    assert read_rows(table)[3] == Row("ask 3 ä", "say\u20283", 4)
+
+
+def test_parquet_rows_that_are_malformed_are_refused_or_quarantined(tmp_path):
+    day = datetime.date(2026, 1, 2)
+    columns = {"prompt": ["a", None, "c"], "response": ["b", "b", "d"], "on": [day] * 3}
+    path = write_parquet(tmp_path / "a.parquet", columns)
+    with pytest.raises(DataError, match="line 2: .*prompt"):
+        read_rows(path)
+    rows = read_rows(path, quarantine=tmp_path / "q.jsonl")
+    assert [row.line for row in rows] == [1, 3]
+    assert json.loads((tmp_path / "q.jsonl").read_text())["row"]["on"] == "2026-01-02"
+
+
+def test_unusable_parquet_files(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_rows(tmp_path / "none.parquet")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        read_rows(write(tmp_path, "a.parquet", "prompt,response\na,b\n"))
+    with pytest.raises(DataError, match="no prompt column"):
+        read_rows(write_parquet(tmp_path / "b.parquet", {"x": ["1"]}))
+    with pytest.raises(DataError, match="no usable row"):
+        read_rows(
+            write_parquet(
+                tmp_path / "c.parquet",
+                {"prompt": pyarrow.array([], "string"), "answer": pyarrow.array([], "string")},
+            )
+        )
+    columns = {"prompt": ["some text"] * 2000, "answer": [f"{i} more text" for i in range(2000)]}
+    whole = write_parquet(tmp_path / "d.parquet", columns).read_bytes()
+    (tmp_path / "e.parquet").write_bytes(whole[:200] + b"\xff" * 400 + whole[600:])
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        read_rows(tmp_path / "e.parquet")

@@ -1,4 +1,4 @@
-"""A user's own prompts and responses, from CSV or JSONL,
+"""A user's own prompts and responses, from CSV, JSONL or Parquet,
 with errors that name file, line and field."""
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlbf_jax.errors import InputError
+from rlbf_jax.data.sources.errors import DataError, MalformedRow, Records
+from rlbf_jax.data.sources.parquet import parquet_records
 from rlbf_jax.progress import say
 from rlbf_jax.storage import unique_fields
 
@@ -24,18 +25,6 @@ MAX_CHARACTERS = 131_072
 say, or a whole book."""
 
 
-Records = Iterator[tuple[int, "dict[str, Any] | str"]]
-"""(line, record or the reason why there is none)."""
-
-
-class DataError(InputError):
-    """A data file that cannot be used as it is."""
-
-
-class MalformedRow(DataError):
-    """One row of a file cannot be used; with a quarantine file the others can."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One usable row of a file; both texts are stripped of surrounding white space."""
@@ -43,7 +32,7 @@ class Row:
     prompt: str
     response: str
     line: int
-    """Line of the file on which the row begins, from 1."""
+    """Line of the file on which the row begins, from 1; of a Parquet file its number."""
 
 
 def read_rows(
@@ -57,7 +46,8 @@ def read_rows(
     """Reads prompt/response pairs. Says so where a column looks like a context and is not read.
 
     Args:
-        path: a `.csv` file with a header, or a `.jsonl` file with one object a line; UTF-8.
+        path: a `.csv` file with a header, a `.jsonl` file with one object a line (UTF-8), or a
+          `.parquet` file.
         prompt_column: default: the first present of instruction, prompt, question.
         response_column: default: the first present of response, answer, output.
         context_column: a text of this column that is not blank stands behind the prompt, after an
@@ -112,13 +102,16 @@ def _prompt(record: dict[str, Any], prompt_name: str, context_name: str) -> str:
 
 
 def open_table(path: pathlib.Path) -> tuple[list[str], Records]:
-    """Columns and records of a `.csv` or `.jsonl` file. Raises DataError for what is no table."""
+    """Columns and records of a `.csv`, `.jsonl` or `.parquet` file.
+    Raises DataError for what is no table."""
+    if path.suffix.lower() == ".parquet":
+        return parquet_records(path)
     text = read_text(path)
     if path.suffix.lower() == ".csv":
         return _csv_records(path, text)
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         return _json_records(path, text)
-    raise DataError(f"{path}: expected a name that ends in .csv or .jsonl")
+    raise DataError(f"{path}: expected a name that ends in .csv, .jsonl or .parquet")
 
 
 def sift(
@@ -151,7 +144,9 @@ def sift(
     if quarantine is not None and refused:
         out = pathlib.Path(quarantine)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("".join(json.dumps(r) + "\n" for r in refused), encoding="utf-8")
+        out.write_text(
+            "".join(json.dumps(r, default=str) + "\n" for r in refused), encoding="utf-8"
+        )
     if not kept:
         found = f"{len(refused)} malformed" if refused else "nothing below the header"
         raise DataError(f"{path}: no usable row ({found}); expected {expected} in each")
