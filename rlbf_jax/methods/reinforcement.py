@@ -24,6 +24,7 @@ from rlbf_jax.models.lora import split
 from rlbf_jax.objectives.trajectory_reward import RewardConfig
 from rlbf_jax.parallel.mesh import batch_sharding, replicated
 from rlbf_jax.parallel.placing import placed
+from rlbf_jax.plain import DECIDES_NOTHING
 from rlbf_jax.ranges import check_at_least, check_between, check_positive
 from rlbf_jax.sampling.engine import Engine
 from rlbf_jax.sampling.request import Generation, Request
@@ -67,6 +68,8 @@ class ReinforcementConfig:
     reward: RewardConfig = RewardConfig()
     optimizer: OptimizerConfig = OptimizerConfig(schedule="linear")
     checkpoint_every: int = 20
+    keep_checkpoints: int = dataclasses.field(default=1, metadata=DECIDES_NOTHING)
+    """So many of the newest stay; more than one for who wants to look back."""
     kl_every: int = 10
     """Steps between measurements of the KL to the reference (one more forward pass),
     where its weight is 0."""
@@ -81,6 +84,7 @@ class ReinforcementConfig:
         check_at_least(self, 0, "steps")
         check_at_least(self, 1, "prompts_per_step", "group_size", "updates_per_step", "accumulate")
         check_at_least(self, 1, "guidance_batch_size", "checkpoint_every", "kl_every")
+        check_at_least(self, 1, "keep_checkpoints")
         check_between(self, 0, 1, "staleness")
         # Greedy rollouts have no gradient.
         check_positive(self, "temperature")

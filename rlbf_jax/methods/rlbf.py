@@ -250,5 +250,5 @@ def reinforce(run: Run, config: ReinforcementStage) -> None:
         run.setting.seams(run) if rl.reward.torn_is_failed else None,
         Guards(rl.guards),
     )
-    policy = improve(collect, run.loop(rl.steps, rl.checkpoint_every))
+    policy = improve(collect, run.loop(rl.steps, rl.checkpoint_every, rl.keep_checkpoints))
     run.keep(model, policy, critic=critic.name)

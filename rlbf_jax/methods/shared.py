@@ -273,7 +273,7 @@ def make_base(run: Run, config: BaseStage) -> None:
         return
     objective = supervised_objective(run.model, run.rule(config.rule), config.semantics)
     supervised = config.pretraining
-    loop = run.loop(supervised.steps, supervised.checkpoint_every)
+    loop = run.loop(supervised.steps, supervised.checkpoint_every, supervised.keep_checkpoints)
     optimizer = make_optimizer(supervised.optimizer, supervised.steps, name=loop.name)
     learner = Learner(objective, optimizer, run.initial_params, run.mesh, supervised.accumulate)
     batches = PackedRows(run.batches(PRETRAINING, supervised.batch_size))
@@ -356,7 +356,7 @@ def train_supervised(run: Run, config: SupervisedStage) -> None:
     trained, frozen = split(run.trainable(config.start, config.lora, rule))
     objective = supervised_objective(model, rule, config.semantics)
     supervised = config.training
-    loop = run.loop(supervised.steps, supervised.checkpoint_every)
+    loop = run.loop(supervised.steps, supervised.checkpoint_every, supervised.keep_checkpoints)
     optimizer = make_optimizer(supervised.optimizer, supervised.steps, name=loop.name)
     learner = Learner(objective, optimizer, trained, run.mesh, supervised.accumulate, frozen)
     del trained  # the learner's alone from now on: its updates use the buffers up

@@ -231,10 +231,10 @@ class Run:
         folder, marker = self.stage_folder(stage) / "model", self.folder / "done" / stage
         return f"delete {folder} and {marker}, then `rlbf run` makes it again"
 
-    def loop(self, steps: int, checkpoint_every: int) -> Loop:
+    def loop(self, steps: int, checkpoint_every: int, keep: int = 1) -> Loop:
         """The training loop of this stage: journals, checkpoints, signals."""
         folder = self.stage_folder(self.stage)
-        return Loop(folder, self.stage, steps, checkpoint_every, self.mesh)
+        return Loop(folder, self.stage, steps, checkpoint_every, self.mesh, keep)
 
     # Data -------------------------------------------------------------------------------------
 

@@ -37,7 +37,16 @@ from rlbf_jax.training.preemption import StopFlag, stop_on_signals
 class Loop:
     """Runs `step` from where the last checkpoint stands to `steps`."""
 
-    def __init__(self, folder: Path, name: str, steps: int, checkpoint_every: int, mesh: Mesh):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        steps: int,
+        checkpoint_every: int,
+        mesh: Mesh,
+        keep: int = 1,
+    ):
+        """`keep`: so many of the newest checkpoints stay."""
         self.folder, self.name, self.steps, self.every, self.mesh = (
             folder,
             name,
@@ -45,7 +54,7 @@ class Loop:
             checkpoint_every,
             mesh,
         )
-        self.checkpoints = Checkpoints(folder / "checkpoints", writes=True)
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep, writes=True)
         self.journals: dict[str, Journal] = {}
         self.clock = Clock(compiling=True)
 

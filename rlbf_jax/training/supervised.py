@@ -14,6 +14,7 @@ from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
 from rlbf_jax.objectives.masked import Term, masked_term
 from rlbf_jax.objectives.sft import linear_nll, token_nll
+from rlbf_jax.plain import DECIDES_NOTHING
 from rlbf_jax.ranges import check_at_least
 from rlbf_jax.sampling.scoring import in_time_chunks
 from rlbf_jax.training.forecast import tell
@@ -34,10 +35,13 @@ class SupervisedConfig:
     """Microbatches an update; divides `batch_size`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint_every: int = 50
+    keep_checkpoints: int = dataclasses.field(default=1, metadata=DECIDES_NOTHING)
+    """So many of the newest stay; more than one for who wants to look back."""
 
     def __post_init__(self):
         check_at_least(self, 0, "steps")
         check_at_least(self, 1, "batch_size", "accumulate", "checkpoint_every")
+        check_at_least(self, 1, "keep_checkpoints")
 
 
 class Rows(NamedTuple):

@@ -119,6 +119,36 @@ def test_a_finished_stage_has_its_rows_its_checkpoint_and_is_not_run_again(tmp_p
     same(run_stage(tmp_path, mesh, never), state)
 
 
+@pytest.mark.parametrize("keep, left", [(1, ["6"]), (2, ["4", "6"]), (9, ["2", "4", "6"])])
+def test_so_many_checkpoints_stay(tmp_path, mesh, keep, left):
+    loop = Loop(tmp_path, "toy", 6, 2, mesh, keep)
+    first, state, _ = loop.start(state_of(0.0))
+    loop.run(state, first, add_one)
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == left
+    for name in left:
+        assert (folder / name / "checksums.json").exists()
+
+
+def test_a_checkpoint_holds_what_was_saved_though_the_buffers_are_used_up(tmp_path, mesh):
+    """The next update takes the saved arrays' buffers while they are still being written."""
+    update = jax.jit(lambda x: x * 1.5 + 1, donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path / "c", keep=9, writes=True)
+    state, wanted = jnp.arange(2_000_000, dtype=jnp.float32), {}
+    for step in range(1, 5):
+        state = update(state)
+        wanted[step] = np.array(state)
+        checkpoints.save(step, {"w": state}, {"step": step})
+        for _ in range(3):
+            state = update(state)
+    checkpoints.close()
+    reader = Checkpoints(tmp_path / "c")
+    for step, array in wanted.items():
+        found, meta = reader.restore({"w": state}, mesh, step)
+        np.testing.assert_array_equal(found["w"], array)
+        assert meta == {"step": step}
+
+
 def test_a_crashed_stage_goes_on_from_its_checkpoint_and_writes_the_same_bytes(tmp_path, mesh):
     def crash(state, number):
         if number == 5:
