@@ -12,6 +12,7 @@ from rlbf_jax.data.builders.bsafe_plus import build_bsafe_plus, build_refusal
 from rlbf_jax.data.builders.checks import check_bsafe_plus, check_pretraining
 from rlbf_jax.data.builders.examples import Built, build_pretraining
 from rlbf_jax.data.builders.injection import BsafePlusConfig, InjectedIds, build_injected
+from rlbf_jax.data.sources.files import table_digest
 from rlbf_jax.directives import EditRule, Semantics
 from rlbf_jax.errors import UserError
 from rlbf_jax.models.config import LoraConfig, ModelConfig
@@ -23,7 +24,6 @@ from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.runs.run import BASE, TOKENIZER, Run, data_stage
 from rlbf_jax.runs.shapes import check_precision, check_rows, check_rows_suffice, check_width
 from rlbf_jax.runs.stage import Stage
-from rlbf_jax.storage import file_digest
 from rlbf_jax.tokenizers import FamilyTokenizer, train_tokenizer
 from rlbf_jax.training.learner import Learner
 from rlbf_jax.training.optimizer import make_optimizer
@@ -111,7 +111,7 @@ def make_tokenizer(run: Run, config: TokenizerStage) -> None:
         tokenizer.save(run.folder / TOKENIZER)
     run.note_data(TOKENIZER, run.tokenizer.digest())
     if data.path:
-        run.note_data("file", file_digest(data.path))
+        run.note_data("file", table_digest(Path(data.path)))
 
 
 # Data sets ----------------------------------------------------------------------------------------

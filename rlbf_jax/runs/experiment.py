@@ -35,7 +35,8 @@ class DataConfig:
     """Where text comes from, and what it is cut into."""
 
     path: str = dataclasses.field(default="", metadata=PATH)
-    """The user's prompt/response file (.csv, .jsonl, .parquet); empty: the embedded toy world."""
+    """The user's prompts and responses (.csv, .jsonl, .parquet, or tfds:NAME); empty: the embedded
+    toy world."""
     prompt_column: str | None = None
     """None: the first present of instruction, prompt, question."""
     response_column: str | None = None

@@ -3,14 +3,18 @@
 import csv
 import datetime
 import json
+import pathlib
 
+import numpy as np
 import pyarrow
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from rlbf_jax.data.sources.files import DataError, Row, read_rows
+from rlbf_jax.data.sources import tfds_tables
+from rlbf_jax.data.sources.files import DataError, Row, read_rows, table_digest
 
 
 def write(tmp_path, name, text, encoding="utf-8"):
@@ -157,6 +161,55 @@ def test_missing_file(tmp_path):
         read_rows(tmp_path / "none.csv")
     with pytest.raises(DataError, match="cannot be read"):
         read_rows(tmp_path)
+
+
+# Data sets of TFDS ------------------------------------------------------------------------------
+
+
+def write_tfds(parent, name, splits):
+    """A data set of texts as TFDS prepares it; returns its folder."""
+    folder = parent / name / "1.0.0"
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {"prompt": tfds.features.Text(), "answer": tfds.features.Text(), "count": np.int64}
+    )
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="none"
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features, disable_shuffling=True)
+    writer = tfds.core.SequentialWriter(info, 5, file_format="array_record")
+    writer.initialize_splits(list(splits))
+    for split, rows in splits.items():
+        examples = [{"prompt": p, "answer": a, "count": i} for i, (p, a) in enumerate(rows)]
+        writer.add_examples({split: examples})
+    writer.close_all()
+    return folder
+
+
+def test_a_data_set_of_tfds_gives_its_rows_by_folder_and_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_tables, "ROWS_AT_ONCE", 4)
+    train = [(f"ask {i} ä", f"say {i}") for i in range(11)]
+    splits = {"train": train, "test": [("other", "row")]}
+    folder = write_tfds(tmp_path, "asked_things", splits)
+    wanted = [Row(p, a, i) for i, (p, a) in enumerate(train, 1)]
+    assert read_rows(folder) == wanted
+    tfds.core.add_data_dir(str(tmp_path))
+    assert read_rows("tfds:asked_things") == wanted
+    assert read_rows("tfds:asked_things:test") == [Row("other", "row", 1)]
+    assert table_digest(folder) == table_digest(pathlib.Path("tfds:asked_things"))
+    other = write_tfds(tmp_path / "more", "asked_things", {"train": [*train[1:], ("x", "y")]})
+    assert table_digest(other) != table_digest(folder)
+    for name, reason in {
+        "tfds:asked_things:nothing": "has no split nothing; it has train, test",
+        "tfds:no_such_things": "cannot be read as a data set of TFDS",
+        "tfds:": "expected tfds:NAME",
+    }.items():
+        with pytest.raises(DataError, match=reason):
+            read_rows(name)
+    for shard in folder.glob("*train*"):
+        shard.write_bytes(shard.read_bytes()[:40])
+    with pytest.raises(DataError, match="cannot be read as a data set of TFDS"):
+        read_rows(folder)
 
 
 # Parquet ----------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from typing import Any
 
 from rlbf_jax.data.sources.errors import DataError, MalformedRow, Records
 from rlbf_jax.data.sources.parquet import parquet_records
+from rlbf_jax.data.sources.tfds_tables import is_tfds, tfds_digest, tfds_records
 from rlbf_jax.progress import say
-from rlbf_jax.storage import unique_fields
+from rlbf_jax.storage import file_digest, unique_fields
 
 PROMPT_COLUMNS = ("instruction", "prompt", "question")
 RESPONSE_COLUMNS = ("response", "answer", "output")
@@ -47,7 +48,8 @@ def read_rows(
 
     Args:
         path: a `.csv` file with a header, a `.jsonl` file with one object a line (UTF-8), or a
-          `.parquet` file.
+          `.parquet` file; or `tfds:NAME[/CONFIG][:SPLIT]`, or the folder of a data set that TFDS
+          has prepared.
         prompt_column: default: the first present of instruction, prompt, question.
         response_column: default: the first present of response, answer, output.
         context_column: a text of this column that is not blank stands behind the prompt, after an
@@ -101,9 +103,16 @@ def _prompt(record: dict[str, Any], prompt_name: str, context_name: str) -> str:
     return f"{prompt}\n\n{context}" if context else prompt
 
 
+def table_digest(path: pathlib.Path) -> str:
+    """SHA-256 (hex) of what `open_table` reads."""
+    return tfds_digest(path) if is_tfds(path) else file_digest(path)
+
+
 def open_table(path: pathlib.Path) -> tuple[list[str], Records]:
-    """Columns and records of a `.csv`, `.jsonl` or `.parquet` file.
+    """Columns and records of a `.csv`, `.jsonl` or `.parquet` file, or of a data set of TFDS.
     Raises DataError for what is no table."""
+    if is_tfds(path):
+        return tfds_records(path)
     if path.suffix.lower() == ".parquet":
         return parquet_records(path)
     text = read_text(path)
