@@ -141,7 +141,8 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
     """SHA-256 of everything in a finished run that must repeat to the bit: files, and parameters by
     value.
 
-    Left out is what holds clock times (timing.jsonl, done/, tensorboard/) and how Orbax spreads
+    Left out is what holds clock times (timing.jsonl, starts.jsonl, done/, tensorboard/) and how Orbax
+    spreads
     values over files.
     """
     skipped = ("done", "stages")
@@ -150,7 +151,7 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
     for path in files:
         name = path.relative_to(workdir)
         if name.parts[0] not in skipped or (
-            path.suffix == ".jsonl" and path.name != "timing.jsonl"
+            path.suffix == ".jsonl" and path.name not in ("timing.jsonl", "starts.jsonl")
         ):
             found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
     opened = open_run(workdir)

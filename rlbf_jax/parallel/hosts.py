@@ -261,7 +261,7 @@ def _key(kind: str) -> str:
     order."""
     channel = _channel.get()
     _counts[channel] += 1
-    _used[channel].append(f"rlbf/{channel}/{kind}/{_counts[channel]}")
+    _used[channel].append(f"hosts/{channel}/{kind}/{_counts[channel]}")
     return _used[channel][-1]
 
 

@@ -24,8 +24,8 @@ LINGER_S = 5.0
 """So long process 0, which serves the store, stays for the others to read its last words."""
 LEAVE_S = 60
 """So long processes that are done wait for each other."""
-LEFT = "rlbf/left"
-ALIVE = "rlbf/alive/"
+LEFT = "hosts/left"
+ALIVE = "hosts/alive/"
 _FOREVER_MS = 30 * 24 * 3600 * 1000
 
 
@@ -56,7 +56,7 @@ class Watch:
                 self._over.set()
                 self._tell(code, reason)
             else:
-                self._client.wait_at_barrier("rlbf/leave", LEAVE_S * 1000)
+                self._client.wait_at_barrier("hosts/leave", LEAVE_S * 1000)
                 self._over.set()
                 # A thread must not wait in JAX's client while the interpreter ends.
                 self._tell(0, "")

@@ -47,21 +47,19 @@ class Starts:
       offset: bytes of `timing.jsonl` that the checkpoint knows.
     """
 
-    def __init__(self, folder: Path, offset: int):
-        self.folder, self._at = folder, time.time()
-        self._row: dict[str, float] = {"at": self._at, "waited": 0.0, "wasted": 0.0}
+    def __init__(self, folder: Path, offset: int, restored: float):
+        """`restored`: seconds that reading the checkpoint has taken just now; 0 without one."""
+        self.folder, self._ready = folder, time.time()
+        at = self._ready - restored
+        self._row = {"at": at, "waited": 0.0, "wasted": 0.0, "restored": restored}
         timing = folder / "timing.jsonl"
         if timing.exists():
-            self._row["waited"] = max(0.0, self._at - timing.stat().st_mtime)
+            self._row["waited"] = max(0.0, at - timing.stat().st_mtime)
             self._row["wasted"] = _seconds_beyond(timing, offset)
-
-    def restored(self, seconds: float) -> None:
-        """Seconds that reading the checkpoint took; 0 without one."""
-        self._row["restored"] = seconds
 
     def stepping(self) -> None:
         """To be called before the first step."""
-        self._row["prepared"] = time.time() - self._at - self._row["restored"]
+        self._row["prepared"] = time.time() - self._ready
         path = self.folder / "starts.jsonl"
         whole = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
         journal = Journal(path, len(whole[0] + whole[1]))  # without what a kill left half-written

@@ -81,8 +81,8 @@ class Loop:
             state = state if make is None else make()
             state = placed(state, shardings(state, self.mesh))
         offsets = meta.get("offsets", {})
-        self.starts = Starts(self.folder, offsets.get("timing", 0))
-        self.starts.restored(time.perf_counter() - began if meta else 0.0)
+        restored = time.perf_counter() - began if meta else 0.0
+        self.starts = Starts(self.folder, offsets.get("timing", 0), restored)
         for name in ("metrics", "timing", *journals):
             self.journals[name] = Journal(self.folder / f"{name}.jsonl", offsets.get(name, 0))
         return meta.get("step", 0), state, meta.get("extra", {})

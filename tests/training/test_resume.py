@@ -23,6 +23,8 @@ EXPERIMENT = str(pathlib.Path(__file__).with_name("tiny_experiment.py"))
 DEADLINE = 400
 """Seconds that a child may take on a crowded machine."""
 STAGES = ("base", "sft", "rlbf")
+TIMES = ("timing.jsonl", "starts.jsonl")
+"""Journals of the clock."""
 
 
 @contextlib.contextmanager
@@ -98,7 +100,7 @@ def test_a_run_killed_in_sft_and_again_in_rlbf_ends_as_the_undisturbed_one(
     finish(killed)
 
     names = [
-        p.relative_to(undisturbed) for p in undisturbed.rglob("*.jsonl") if p.name != "timing.jsonl"
+        p.relative_to(undisturbed) for p in undisturbed.rglob("*.jsonl") if p.name not in TIMES
     ]
     assert {str(n) for n in names} >= {f"stages/{s}/metrics.jsonl" for s in STAGES} | {
         "stages/rlbf/rollouts.jsonl"
