@@ -141,9 +141,8 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
     """SHA-256 of everything in a finished run that must repeat to the bit: files, and parameters by
     value.
 
-    Left out is what holds clock times (timing.jsonl, starts.jsonl, done/, tensorboard/) and how Orbax
-    spreads
-    values over files.
+    Left out is what holds clock times (timing.jsonl, starts.jsonl, done/, tensorboard/) and how
+    Orbax spreads values over files.
     """
     skipped = ("done", "stages")
     files = [p for p in sorted(workdir.rglob("*")) if p.is_file()]
