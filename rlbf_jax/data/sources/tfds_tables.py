@@ -108,7 +108,8 @@ def _plain(value: Any) -> Any:
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> DataError:
-    cause = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    told, _, _ = " ".join(str(error).split()).partition(" Available datasets:")
+    cause = told[:200] or type(error).__name__
     return DataError(
         f"{path}: cannot be read as a data set of TFDS ({cause}); it must be prepared on this "
         "machine as array_record"
