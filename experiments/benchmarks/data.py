@@ -24,6 +24,7 @@ import numpy as np
 import tyro
 
 from rlbf_jax.data.datasets import batches, open_source, write_dataset
+from rlbf_jax.training.journal import read_journal
 
 LENGTH, BATCH = 64, 256
 
@@ -101,7 +102,7 @@ def read(args: Args) -> None:
 
 
 def crcs(log: pathlib.Path) -> list[int]:
-    return [json.loads(line)["crc"] for line in log.read_text().splitlines()]
+    return [row["crc"] for row in read_journal(log)]
 
 
 def everything(args: Args) -> None:

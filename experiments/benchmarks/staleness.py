@@ -33,6 +33,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))
 from experiments.quickstart import get_config
 from rlbf_jax.runs import execute
 from rlbf_jax.runs.experiment import Experiment
+from rlbf_jax.training.journal import read_journal
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Observations -> quantile .975 of Student's t."""
@@ -67,10 +68,6 @@ def reinforced(e: Experiment, before: pathlib.Path, folder: pathlib.Path) -> pat
         (folder / "manifest.json").unlink()  # the copy is a run of its own
         execute.run(e, folder, only=["rlbf"])
     return folder / "stages" / "rlbf"
-
-
-def rows(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # Speed ------------------------------------------------------------------------------------------
@@ -129,7 +126,7 @@ def step_seconds(
         stage = reinforced(e.changed(flags), before, folder)
     finally:
         server.kill()
-    timed = [row for row in rows(stage / "timing.jsonl") if not row.get("compiling")][1:]
+    timed = [row for row in read_journal(stage / "timing.jsonl") if not row.get("compiling")][1:]
     parts = {
         part: statistics.median(row.get(part, 0.0) for row in timed)
         for part in ("sampling", "judging", "measuring", "update")
@@ -186,7 +183,7 @@ def rewards(args: Args) -> None:
             mine = e.changed({"reinforcement.staleness": staleness})
             stage = reinforced(mine, before, args.work / f"seed_{seed}_staleness_{staleness}")
             last[staleness] = statistics.mean(
-                row["reward"] for row in rows(stage / "metrics.jsonl")[-10:]
+                row["reward"] for row in read_journal(stage / "metrics.jsonl")[-10:]
             )
         differences.append(last[1] - last[0])
         print(f"seed {seed}: reward {last[0]:.3f}, with staleness 1 {last[1]:.3f}", flush=True)

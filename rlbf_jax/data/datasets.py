@@ -24,6 +24,10 @@ from rlbf_jax.storage import held, sweep_folders, sync_folder, sync_tree
 
 FIELDS = ("tokens", "segment", "in_response", "in_loss")
 CONTENT_FILE = "content.json"
+MAX_SHARD_ROWS = 1 << 18
+"""Rows of one file of a data set."""
+ROWS_AT_ONCE = 1 << 12
+"""Rows that TFDS is handed at a time; it writes its description anew each time."""
 
 
 class Source(Protocol):
@@ -31,12 +35,6 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]: ...
-
-
-MAX_SHARD_ROWS = 1 << 18
-"""Rows of one file of a data set."""
-ROWS_AT_ONCE = 1 << 12
-"""Rows that TFDS is handed at a time; it writes its description anew each time."""
 
 
 def _info(folder: pathlib.Path, name: str, length: int) -> tfds.core.DatasetInfo:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 START_S = 60
 """So long the processes of a run wait for each other at its beginning."""
-FOREVER_MS = 30 * 24 * 3600 * 1000
-"""For what may take long: whether the others are alive is `watch`'s to say."""
 CLUSTERS = ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES")
 """Variables by which JAX knows a cluster by itself: more than one task, host or slice."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -155,8 +153,7 @@ def _several(value: str) -> bool:
 
 
 def _give_up() -> None:
-    stream = sys.__stderr__.fileno() if sys.__stderr__ else 2
-    os.write(stream, f"error: {NOT_FOUND} in {START_S} s; {HOW_TO_START}\n".encode())
+    watch.write_error(f"{NOT_FOUND} in {START_S} s; {HOW_TO_START}")
     os._exit(watch.EXIT_CODE)
 
 
@@ -214,7 +211,7 @@ def from_first(make: Callable[[], Any]) -> Any:
     key, client = _key("first"), _state().client
     if is_first():
         client.key_value_set(key, json.dumps(make()))
-    return json.loads(client.blocking_key_value_get(key, FOREVER_MS))
+    return json.loads(client.blocking_key_value_get(key, watch.FOREVER_MS))
 
 
 def first_alone(do: Callable[[], object]) -> None:
@@ -233,7 +230,7 @@ def gather(value: Any) -> list[Any]:
     client, key = _state().client, _key("all")
     client.key_value_set(f"{key}/{process()}", json.dumps(value))
     keys = [f"{key}/{other}" for other in range(_state().num_processes)]
-    values = [json.loads(client.blocking_key_value_get(k, FOREVER_MS)) for k in keys]
+    values = [json.loads(client.blocking_key_value_get(k, watch.FOREVER_MS)) for k in keys]
     used = _used[_channel.get()]
     while len(used) > 1:  # all are here, so each has read what came before
         old = used.popleft()

@@ -26,7 +26,8 @@ LEAVE_S = 60
 """So long processes that are done wait for each other."""
 LEFT = "hosts/left"
 ALIVE = "hosts/alive/"
-_FOREVER_MS = 30 * 24 * 3600 * 1000
+FOREVER_MS = 30 * 24 * 3600 * 1000
+"""For what may take long: whether the others are alive is asked here."""
 
 
 class Watch:
@@ -89,7 +90,7 @@ class Watch:
     def _listen(self) -> None:
         """Waits for the word that one has left, or for the store to close."""
         try:
-            said = self._client.blocking_key_value_get(LEFT, _FOREVER_MS)
+            said = self._client.blocking_key_value_get(LEFT, FOREVER_MS)
         except RuntimeError:
             # JAX, which notices at the same moment, may come first and abort.
             self._end(EXIT_CODE, "process 0 is gone")
@@ -123,8 +124,13 @@ class Watch:
         if self._over.wait(grace) or not self._ending.acquire(blocking=False):
             return
         mend = "start the same command on every host again: it goes on from the last checkpoint"
-        stream = sys.__stderr__.fileno() if sys.__stderr__ else 2
-        os.write(stream, f"error: {reason}; {mend}\n".encode())
+        write_error(f"{reason}; {mend}")
         if self._me == 0:
             self._tell(code, reason)
         os._exit(code)
+
+
+def write_error(message: str) -> None:
+    """One line on standard error, from any thread, before a process is ended."""
+    stream = sys.__stderr__.fileno() if sys.__stderr__ else 2
+    os.write(stream, f"error: {message}\n".encode())

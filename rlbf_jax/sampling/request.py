@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -60,6 +60,11 @@ class Request:
     prompt_ids: tuple[int, ...] | None = None
     """What the response follows, from a builder that places template ids by id (a conversation, a
     bare text); None: `encode_prompt(prompt)`. `prompt` then is for display only."""
+
+
+def prompt_of(request: Request, encode: Callable[[str], Sequence[int]]) -> Sequence[int]:
+    """Ids that the response follows; `encode`: the tokenizer's `encode_prompt`."""
+    return encode(request.prompt) if request.prompt_ids is None else request.prompt_ids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ from rlbf_jax.sampling.batching import (
 from rlbf_jax.sampling.checks import check_request, check_seed
 from rlbf_jax.sampling.engine import generation_of
 from rlbf_jax.sampling.program import Params, Program, as_program
-from rlbf_jax.sampling.request import Generation, Request
+from rlbf_jax.sampling.request import Generation, Request, prompt_of
 from rlbf_jax.sampling.state import Prefilled, SampleState
 from rlbf_jax.tokenizers import Tokenizer
 
@@ -117,9 +117,7 @@ class Sampler:
         encoded = functools.cache(lambda text: tuple(self.tokenizer.encode_prompt(text)))
         rows = []
         for place, request in enumerate(requests):
-            prompt = (
-                encoded(request.prompt) if request.prompt_ids is None else tuple(request.prompt_ids)
-            )
+            prompt = tuple(prompt_of(request, encoded))
             check_request(request, prompt, self.tokenizer.vocab_size, longest_text)
             if request.knobs.control_bias:
                 control_bias_of(self.rule, [request.knobs])

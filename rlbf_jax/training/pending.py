@@ -13,7 +13,7 @@ import numpy as np
 from rlbf_jax.directives import EditRule
 from rlbf_jax.parallel import hosts
 from rlbf_jax.sampling.engine import generation_of
-from rlbf_jax.sampling.request import Generation, Request
+from rlbf_jax.sampling.request import Generation, Request, prompt_of
 from rlbf_jax.tokenizers import Tokenizer
 
 T = TypeVar("T")
@@ -57,17 +57,11 @@ def rollouts_of(
     trace, logprobs, length, _ = jax.device_get(pending)
     return [
         generation_of(
-            request, prompt_of(request, tokenizer), trace[row, : length[row]],
+            request, prompt_of(request, tokenizer.encode_prompt), trace[row, : length[row]],
             logprobs[row, : length[row]], rule, tokenizer, f"pending rollout {row}",
         )
         for row, request in enumerate(requests)
     ]  # fmt: skip
-
-
-def prompt_of(request: Request, tokenizer: Tokenizer) -> Sequence[int]:
-    """Ids of a request's prompt, as the sampler reads it."""
-    given = request.prompt_ids
-    return tokenizer.encode_prompt(request.prompt) if given is None else given
 
 
 class Later(Generic[T]):

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from rlbf_jax.critics.base import Verdict
 from rlbf_jax.errors import UserError
 from rlbf_jax.methods.reinforcement import ReinforcementConfig, improve
 from rlbf_jax.parallel.mesh import make_mesh
@@ -16,7 +15,15 @@ from rlbf_jax.training.journal import read_journal
 from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.pending import Later, nothing_pending, pending_of, rollouts_of
 from rlbf_jax.training.policy import policy_terms
-from tests.methods.test_rlbf import SIZE, TOKENIZER, WIDTH, collector, first_params, source
+from tests.methods.test_rlbf import (
+    SIZE,
+    TOKENIZER,
+    WIDTH,
+    EvenCritic,
+    collector,
+    first_params,
+    source,
+)
 
 PATIENCE = 60
 
@@ -103,13 +110,11 @@ def test_the_critic_judges_while_the_next_rollouts_are_drawn():
     stale = collector(staleness=1)
     drawing, judged_in = threading.Event(), []
 
-    class Waits:
-        name = "waits"
-
+    class Waits(EvenCritic):
         def judge(self, exchanges):
             judged_in.append(threading.current_thread())
             assert drawing.wait(PATIENCE), "the next rollouts wait for the critic"
-            return [Verdict(coherent=True, useful=len(e.text) % 2 == 0) for e in exchanges]
+            return super().judge(exchanges)
 
     calls = []
 
@@ -131,14 +136,12 @@ def test_the_critic_goes_on_while_the_parameters_are_updated():
     stale = collector(staleness=1)
     again, texts = threading.Event(), []
 
-    class Notes:
-        name = "notes"
-
+    class Notes(EvenCritic):
         def judge(self, exchanges):
             texts.append(len(exchanges))
             if len(texts) == 2:
                 again.set()
-            return [Verdict(coherent=True, useful=len(e.text) % 2 == 0) for e in exchanges]
+            return super().judge(exchanges)
 
     noted = dataclasses.replace(stale, critic=Notes())
     old = first_params(stale)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from rlbf_jax.training.journal import read_journal
 from rlbf_jax.training.model_folder import load_model
 from tests.multi_process.groups import Group, started
 
@@ -48,10 +49,6 @@ def run(folder: pathlib.Path, count: int, flags: Mapping[str, object] = FLAGS) -
     return folder
 
 
-def rows(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def of_one(tmp_path_factory) -> pathlib.Path:
     return run(tmp_path_factory.mktemp("one") / "run", 1)
@@ -67,7 +64,7 @@ def check_same(found: pathlib.Path, wanted: pathlib.Path) -> None:
     order also decides a draw that lies between two ids to the last bit, so that not all are."""
     drawn, alike = 0, 0
     for path in ("stages/rlbf/rollouts.jsonl", *(f"evaluation/{stage}.jsonl" for stage in STAGES)):
-        pairs = list(zip(rows(found / path), rows(wanted / path), strict=True))
+        pairs = list(zip(read_journal(found / path), read_journal(wanted / path), strict=True))
         assert all(one["prompt"] == other["prompt"] for one, other in pairs)
         drawn += len(pairs)
         alike += sum(one["trace"] == other["trace"] for one, other in pairs)

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from rlbf_jax.training.journal import read_journal
 from tests.multi_process.groups import started
 
 CHILD = "tests/multi_process/training_child.py"
@@ -36,14 +37,10 @@ def check_same(found: pathlib.Path, wanted: pathlib.Path) -> None:
     assert said == expected_said
     for one, other in zip(arrays, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-5)
-    rows = [_metrics(folder) for folder in (found, wanted)]
+    rows = [read_journal(folder / "metrics.jsonl") for folder in (found, wanted)]
     for one, other in zip(*rows, strict=True):
         assert one.keys() == other.keys() and one["step"] == other["step"]
         np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4)
-
-
-def _metrics(folder: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -76,18 +76,20 @@ class HttpAnswerer:
         """See `Answerer`. Of several processes the first one asks, so that nothing is paid for
         twice and the budget is one; the others are told. Raises UserError for a wrong key, address
         or model name, or a spent budget."""
+        if not hosts.several():
+            return self._answers(conversations, max_tokens, words)
         answers: list[str | NoAnswer] = []
 
         def told() -> list[dict[str, Any]]:
             answers.extend(self._answers(conversations, max_tokens, words))
-            return [_telling(answer) for answer in answers] if hosts.several() else []
+            return [_telling(answer) for answer in answers]
 
         heard = hosts.from_first(told)
         return answers if hosts.is_first() else [_told(telling) for telling in heard]
 
     def _answers(
         self, conversations: Sequence[Conversation], max_tokens: int, words: Sequence[str]
-    ) -> Sequence[str | NoAnswer]:
+    ) -> list[str | NoAnswer]:
         more = (
             {"logprobs": True, "top_logprobs": self.top_logprobs}
             if words and self.top_logprobs
@@ -95,7 +97,7 @@ class HttpAnswerer:
         )
         answers = self.client.chat_many(conversations, **self.params, max_tokens=max_tokens, **more)
         raise_hopeless(answers, self.option)
-        return answers
+        return list(answers)
 
     def keep(self, failures: Iterable[NoAnswer]) -> None:
         self.client.keep(f for f in failures if isinstance(f, EndpointError))
