@@ -39,11 +39,11 @@ def transformers_sampler(folder: str, threads: int) -> Callable:
     return run
 
 
-def tunix_sampler(folder: str, threads: int) -> Callable:
+def tunix_model(folder: str) -> tuple:
+    """(model, its mesh of one device, its config.json), in tunix's classes."""
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from tunix.generate import sampler as tunix
     from tunix.models.llama3 import model as llama3
     from tunix.models.llama3 import params
 
@@ -62,26 +62,36 @@ def tunix_sampler(folder: str, threads: int) -> Callable:
         weight_tying=c["tie_word_embeddings"],
     )
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
-    model = params.create_model_from_safe_tensors(folder, config, mesh, dtype=jnp.float32)
+    return params.create_model_from_safe_tensors(folder, config, mesh, dtype=jnp.float32), mesh, c
 
-    class Ids:
-        """Texts are lists of ids in JSON."""
 
-        def encode(self, text, **_):
-            return json.loads(text)
+class Ids:
+    """A tokenizer for tunix: texts are lists of ids in JSON."""
 
-        def decode(self, ids, **_):
-            return json.dumps(np.asarray(ids).tolist())
+    def __init__(self, vocab_size: int):
+        self.size = vocab_size
 
-        def bos_id(self):
-            return None
+    def encode(self, text, **_):
+        return json.loads(text)
 
-        def eos_id(self):
-            return c["vocab_size"] - 1
+    def decode(self, ids, **_):
+        return json.dumps([int(i) for i in ids])
 
-        def pad_id(self):
-            return 0
+    def bos_id(self):
+        return None
 
+    def eos_id(self):
+        return self.size - 1
+
+    def pad_id(self):
+        return 0
+
+
+def tunix_sampler(folder: str, threads: int) -> Callable:
+    import numpy as np
+    from tunix.generate import sampler as tunix
+
+    model, _, c = tunix_model(folder)
     samplers: dict = {}
 
     def run(prompts: list[list[int]], new: int, greedy: bool) -> list[list[int]]:
@@ -89,11 +99,11 @@ def tunix_sampler(folder: str, threads: int) -> Callable:
         if (length, new) not in samplers:
             cache = tunix.CacheConfig(
                 cache_size=length + new,
-                num_layers=config.num_layers,
-                num_kv_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
+                num_layers=c["num_hidden_layers"],
+                num_kv_heads=c["num_key_value_heads"],
+                head_dim=c["head_dim"],
             )
-            samplers[length, new] = tunix.Sampler(model, Ids(), cache)
+            samplers[length, new] = tunix.Sampler(model, Ids(c["vocab_size"]), cache)
         out = samplers[length, new](
             input_strings=[json.dumps(p) for p in prompts],
             max_generation_steps=new,

@@ -72,7 +72,7 @@ class ReinforcementConfig:
     """So many of the newest stay; more than one for who wants to look back."""
     kl_every: int = 10
     """Steps between measurements of the KL to the reference (one more forward pass),
-    where its weight is 0."""
+    where its weight is 0; and of the scorer, where `policy.behavior` is `sampler`."""
     guards: GuardConfig = GuardConfig()
     staleness: int = 0
     """0: each step draws its rollouts with the newest parameters, and waits for the critic. 1: they
@@ -160,6 +160,13 @@ class Collector:
         return self.gradient.measuring(rl.prompts_per_step, self.mesh, bool(rl.staleness))
 
     @functools.cached_property
+    def taken(self) -> Callable:
+        """`measured` with the sampler's word for it: no pass."""
+        rl = self.config
+        stale = bool(rl.staleness)
+        return self.gradient.measuring(rl.prompts_per_step, self.mesh, stale, read=False)
+
+    @functools.cached_property
     def compared(self) -> Callable:
         return self.gradient.comparing(self.mesh)
 
@@ -186,8 +193,11 @@ class Collector:
         traces = placed(traces, batch_sharding(self.mesh))
         recorded = recorded_logprobs(generations, self.width)
         with clock.part("measuring"):
-            batch, measures = self.measured(params, traces, reward, group, recorded)
-            if rl.policy.kl_weight or step % rl.kl_every == 0:
+            looked_at = step % rl.kl_every == 0
+            measured = rl.policy.behavior == "scorer" or looked_at
+            read = self.measured if measured else self.taken
+            batch, measures = read(params, traces, reward, group, recorded)
+            if rl.policy.kl_weight or looked_at:
                 batch, kl = self.compared(self.reference, traces, batch)
                 measures |= kl
             measures_host = {k: float(t.mean) for k, t in jax.device_get(measures).items()}

@@ -157,9 +157,10 @@ class ReinforcementStage:
 
     @property
     def sampler(self) -> SamplerConfig:
-        """One shape for all rollouts, whatever attack they start from."""
-        rows, width, room = self.sampling_batch, self.width, self.rollout_tokens
-        return SamplerConfig(self.semantics, rows, min_context=width, min_room=room)
+        """Room for a prompt and a rollout, one shape whatever attack they start from. Forced ids
+        are read in wider contexts, and are ids of the rollout."""
+        rows, room = self.sampling_batch, self.rollout_tokens
+        return SamplerConfig(self.semantics, rows, min_context=self.max_prompt, min_room=room)
 
 
 def reinforcement_stage(e: Experiment, method: RlbfConfig) -> Stage:

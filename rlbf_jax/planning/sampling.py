@@ -70,7 +70,7 @@ class Sampling:
         """`loop.begin` for contexts as wide as rows are."""
         row = Row(Request("", (), self.knobs), (0,) * self.max_prompt, 0, 0)
         shape = shape_of(row, self.config, self.program, self.rule)
-        width = context_width(self.config.min_context, self.config, self.program)
+        width = context_width(shape.capacity, self.config, self.program)
         count = shapes.counts(self.contexts)
         ids: Any = jax.ShapeDtypeStruct((self.contexts, width), jnp.int32)
         contexts = shapes.by_rows(Contexts(ids, count, count), self.mesh)

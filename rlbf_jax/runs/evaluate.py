@@ -155,7 +155,7 @@ class Evaluator:
         shapes = SamplerConfig(
             semantics=config.semantics,
             batch_size=config.sampling_batch,
-            min_context=config.max_prompt + room,
+            min_context=config.max_prompt,
             min_room=room,
         )
         return self.policy.sampler(shapes, mesh)

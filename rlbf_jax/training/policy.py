@@ -17,6 +17,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rlbf_jax.directives import NEVER, EditRule, EditState, Limits, Semantics
+from rlbf_jax.errors import UserError
 from rlbf_jax.models.transformer import ModelConfig, ValueHead
 from rlbf_jax.objectives.masked import Term, masked_term
 from rlbf_jax.objectives.policy import (
@@ -66,11 +67,20 @@ class PolicyConfig:
     max_drawn: int | None = None
     """Most ids any row draws itself (recipes set it);
     their logits are all that is computed. None: no bound."""
+    behavior: Literal["scorer", "sampler"] = "scorer"
+    """Whose probabilities of what was drawn the ratio is to. `sampler`, GRPO only: those that it
+    recorded, which saves a forward pass; every `kl_every`-th step is measured as under `scorer`,
+    for the guard that the two agree."""
     correction_cap: float = 2.0
     """In bfloat16, advantages are weighted by min(cap, scorer / sampler probability);
     float32 needs no correction."""
 
     def __post_init__(self):
+        if self.algorithm == "ppo" and self.behavior == "sampler":
+            raise UserError(
+                "policy.behavior sampler is for GRPO: PPO needs the values of the pass that it "
+                "saves; set --reinforcement.policy.algorithm grpo"
+            )
         check_positive(self, "clip", "correction_cap")
         check_between(self, 0, 1, "gae_lambda")
         check_at_least(
@@ -152,10 +162,13 @@ def measure(
     group: Array,
     sampled: Array,
     stale: bool = False,
+    read: bool = True,
 ) -> tuple[Measured, dict[str, Term]]:
     """Advantages of a batch.
 
     Args:
+      read: whether the model reads the traces. If not there are no values, and the ratio of the
+        policy gradient is to the probabilities that the sampler recorded.
       stale: the traces were drawn by earlier parameters. The ratio of the policy gradient is then
         to the probabilities that the sampler recorded; values are those of today.
       reward: [B] float32, NaN where the critic could not judge.
@@ -163,7 +176,9 @@ def measure(
       sampled: [B, T] float32 log-probabilities that the sampler recorded,
         for the gap and the correction.
     """
-    behavior, _, value = read_traces(model, params, rule, traces, semantics, config.max_drawn)
+    behavior, value = sampled, jnp.zeros_like(sampled)
+    if read:
+        behavior, _, value = read_traces(model, params, rule, traces, semantics, config.max_drawn)
     scored = jnp.isfinite(reward)
     reward = jnp.where(scored, reward, 0.0)
     action = traces.is_action & scored[:, None]
@@ -184,10 +199,9 @@ def measure(
         behavior = jnp.where(action, sampled, behavior)
     elif model.dtype == "bfloat16":
         advantage *= jnp.minimum(jnp.exp(gap), config.correction_cap)
-    metrics = {
-        "zero_variance": groups.zero_variance,
-        "sampler_gap": masked_term(jnp.abs(gap), action),
-    }
+    metrics = {"zero_variance": groups.zero_variance}
+    if read:
+        metrics["sampler_gap"] = masked_term(jnp.abs(gap), action)
     return Measured(behavior, behavior, value, returns, advantage, action), metrics
 
 
@@ -275,7 +289,7 @@ class PolicyGradient:
         )
 
     def measuring(
-        self, groups: int, mesh: Mesh, stale: bool = False
+        self, groups: int, mesh: Mesh, stale: bool = False, read: bool = True
     ) -> Callable[..., tuple[Measured, dict[str, Term]]]:
         """Jitted (params, traces, reward, group, sampled) -> `measure`, rows over the mesh."""
         model, rule, semantics, config = self.model, self.rule, self.semantics, self.config
@@ -283,7 +297,7 @@ class PolicyGradient:
         def measured(params, traces, reward, group, sampled):
             return measure(
                 model, rule, semantics, config, groups, params, traces, reward, group, sampled,
-                stale,
+                stale, read,
             )  # fmt: skip
 
         return jax.jit(

@@ -31,7 +31,7 @@ from rlbf_jax.training import guards
 from rlbf_jax.training.journal import read_journal
 from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.optimizer import OptimizerConfig
-from rlbf_jax.training.policy import PolicyConfig, PolicyGradient, init_policy
+from rlbf_jax.training.policy import Measured, PolicyConfig, PolicyGradient, init_policy
 from rlbf_jax.training.rollouts import Rollout
 from rlbf_jax.training.supervised import Rows
 from tests.fakes import LetterTokenizer, random_model
@@ -187,6 +187,27 @@ def test_a_step_collects_groups_rewards_and_measurements():
     for row, value in enumerate(wanted.reshape(-1)):
         got = measured.advantage[row][measured.action[row]]
         np.testing.assert_allclose(got, value, atol=1e-4)
+
+
+def test_the_samplers_word_saves_the_pass_and_changes_nothing_but_last_digits():
+    """With `policy.behavior` sampler, steps between those that are looked at measure nothing."""
+    scorer, sampler = collector(), collector(policy={"behavior": "sampler"})
+    params = first_params(scorer)
+    for step, looked_at in ((0, True), (1, False)):
+        one, found = (collect(params, (), step) for collect in (scorer, sampler))
+        assert one.rows == found.rows
+        assert ("sampler_gap" in found.metrics) is ("kl_content" in found.metrics) is looked_at
+        wanted, got = (next(iter(c.batches)).measured for c in (one, found))
+        same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), wanted, got)
+        assert same._replace(behavior=True, reference=True) == Measured(*[True] * 6)
+        assert same.behavior is looked_at
+        action = np.asarray(got.action)
+        np.testing.assert_allclose(got.behavior[action], wanted.behavior[action], atol=1e-5)
+
+
+def test_ppo_needs_the_pass():
+    with pytest.raises(UserError, match="policy.behavior sampler is for GRPO"):
+        PolicyConfig("ppo", behavior="sampler")
 
 
 class Theirs:

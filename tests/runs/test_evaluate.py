@@ -90,7 +90,7 @@ def test_all_stages_sample_with_one_shape(folder):
     shapes = evaluator_of(CONFIG, folder).sampler().config
     room = CONFIG.evaluation.knobs.max_tokens
     assert (shapes.batch_size, shapes.min_room) == (16, room)
-    assert shapes.min_context == CONFIG.max_prompt + room
+    assert shapes.min_context == CONFIG.max_prompt
 
 
 def test_attacks_that_do_not_fit_name_the_option(folder):

@@ -118,6 +118,31 @@ def test_a_row_is_bit_equal_in_whatever_order_and_company(order, count, at_once)
     assert_same(some, [expected[i] for i in order], 0.0 if at_once == 1 else 1e-4)
 
 
+@pytest.mark.parametrize("semantics", list(Semantics))
+@pytest.mark.parametrize("name", list(MODELS))
+def test_contexts_may_be_read_in_more_columns_than_a_row_has_room_for(name, semantics):
+    """Widths are few, so that programs are; a row has no more room than its ids need."""
+    model, params = MODELS[name]
+    requests = [
+        Request(
+            "",
+            tuple(TOKENIZER.encode("abcdefghij" * 3))[:forced],
+            dataclasses.replace(KNOBS, max_tokens=30, stop_ids=()),
+            place,
+            tuple(TOKENIZER.encode("lmnopqrstu" * 10))[:prompt],
+        )
+        for place, (prompt, forced) in enumerate([(8, 3), (8, 29), (20, 28), (1, 29)])
+    ]
+    narrow = sampler(model, semantics=semantics, min_context=20, min_room=30)
+    rows = narrow._rows(requests)
+    assert {shape_of(r, narrow.config, narrow.program, RULE).capacity for r in rows} == {50}
+    assert {context_width(len(r.context), narrow.config, narrow.program) for r in rows} == {
+        20, 32, 64,
+    }  # fmt: skip
+    wide = sampler(model, semantics=semantics, min_context=60, min_room=30)
+    assert_same(narrow(params, requests, 0), wide(params, requests, 0), 1e-4)
+
+
 LENGTHS = st.lists(
     st.tuples(st.integers(1, 90), st.integers(0, 40), st.integers(0, 30)), min_size=1, max_size=12
 )
