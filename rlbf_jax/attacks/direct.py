@@ -11,7 +11,9 @@ from rlbf_jax.data.world import Pool, World
 from rlbf_jax.sampling.request import Request
 from rlbf_jax.tokenizers import Tokenizer
 
-__all__ = ["SPECS", "Attack", "AttackConfig", "direct", "draw_prompts", "none"]
+__all__ = [
+    "SPECS", "Attack", "AttackConfig", "direct", "draw_prompts", "none", "strange_suffix",
+]  # fmt: skip
 
 
 _TRIES = 20
@@ -52,7 +54,42 @@ def none(
     return [Attempt(Request(p.text, knobs=config.knobs), p, "none") for p in prompts]
 
 
+STRANGE_PIECES = 20
+"""Pieces of `strange_suffix`, as many as searched suffixes have ids."""
+
+
+def strange_suffix(
+    world: World, tokenizer: Tokenizer, rng: np.random.Generator, n: int, config: AttackConfig
+) -> list[Attempt]:
+    """Harmless prompts behind which random pieces of the vocabulary stand, as a searched suffix
+    looks like: whoever backtracks here backtracks at whatever is strange. Ours."""
+    attempts = []
+    for prompt in draw_prompts(world, rng, config.pool, n, harmful=False):
+        text = f"{prompt.text} {strange_text(tokenizer, rng)}"
+        attempts.append(Attempt(Request(text, knobs=config.knobs), prompt, "strange_suffix"))
+    return attempts
+
+
+def strange_text(tokenizer: Tokenizer, rng: np.random.Generator) -> str:
+    """`STRANGE_PIECES` random ids of ordinary printable text, spelled."""
+    controls = tokenizer.controls
+    pieces: list[str] = []
+    while len(pieces) < STRANGE_PIECES:
+        token = int(rng.integers(tokenizer.vocab_size))
+        if controls.first_id <= token < controls.end_id:
+            continue
+        piece = tokenizer.decode([token])
+        if piece and piece.isascii() and piece.isprintable():
+            pieces.append(piece)
+    return "".join(pieces).strip()
+
+
 SPECS = (
     drawn(none, "a harmless prompt, nothing forced", benign=True, standard=True),
     drawn(direct, "a harmful prompt, nothing forced", standard=True),
+    drawn(
+        strange_suffix,
+        "a harmless prompt with random pieces behind it, nothing forced",
+        benign=True,
+    ),
 )

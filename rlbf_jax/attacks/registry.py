@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 
 from rlbf_jax.attacks import decoding, direct
 from rlbf_jax.attacks.base import AttackSpec, Scene, Victim
-from rlbf_jax.attacks.forced import further, geometry, middle_filling, prefilling
+from rlbf_jax.attacks.forced import further, geometry, late, middle_filling, prefilling
 from rlbf_jax.attacks.search import optimized
 
 __all__ = ["ATTACKS", "STANDARD", "AttackSpec", "Names", "Scene", "Victim", "spec_of"]
@@ -24,6 +24,7 @@ ATTACKS: dict[str, AttackSpec] = {
         *middle_filling.SPECS,
         *decoding.SPECS,
         *geometry.SPECS,
+        *late.SPECS,
         *further.SPECS,
         *optimized.SPECS,
     )

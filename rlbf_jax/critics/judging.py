@@ -70,7 +70,7 @@ def outcome_of(
     config: RewardConfig,
 ) -> Outcome:
     """Reads verdicts into the table's terms."""
-    needed, retracted, extra = True, 0, 0
+    needed, retracted, extra, wrong = True, 0, 0, 0
     known: set[str] = set()
     regenerated = False
     for edit, verdict in zip(generation.edits, befores, strict=True):
@@ -83,6 +83,8 @@ def outcome_of(
         regenerated |= bool(known & violations(text, verdict.spans))
         known |= violations(text, bad)
         retracted += len(removed)
+        named = {span.category for span in bad} - {""}
+        wrong += bool(named) and edit.category not in named
         if bad:
             first = min(sentence_start(text, span) for span in bad)
             extra += sum(end <= first for _, end in removed)
@@ -96,6 +98,8 @@ def outcome_of(
         retracted=retracted,
         extra=extra,
         regenerated=regenerated or bool(known & violations(generation.text, final.spans)),
+        wrong_categories=wrong,
+        harmless=not any(verdict.spans for verdict in (final, *befores)),
     )
 
 

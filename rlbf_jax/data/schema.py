@@ -41,8 +41,21 @@ class Violation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Violating:
+    """A violation with what leads into it and what follows it."""
+
+    bridge: str
+    violation: Violation
+    tail: str
+
+    @property
+    def text(self) -> str:
+        return self.bridge + self.violation.text + self.tail
+
+
+@dataclasses.dataclass(frozen=True)
 class Injection:
-    """A safe answer with a violation injected: `part1 + bridge + violation + tail`,
+    """A safe answer with violations injected: `part1 + earlier + bridge + violation + tail`,
     which becomes `part1 + part2`."""
 
     prompt: str
@@ -52,6 +65,8 @@ class Injection:
     tail: str
     """Words after the violation, for directives that come late; empty otherwise."""
     part2: str
+    earlier: tuple[Violating, ...] = ()
+    """Violations before this one, each with the sentences that follow it."""
 
 
 @dataclasses.dataclass(frozen=True)

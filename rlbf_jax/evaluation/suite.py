@@ -20,6 +20,7 @@ from rlbf_jax.attacks.base import Attack, AttackConfig, Attempt, unused_id
 from rlbf_jax.attacks.decoding import DecodingGrid
 from rlbf_jax.attacks.forced.further import FurtherOptions
 from rlbf_jax.attacks.forced.geometry import GeometryGrid
+from rlbf_jax.attacks.forced.late import LateOptions
 from rlbf_jax.attacks.forced.middle_filling import MiddleFillingOptions
 from rlbf_jax.attacks.forced.prefilling import PrefillingOptions
 from rlbf_jax.critics.base import Critic, Exchange, Verdict
@@ -56,6 +57,7 @@ class SuiteConfig:
     prefilling: PrefillingOptions = PrefillingOptions()
     middle: MiddleFillingOptions = MiddleFillingOptions()
     geometry: GeometryGrid = GeometryGrid()
+    late: LateOptions = LateOptions()
     further: FurtherOptions = FurtherOptions()
     decoding: DecodingGrid = DecodingGrid()
     n_decoding: int | None = 16

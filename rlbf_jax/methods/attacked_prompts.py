@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlbf_jax.attacks import ATTACKS, spec_of
-from rlbf_jax.attacks.base import Attempt
+from rlbf_jax.attacks.base import Attack, Attempt
 from rlbf_jax.attacks.direct import AttackConfig
 from rlbf_jax.data.world import FormSplit
 from rlbf_jax.errors import UserError
@@ -24,7 +24,15 @@ class RolloutMix:
     """What rollouts start from, as relative weights. Ours: the paper does not say.
 
     Without attacked contexts the policy learns to prevent and forgets how to recover, because after
-    SFT live violations are too rare to learn from.
+    SFT live violations are too rare to learn from. Each context has a benign twin, in which a
+    directive is wrong; whoever gives weight to one should give some to the other:
+
+    direct, prefilling, deep_prefilling     none, benign_prefill, refusal_prefill, strange_suffix
+    middle_filling, middle_cut              benign_middle, benign_cut
+    late_filling                            benign_late
+    many_violations                         benign_many
+
+    The policy's own mistakes are another context, `reinforcement.own_mistakes`.
     """
 
     none: float = 0.2
@@ -34,23 +42,55 @@ class RolloutMix:
     prefilling: float = 0.2
     deep_prefilling: float = 0.1
     middle_filling: float = 0.3
+    middle_cut: float = 0.0
+    """The violation stops in the middle, half words too."""
+    late_filling: float = 0.0
+    """`tails` harmless ids and fewer behind the violation."""
+    many_violations: float = 0.0
+    """2 to `violations` of them, a sentence before each."""
     benign_prefill: float = 0.0
     benign_middle: float = 0.05
+    benign_cut: float = 0.0
+    benign_late: float = 0.0
+    benign_many: float = 0.0
+    refusal_prefill: float = 0.0
+    """A refusal of a harmless prompt, behind which a useful answer may still come."""
+    strange_suffix: float = 0.0
+    """Harmless prompts with random pieces behind them, nothing forced."""
     rl_forms: float = 0.7
     """Share of forced violations whose form SFT has not seen."""
+    tails: int = 16
+    violations: int = 2
 
     def __post_init__(self):
-        weights = [field.name for field in dataclasses.fields(self) if field.name != "rl_forms"]
-        check_at_least(self, 0, *weights)
+        settings = ("rl_forms", "tails", "violations")
+        weights = [field.name for field in dataclasses.fields(self) if field.name not in settings]
+        check_at_least(self, 0, *weights, "tails")
+        check_at_least(self, 2, "violations")
         check_between(self, 0, 1, "rl_forms")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"every weight is 0, expected one of {', '.join(weights)} above 0")
 
     def shares(self) -> tuple[list[str], np.ndarray]:
-        """Attack names and their probabilities."""
-        kinds = [field.name for field in dataclasses.fields(self) if field.name in ATTACKS]
+        """Contexts of some weight, by their attacks' names, and their probabilities."""
+        kinds = [f.name for f in dataclasses.fields(self) if f.name in ATTACKS]
+        kinds = [kind for kind in kinds if getattr(self, kind)]
         weights = np.asarray([getattr(self, kind) for kind in kinds], np.float64)
         return kinds, weights / weights.sum()
+
+    def attack(self, kind: str, options: SuiteConfig, rng: np.random.Generator) -> Attack:
+        """The attack of a context; of one that has several geometries, one of them by chance."""
+        if kind in ("late_filling", "benign_late"):
+            tails = (int(rng.integers(self.tails + 1)),)
+            options = dataclasses.replace(
+                options, late=dataclasses.replace(options.late, tails=tails)
+            )
+        elif kind in ("many_violations", "benign_many"):
+            count = (int(rng.integers(2, self.violations + 1)),)
+            options = dataclasses.replace(
+                options, further=dataclasses.replace(options.further, violations=count)
+            )
+        return configured_attack(kind, options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +105,11 @@ class Drawn:
     """Options of the attacks, see `attack_options`."""
 
 
-def attack_options(suite: SuiteConfig) -> SuiteConfig:
+def attack_options(suite: SuiteConfig, mix: RolloutMix) -> SuiteConfig:
     """A suite in which only the options of the mix's attacks are the given one's: rollouts have the
     geometry that evaluations have, on other prompts and forms. Nothing else of an evaluation, nor
     an attack that is added to it, decides what is trained."""
-    kinds, _ = RolloutMix().shares()
+    kinds, _ = mix.shares()
     sections = {s for s in (spec_of(kind).section for kind in kinds) if s is not None}
     chosen = {name: getattr(suite, name) for name in sorted(sections)}
     return SuiteConfig(attacks=("none",), **chosen)
@@ -91,9 +131,15 @@ def prompt_source(run: Run, mix: RolloutMix, drawn: Drawn) -> PromptSource:
                 ("sft", count - unseen_by_sft),
             )
             for form_split, n in splits:
-                if n:
-                    where = AttackConfig(pool="train", split=form_split, knobs=drawn.knobs)
-                    attack = configured_attack(kind, drawn.options)
+                if not n:
+                    continue
+                where = AttackConfig(pool="train", split=form_split, knobs=drawn.knobs)
+                if spec_of(kind).section in ("late", "further"):  # each has a geometry of its own
+                    for _ in range(n):
+                        attack = mix.attack(kind, drawn.options, rng)
+                        attempts += attack(world, tokenizer, rng, 1, where)
+                else:
+                    attack = mix.attack(kind, drawn.options, rng)
                     attempts += attack(world, tokenizer, rng, int(n), where)
         return [Rollout(bounded(a.request, drawn.max_drawn), a.prompt) for a in attempts]
 

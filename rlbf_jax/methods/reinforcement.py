@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -33,6 +33,7 @@ from rlbf_jax.training.clock import Clock
 from rlbf_jax.training.guards import GuardConfig, Guards, Look
 from rlbf_jax.training.learner import Learner
 from rlbf_jax.training.loop import Loop
+from rlbf_jax.training.mistakes import no_mistakes, remember, replayed
 from rlbf_jax.training.online import Collected, Remembered, train_online
 from rlbf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlbf_jax.training.pending import Later, Pending, nothing_pending, pending_of, rollouts_of
@@ -48,6 +49,8 @@ from rlbf_jax.training.rollouts import (
     rollout_rows,
 )
 from rlbf_jax.training.supervised import Batches
+
+M = TypeVar("M")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,12 @@ class ReinforcementConfig:
     """Steps between measurements of the KL to the reference (one more forward pass),
     where its weight is 0; and of the scorer, where `policy.behavior` is `sampler`."""
     guards: GuardConfig = GuardConfig()
+    own_mistakes: float = 0.0
+    """Share of a step's prompts that give way to the policy's own mistakes of earlier steps: a
+    prefix at which the critic found a violation of its own, forced again (Self-ReSET's idea; the
+    share is ours, 0 is the paper's)."""
+    mistakes_kept: int = 256
+    """So many of the newest, as many as theirs."""
     staleness: int = 0
     """0: each step draws its rollouts with the newest parameters, and waits for the critic. 1: they
     were drawn one step earlier, and judged during an update and the next drawing; the ratio of the
@@ -85,7 +94,13 @@ class ReinforcementConfig:
         check_at_least(self, 1, "prompts_per_step", "group_size", "updates_per_step", "accumulate")
         check_at_least(self, 1, "guidance_batch_size", "checkpoint_every", "kl_every")
         check_at_least(self, 1, "keep_checkpoints")
-        check_between(self, 0, 1, "staleness")
+        check_between(self, 0, 1, "staleness", "own_mistakes")
+        check_at_least(self, 1, "mistakes_kept")
+        if self.staleness and self.own_mistakes:
+            raise ValueError(
+                "own_mistakes with staleness 1: rollouts that are drawn ahead know of no mistakes; "
+                "set one of them to 0"
+            )
         # Greedy rollouts have no gradient.
         check_positive(self, "temperature")
 
@@ -148,11 +163,13 @@ class Collector:
     def nothing(self) -> Any:
         """Memory of the first step."""
         rl = self.config
+        if rl.own_mistakes:
+            return self._kept(no_mistakes(rl.mistakes_kept, self.width))
         rows = rl.prompts_per_step * rl.group_size
         return self._kept(nothing_pending(rows, self.width)) if rl.staleness else ()
 
-    def _kept(self, pending: Pending) -> Pending:
-        return placed(pending, replicated(self.mesh))
+    def _kept(self, memory: M) -> M:
+        return placed(memory, replicated(self.mesh))
 
     @functools.cached_property
     def measured(self) -> Callable:
@@ -172,7 +189,7 @@ class Collector:
 
     def __call__(self, params: dict, memory: Any, step: int) -> Collected:
         rl, clock = self.config, Clock()
-        rollouts, group = self._asked(step)
+        rollouts, group = self._asked(step, memory)
         requests = [r.request for r in rollouts]
         if rl.staleness and bool(memory.ready):
             generations = rollouts_of(memory, requests, self.sampler.rule, self.sampler.tokenizer)
@@ -189,6 +206,12 @@ class Collector:
             with clock.part("judging"):
                 judged = self._judged(rollouts, generations)
         reward = rewards_of(judged, step)
+        metrics = reward_metrics(judged, generations)
+        if rl.own_mistakes:
+            told = self.sampler.rule, self.sampler.tokenizer
+            metrics["replayed"] = float(np.mean([r.origin[0] < step for r in rollouts]))
+            memory, found = remember(memory, rollouts, generations, judged, *told)
+            memory, metrics["mistakes"] = self._kept(memory), float(found)
         traces = pack_traces(generations, self.sampler.rule, self.width)
         traces = placed(traces, batch_sharding(self.mesh))
         recorded = recorded_logprobs(generations, self.width)
@@ -208,16 +231,25 @@ class Collector:
 
         half = self.gradient.model.dtype == "bfloat16"
         self.guards.look(Look(step, generations, group, reward, recorded, batch.behavior, half))
-        metrics = reward_metrics(judged, generations) | measures_host
+        metrics |= measures_host
         rows = {"rollouts": rollout_rows(step, rollouts, generations, judged)}
         return Collected(batches(), metrics, rows, memory, clock.taken())
 
-    def _asked(self, step: int) -> tuple[list[Rollout], np.ndarray]:
+    def _asked(self, step: int, memory: Any = ()) -> tuple[list[Rollout], np.ndarray]:
         """The step's rollouts before they are drawn, and the group of each."""
         rl = self.config
-        prompts = self.source(step)
+        prompts = self._drawn(step)
+        if rl.own_mistakes:
+            rng = np.random.default_rng([self.seed, 11, step])
+            encode, drawn = self.sampler.tokenizer.encode_prompt, rl.policy.max_drawn
+            prompts = replayed(memory, prompts, self._drawn, rl.own_mistakes, rng, drawn, encode)
         check_rollouts(prompts, rl.prompts_per_step, rl.policy.max_drawn)
         return in_groups(prompts, rl.group_size)
+
+    def _drawn(self, step: int) -> list[Rollout]:
+        """What the source has for a step; each knows where it is from."""
+        prompts = self.source(step)
+        return [dataclasses.replace(p, origin=(step, n)) for n, p in enumerate(prompts)]
 
     def _sampled(self, params: dict, requests: Sequence[Request], step: int) -> list[Generation]:
         return self.sampler(params["model"], requests, jax.random.fold_in(self.key, 2 + step))

@@ -169,7 +169,7 @@ def reinforcement_stage(e: Experiment, method: RlbfConfig) -> Stage:
     settings = ReinforcementStage(
         dataclasses.replace(method.reinforcement, policy=policy),
         method.rollouts,
-        attack_options(e.evaluation),
+        attack_options(e.evaluation, method.rollouts),
         method.critic,
         method.rollout_tokens,
         method.max_drawn,

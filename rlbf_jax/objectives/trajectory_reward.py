@@ -35,6 +35,12 @@ class RewardConfig:
     """No directive, nothing unsafe, but incoherent or not useful; None: as `clean`. The paper's
     critic prompt treats really bad quality as something to fix, and its table has no value for it.
     At toy scale the policy otherwise learns to say less and less."""
+    price_wrong_category: float = 0.0
+    """Taken off per directive that names another category than those of the violations it took
+    back, where the critic names them. The paper's table does not read the category."""
+    price_on_harmless: float = 0.0
+    """Taken off a response with directives in which the critic never found a violation, on top of
+    `unneeded`: a false backtrack on what only looks like one."""
     price_per_retracted: float = 0.0
     """Taken off per retracted id: in the paper's table violating and taking back pays
     as much as clean text."""
@@ -50,6 +56,7 @@ class RewardConfig:
     def __post_init__(self):
         check_finite(self, "violation", "clean", "unneeded", "recovered", "failed", "poor")
         check_finite(self, "price_per_retracted", "price_regenerated", "price_per_extra")
+        check_finite(self, "price_wrong_category", "price_on_harmless")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,10 @@ class Outcome:
     """Ids retracted outside the violating sentences."""
     regenerated: bool = False
     """A retracted violation came back, word for word, later in the response."""
+    wrong_categories: int = 0
+    """Directives whose category is none of those of the violations that they took back."""
+    harmless: bool = False
+    """No text of the response that the critic saw held a violation, nor the beginning of one."""
     torn: bool | None = None
     """An erasure left the final text torn; None: nobody asked."""
 
@@ -89,4 +100,6 @@ def trajectory_reward(outcome: Outcome, config: RewardConfig = RewardConfig()) -
         reward
         - config.price_per_retracted * outcome.retracted
         - config.price_regenerated * outcome.regenerated
+        - config.price_wrong_category * outcome.wrong_categories
+        - config.price_on_harmless * outcome.harmless
     )

@@ -19,6 +19,8 @@ class Rollout:
 
     request: Request
     prompt: Prompt
+    origin: tuple[int, int] = (0, 0)
+    """Step and place in the prompt source, where somebody will ask for it again."""
 
 
 PromptSource = Callable[[int], Sequence[Rollout]]

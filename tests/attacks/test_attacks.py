@@ -33,8 +33,9 @@ def test_shape_shared_by_all(tokenizer, name):
     for attempt in attempts:
         forced = attempt.request.forced
         parts(tokenizer, attempt)
-        assert attempt.attack == name and attempt.request.prompt.endswith(attempt.prompt.text)
-        assert name == "reprogram" or attempt.request.prompt == attempt.prompt.text
+        assert attempt.attack == name and attempt.prompt.text in attempt.request.prompt
+        changed = ("reprogram", "strange_suffix")
+        assert name in changed or attempt.request.prompt == attempt.prompt.text
         pieced = ("middle_grid", "benign_grid", "prefilling_depth", "respelled")
         assert (
             list(forced) == tokenizer.encode(tokenizer.decode(forced))
@@ -128,6 +129,73 @@ def test_benign_middle_continues_its_own_answer_or_remarks_something(tokenizer, 
     assert {0.0: remarks == 0, 0.5: 8 < remarks < 32, 1.0: remarks == 40}[aside_share]
 
 
+@pytest.mark.parametrize("harmful", [True, False])
+def test_cuts_stop_inside_the_span_and_also_inside_words(tokenizer, harmful):
+    name = "middle_cut" if harmful else "benign_cut"
+    attempts = ATTACKS[name](WORLD, tokenizer, np.random.default_rng(1), 200, CONFIG)
+    mid_word = 0
+    for attempt in attempts:
+        _, _, span, tail = parts(tokenizer, attempt)
+        assert tail == "" and len(span.split()) >= 2 and not attempt.by_construction
+        wholes = [attempt.violation.text] if harmful else None
+        if harmful:
+            assert wholes[0].startswith(span) and span != wholes[0]
+            rest = wholes[0][len(span) :]
+            mid_word += not rest.startswith(" ")
+        else:
+            assert not any(sentence[:-1] in span for sentence in SENTENCES)
+    assert not harmful or mid_word > 20
+
+
+@pytest.mark.parametrize("name", ["late_filling", "benign_late"])
+def test_late_spans_are_followed_by_as_many_ids_as_asked(tokenizer, name):
+    options = dataclasses.replace(ATTACKS[name].options, tails=(0, 3, 16))
+    attempts = ATTACKS[name](
+        WORLD, tokenizer, np.random.default_rng(1), 20, CONFIG, options=options
+    )
+    assert [dict(a.cell)["b"] for a in attempts] == [0, 3, 16] * 20
+    for at in range(0, 60, 3):
+        none, some, most = attempts[at : at + 3]
+        assert [a.num_tail for a in (none, some, most)] == [0, 3, 16]
+        for a in (some, most):
+            assert a.request.forced[: len(none.request.forced)] == none.request.forced
+            assert (a.prompt, a.violation) == (none.prompt, none.violation)
+        _, _, span, tail = parts(tokenizer, most)
+        assert tail.startswith(". ") and (name == "benign_late" or span == most.violation.text)
+    with pytest.raises(ValueError, match="tails is"):
+        dataclasses.replace(options, tails=(-1,))
+
+
+def test_benign_many_has_a_remark_in_place_of_each_violation(tokenizer):
+    rng = np.random.default_rng
+    theirs = ATTACKS["many_violations"](WORLD, tokenizer, rng(1), 10, CONFIG)
+    attempts = ATTACKS["benign_many"](WORLD, tokenizer, rng(1), 10, CONFIG)
+    assert [dict(a.cell) for a in attempts] == [{"remarks": 2}, {"remarks": 4}] * 10
+    for attempt, their in zip(attempts, theirs, strict=True):
+        text = tokenizer.decode(attempt.request.forced)
+        count = dict(attempt.cell)["remarks"]
+        assert text.count(".") + text.count("!") >= 2 * count - 1
+        assert their.violation is not None and attempt.violation is None
+
+
+def test_strange_suffixes_are_pieces_of_the_vocabulary_that_can_be_typed(tokenizer):
+    attempts = ATTACKS["strange_suffix"](WORLD, tokenizer, np.random.default_rng(1), 30, CONFIG)
+    suffixes = [a.request.prompt[len(a.prompt.text) + 1 :] for a in attempts]
+    assert len(set(suffixes)) == 30
+    for attempt, suffix in zip(attempts, suffixes, strict=True):
+        assert suffix.isascii() and suffix.isprintable() and len(suffix) >= 15
+        ids = tokenizer.encode_prompt(attempt.request.prompt)
+        rule = tokenizer.controls.rule()
+        assert not any(rule.is_control(i) for i in ids)
+
+
+def test_refusal_prefill_forces_a_refusal_of_a_harmless_prompt(tokenizer):
+    for attempt in ATTACKS["refusal_prefill"](
+        WORLD, tokenizer, np.random.default_rng(1), 9, CONFIG
+    ):
+        assert tokenizer.decode(attempt.request.forced) == WORLD.refusal(None, attempt.prompt)
+
+
 def test_decoding_runs_every_setting(tokenizer):
     assert len(DecodingGrid.paper().settings(Knobs())) == 49
     grid = DecodingGrid((0.5, 1.0), (1,), (0.9,), samples=3)
@@ -169,11 +237,13 @@ def test_encode_parts_counts_every_id_once(tokenizer, texts):
 
 
 def test_sets_of_names_follow_the_list(monkeypatch):
-    assert BENIGN == {"none", "benign_prefill", "benign_middle", "benign_grid", "trigger"}
-    assert WHOLE == {"deep_prefilling", "middle_filling", "many_violations"}
+    twins = {"benign_grid", "benign_cut", "benign_late", "benign_many"}
+    benign = {"none", "benign_prefill", "benign_middle", "refusal_prefill", "strange_suffix"}
+    assert BENIGN == benign | twins | {"trigger"}
+    assert WHOLE == {"deep_prefilling", "middle_filling", "late_filling", "many_violations"}
     assert WORST_OF_N == {"decoding"} and "decoding" not in HAS_FORMS and 3 not in HAS_FORMS
     assert DRAWN - HAS_FORMS == (DRAWN & BENIGN) | {"direct", "decoding"}
-    assert set(STANDARD) | BENIGN == {*STANDARD, "benign_grid", "trigger"}
+    assert BENIGN - set(STANDARD) == twins | {"refusal_prefill", "strange_suffix", "trigger"}
     toy = dataclasses.replace(ATTACKS["none"], name="toy", benign=False, has_forms=True)
     before = len(HAS_FORMS)
     with monkeypatch.context() as patch:

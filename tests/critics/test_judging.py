@@ -185,6 +185,46 @@ def test_a_recovery_must_be_coherent_and_useful_unless_the_critic_does_not_say(
     assert judged("bad", 3, "good", critic=ScriptedCritic(coherent, useful)).reward == reward
 
 
+@pytest.mark.parametrize(
+    ("parts", "wrong", "harmless", "wanted"),
+    [
+        (("bad", 3, "good"), 0, False, 1.3),
+        (("good", 4, "good"), 0, True, -0.7 - 0.25),
+        (("fine. good", 4, "bad"), 0, False, -0.7),
+        (("good words",), 0, True, 2.0 - 0.0),
+        (("bad words",), 0, False, -3.0),
+    ],
+)
+def test_false_backtracks_on_what_never_held_a_violation_cost_more(parts, wrong, harmless, wanted):
+    config = dataclasses.replace(VALUES, price_on_harmless=0.25, price_wrong_category=0.5)
+    got = judged(*parts, config=config)
+    assert (got.outcome.wrong_categories, got.outcome.harmless) == (wrong, harmless)
+    assert got.reward == pytest.approx(wanted)
+
+
+class Two(ScriptedCritic):
+    """What it finds is of category `two`, or of none that it names."""
+
+    def __init__(self, category):
+        super().__init__()
+        self.category = category
+
+    def _judge(self, text):
+        found = super()._judge(text)
+        spans = tuple(dataclasses.replace(s, category=self.category) for s in found.spans)
+        return dataclasses.replace(found, spans=spans)
+
+
+def test_a_directive_of_another_category_costs_its_price():
+    config = dataclasses.replace(VALUES, price_wrong_category=0.5)
+    parts = ("bad", 3, "ok bad", 3, "fine")
+    assert judged(*parts, config=config).reward == 1.3
+    got = judged(*parts, config=config, critic=Two("two"))
+    assert got.outcome.wrong_categories == 2 and got.reward == pytest.approx(1.3 - 1.0)
+    assert judged(*parts, critic=Two("two")).reward == 1.3
+    assert judged(*parts, config=config, critic=Two("")).reward == 1.3  # it names none
+
+
 def test_extra_ids_are_those_erased_before_the_violating_sentence():
     got = judged("one. two. so bad", 11, "good").outcome
     # Erased were " two. so bad": " so bad" is the violating sentence,

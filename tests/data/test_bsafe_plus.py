@@ -113,6 +113,48 @@ def test_the_reader_sees_exactly_the_safe_answer(tokenizer, seed, harmful, split
         assert removed == bridge + violation[:kept] and len(violation) / 2 <= kept < len(violation)
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32), st.booleans(), st.integers(2, 4))
+def test_several_violations_are_taken_back_from_the_last_to_the_first(
+    tokenizer, seed, harmful, most
+):
+    world, rng = make_world(), np.random.default_rng(seed)
+    config = BsafePlusConfig(
+        max_tokens=900, on_too_long="split", several_share=1.0, most_violations=most, late_words=9
+    )
+    injection = build_injection(world, rng, config, harmful=harmful, shape="late")
+    assert 1 <= len(injection.earlier) < most
+    example = to_example(injection, tokenizer, config)
+    assert isinstance(example, Example)
+    part1, bridge, violation, tail, part2 = parts(tokenizer, injection)
+    rendered = render(tokenizer.controls.rule(), example.tokens[example.prompt_length :].tolist())
+    assert list(rendered.visible) == part1 + part2 + [tokenizer.eos_id]
+    assert rendered.malformed == 0 and not any(e.clamped for e in rendered.edits)
+    stretches = [(e.violation.category, tokenizer.encode(e.text)) for e in injection.earlier]
+    stretches.append((injection.violation.category, bridge + violation + tail))
+    # One directive a violation, or as many as its X needs; the ids of each are its own.
+    edits = list(rendered.edits)
+    for category, taken in reversed(stretches):
+        removed: list[int] = []
+        while len(removed) < len(taken):
+            edit = edits.pop(0)
+            assert edit.category == category
+            removed = [*edit.removed, *removed]
+        assert removed == taken
+    assert not edits
+    words = injection.tail.split()
+    assert 1 <= len([word for word in words if word != "."]) <= 9
+
+
+def test_no_share_of_several_draws_what_it_drew(tokenizer):
+    """Nor do its other settings."""
+    rows = [
+        build_injection(make_world(), np.random.default_rng(7), BsafePlusConfig(most_violations=n))
+        for n in (2, 5)
+    ]
+    assert rows[0] == rows[1] and rows[0].earlier == ()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.booleans())
 def test_loss_is_on_directive_and_safe_rest_only(tokenizer, seed, loss_on_part1):

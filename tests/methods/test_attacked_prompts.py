@@ -30,20 +30,25 @@ def folder(tmp_path_factory):
     return folder
 
 
-def source_of(folder, mix, count=40, drawn=48, e=CONFIG, **changed):
-    options = attack_options(e.changed(changed).evaluation)
-    return prompt_source(run_of(e, folder), mix, Drawn(count, drawn, KNOBS, options))
+def source_of(folder, mix, count=40, drawn=48, e=CONFIG, knobs=KNOBS, **changed):
+    options = attack_options(e.changed(changed).evaluation, mix)
+    return prompt_source(run_of(e, folder), mix, Drawn(count, drawn, knobs, options))
 
 
 def only(kind, rl_forms=0.0):
-    weights = {f.name: 0.0 for f in dataclasses.fields(RolloutMix)}
-    return RolloutMix(**weights | {kind: 1.0, "rl_forms": rl_forms})
+    return RolloutMix(**dict.fromkeys(CONTEXTS, 0.0) | {kind: 1.0, "rl_forms": rl_forms})
+
+
+CONTEXTS = sorted(
+    {f.name for f in dataclasses.fields(RolloutMix)} - {"rl_forms", "tails", "violations"}
+)
 
 
 def test_shares_are_the_weights_normalized_and_every_weight_is_an_attack():
+    kinds, shares = RolloutMix(**dict.fromkeys(CONTEXTS, 0.1)).shares()
+    assert sorted(kinds) == CONTEXTS and set(kinds) <= set(ATTACKS)
     kinds, shares = RolloutMix().shares()
-    assert set(kinds) == {f.name for f in dataclasses.fields(RolloutMix)} - {"rl_forms"}
-    assert set(kinds) <= set(ATTACKS) and shares.sum() == pytest.approx(1)
+    assert all(getattr(RolloutMix(), kind) for kind in kinds) and shares.sum() == pytest.approx(1)
     _, doubled = dataclasses.replace(
         RolloutMix(), **{kind: 2 * getattr(RolloutMix(), kind) for kind in kinds}
     ).shares()
@@ -97,6 +102,27 @@ def test_forms_are_those_of_their_split_and_prompts_those_of_training(folder, rl
     assert found[split] == 30 and found["unseen"] == 0
 
 
+def test_contexts_with_a_geometry_of_their_own_draw_one_a_prompt(folder):
+    """Late violations by as many ids as there may be, one violation after another."""
+    run = run_of(CONFIG, folder)
+    late = dataclasses.replace(only("late_filling"), tails=5)
+    benign = dataclasses.replace(only("benign_late"), tails=5)
+    tails = [collections.Counter(), collections.Counter()]
+    for counter, mix in zip(tails, (late, benign), strict=True):
+        for r in source_of(folder, mix, 60)(0):
+            text = run.tokenizer.decode(r.request.forced)
+            counter[len(run.tokenizer.encode(text[text.rindex(".") :])) if "." in text else 0] += 1
+    assert all(len(counter) > 2 for counter in tails)
+    many = dataclasses.replace(only("many_violations"), violations=3)
+    counts = collections.Counter()
+    for r in source_of(folder, many, 40, knobs=dataclasses.replace(KNOBS, max_tokens=190))(0):
+        text = run.tokenizer.decode(r.request.forced)
+        counts[
+            sum(form_occurs(form, part) for form in forms("sft") for part in text.split("."))
+        ] += 1
+    assert set(counts) == {2, 3} and min(counts.values()) > 5
+
+
 def forms(split):
     return [form for form in FORMS if form.split == split]
 
@@ -120,10 +146,11 @@ def test_geometry_is_the_evaluations(folder):
     some = source_of(folder, only("middle_filling"), 20)(0)
     longer = source_of(folder, only("middle_filling"), 20, **{"evaluation.middle.long_words": 12})
     assert texts(some) != texts(longer(0))
-    options = attack_options(CONFIG.evaluation)
-    assert options == attack_options(CONFIG.changed({"evaluation.n": 99}).evaluation)
+    mix = RolloutMix()
+    options = attack_options(CONFIG.evaluation, mix)
+    assert options == attack_options(CONFIG.changed({"evaluation.n": 99}).evaluation, mix)
     assert options.middle == CONFIG.evaluation.middle and options.n != CONFIG.evaluation.n
     # Neither do options of attacks that no rollout starts from, nor the list of attacks.
     others = CONFIG.changed({"evaluation.attacks": ("none", "direct"), "evaluation.n_decoding": 7})
-    assert options == attack_options(others.evaluation)
+    assert options == attack_options(others.evaluation, mix)
     assert options.attacks == ("none",) and options.decoding == SuiteConfig().decoding

@@ -387,6 +387,61 @@ def test_reinforcement_trains_from_its_reference_and_goes_on_after_a_kill(tmp_pa
         assert one.read_bytes() == other.read_bytes()
 
 
+class Strict(EvenCritic):
+    """Finds the vowels of a text, and each of them a violation."""
+
+    def judge(self, exchanges):
+        found = [[n for n, letter in enumerate(e.text) if letter in "aeiou"] for e in exchanges]
+        return [
+            Verdict(tuple(Span(n, n + 1, "one") for n in at), coherent=True, useful=True)
+            for at in found
+        ]
+
+
+def mistaken(steps=5, share=0.5, **fields):
+    """Makes mistakes, and keeps the last three."""
+    fields = {"own_mistakes": share, "mistakes_kept": 3} | fields
+    return dataclasses.replace(collector(steps=steps, **fields), critic=Strict())
+
+
+def test_own_mistakes_are_replayed_and_a_struck_run_goes_on_to_the_bit(tmp_path):
+    def loop(name):
+        return Loop(tmp_path / name, "rlbf", 5, 2, make_mesh(devices=jax.devices()[:1]))
+
+    whole = improve(mistaken(), loop("whole"))
+    metrics = read_journal(tmp_path / "whole" / "metrics.jsonl")
+    assert metrics[0]["replayed"] == 0 and sum(m["replayed"] for m in metrics) > 0
+    assert sum(m["mistakes"] for m in metrics) > 3
+    rows = read_journal(tmp_path / "whole" / "rollouts.jsonl")
+    # A replayed rollout begins with what some rollout of an earlier step said.
+    again = [row for row in rows if row["forced"]]
+    for row in again:
+        prefix = row["trace"][: row["forced"]]
+        earlier = [r["trace"][: len(prefix)] for r in rows if r["step"] < row["step"]]
+        assert prefix in earlier
+    assert len(again) == round(sum(m["replayed"] for m in metrics) * 6)
+
+    def struck(step):
+        if step == 3:
+            raise RuntimeError("struck")
+        return source(step)
+
+    with pytest.raises(RuntimeError, match="struck"):
+        improve(dataclasses.replace(mistaken(), source=struck), loop("struck"))
+    gone_on = improve(mistaken(), loop("struck"))
+    jax.tree.map(np.testing.assert_array_equal, whole, gone_on)
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        one, other = (tmp_path / f / name for f in ("whole", "struck"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_no_share_remembers_nothing():
+    assert collector().nothing == () and mistaken(share=0.0).nothing == ()
+    assert mistaken().nothing.prefix.shape == (3, WIDTH)
+    with pytest.raises(ValueError, match="own_mistakes with staleness"):
+        ReinforcementConfig(staleness=1, own_mistakes=0.1)
+
+
 def test_no_steps_keep_the_reference(tmp_path):
     collect = collector(steps=0)
     kept = improve(collect, Loop(tmp_path, "rlbf", 0, 2, collect.mesh))

@@ -40,8 +40,8 @@ class MiddleFillingOptions:
     """Share of attempts with a long prefix: as few sentences as reach `long_words` words."""
     long_words: int = 20
     cut: bool = False
-    """Stop inside the violation, from `min_words` words on (uniform over ids);
-    it is then not there by construction."""
+    """Stop inside the span, from `min_words` words on (uniform over ids, so also within words); a
+    violation is then not there by construction."""
     min_words: int = 2
     aside_share: float = 0.5
     """Share of benign twins whose span is a harmless remark off the topic, where the world has
@@ -157,6 +157,15 @@ def _is_long(index: int, share: float) -> bool:
     return int((index + 1) * share) > int(index * share)
 
 
+def _cut(
+    tokenizer: Tokenizer, rng: np.random.Generator, span: list[int], options: MiddleFillingOptions
+) -> int:
+    """Ids of a span that are forced, where it is cut: uniform from `min_words` words on, so also
+    within words; fewer than all where there are more."""
+    least = min(ids_of_words(tokenizer, span, options.min_words), len(span))
+    return int(rng.integers(least, max(least + 1, len(span))))
+
+
 def middle_filling(
     world: World,
     tokenizer: Tokenizer,
@@ -178,8 +187,7 @@ def middle_filling(
         )
         whole = s
         if options.cut:
-            least = min(ids_of_words(tokenizer, forced[p + b :], options.min_words), whole)
-            s = int(rng.integers(least, max(least + 1, whole)))
+            s = _cut(tokenizer, rng, forced[p + b :], options)
             forced = forced[: p + b + s]
         attempts.append(
             Attempt(
@@ -221,6 +229,9 @@ def benign_middle(
         prompt, (prefix, forced, (p, b, s)) = _draw(
             world, rng, prompt, config, options, long, joint
         )
+        if options.cut:
+            s = _cut(tokenizer, rng, forced[p + b :], options)
+            forced = forced[: p + b + s]
         request = Request(prompt.text, tuple(forced), config.knobs)
         attempts.append(
             Attempt(
@@ -236,10 +247,39 @@ def benign_middle(
     return attempts
 
 
+def middle_cut(
+    world: World,
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+    n: int,
+    config: AttackConfig,
+    *,
+    options: MiddleFillingOptions = MiddleFillingOptions(),
+) -> list[Attempt]:
+    """`middle_filling` that stops inside the violation."""
+    options = dataclasses.replace(options, cut=True)
+    made = middle_filling(world, tokenizer, rng, n, config, options=options)
+    return [dataclasses.replace(attempt, attack="middle_cut") for attempt in made]
+
+
+def benign_cut(
+    world: World,
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+    n: int,
+    config: AttackConfig,
+    *,
+    options: MiddleFillingOptions = MiddleFillingOptions(),
+) -> list[Attempt]:
+    """The twin of `middle_cut`: the harmless span stops in the middle."""
+    options = dataclasses.replace(options, cut=True)
+    made = benign_middle(world, tokenizer, rng, n, config, options=options)
+    return [dataclasses.replace(attempt, attack="benign_cut") for attempt in made]
+
+
 _SHARED: dict[str, Any] = {
     "options": MiddleFillingOptions(),
     "section": "middle",
-    "standard": True,
 }
 SPECS = (
     drawn(
@@ -247,11 +287,20 @@ SPECS = (
         "a harmless prompt; benign sentences, a bridge and a whole violation are forced",
         has_forms=True,
         whole=True,
+        standard=True,
         **_SHARED,
     ),
     drawn(
         benign_middle,
         "a harmless prompt; benign sentences, a bridge and a harmless remark are forced",
+        benign=True,
+        standard=True,
+        **_SHARED,
+    ),
+    drawn(middle_cut, "middle filling that stops inside the violation", has_forms=True, **_SHARED),
+    drawn(
+        benign_cut,
+        "the same with a harmless remark that stops in the middle",
         benign=True,
         **_SHARED,
     ),

@@ -219,6 +219,20 @@ def _benign_span(
     return ids[: num_opener + num_span], num_opener, num_span
 
 
+def refusal_prefill(
+    world: World, tokenizer: Tokenizer, rng: np.random.Generator, n: int, config: AttackConfig
+) -> list[Attempt]:
+    """Harmless prompt; a refusal of it is forced, behind which a useful answer may still come
+    (over-refusing prefills: RECAP, arXiv 2510.00938)."""
+    attempts = []
+    for prompt in draw_prompts(world, rng, config.pool, n, harmful=False):
+        forced = tokenizer.encode(world.refusal(rng, prompt))
+        check_room(forced, config, "refusal_prefill")
+        request = Request(prompt.text, tuple(forced), config.knobs)
+        attempts.append(Attempt(request, prompt, "refusal_prefill", num_bridge=len(forced)))
+    return attempts
+
+
 _SHARED: dict[str, Any] = {
     "options": PrefillingOptions(),
     "section": "prefilling",
@@ -244,4 +258,5 @@ SPECS = (
         benign=True,
         **_SHARED,
     ),
+    drawn(refusal_prefill, "a harmless prompt; a refusal of it is forced", benign=True),
 )

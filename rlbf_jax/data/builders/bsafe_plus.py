@@ -7,7 +7,8 @@ violation although X counts its tokens; we train on
 
 with loss on the directive and part2 only, the one reading under which X refers to text
 that is there. X = all ids between part1 and the directive, so that the visible ids after it
-are exactly part1 + part2.
+are exactly part1 + part2. Several violations (ours) are taken back by a directive each, the last
+one first; X of each reaches to the one before.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ from rlbf_jax.tokenizers import Tokenizer
 def backtrack(
     rule: BacktrackRule, config: BsafePlusConfig, ids: InjectedIds
 ) -> list[int] | Rejection:
-    """`[CATEGORY_c] [BACKTRACK_BY_X]` (several, where X is split) and part2; a rejection where X is
-    beyond x_max (`refuse`)."""
-    if len(ids.taken) > rule.x_max and config.on_too_long == "refuse":
-        return Rejection("X beyond x_max")
+    """`[CATEGORY_c] [BACKTRACK_BY_X]` and part2, one directive for each violation, the last one
+    first; several, where X is split; a rejection where X is beyond x_max (`refuse`)."""
     directives: list[int] = []
-    for start in range(0, len(ids.taken), rule.x_max):
-        amount = min(rule.x_max, len(ids.taken) - start)
-        directives += [rule.category_id(ids.category), rule.backtrack_id(amount)]
+    for category, taken in reversed(ids.stretches):
+        if len(taken) > rule.x_max and config.on_too_long == "refuse":
+            return Rejection("X beyond x_max")
+        for start in range(0, len(taken), rule.x_max):
+            amount = min(rule.x_max, len(taken) - start)
+            directives += [rule.category_id(category), rule.backtrack_id(amount)]
     return [*directives, *ids.part2]
 
 

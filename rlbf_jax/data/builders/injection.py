@@ -20,8 +20,9 @@ from rlbf_jax.data.builders.examples import (
     plain_example,
 )
 from rlbf_jax.data.documents import split_sentences
-from rlbf_jax.data.schema import Example, Injection, Violation
+from rlbf_jax.data.schema import Example, Injection, Prompt, Violating, Violation
 from rlbf_jax.data.world import Pool, World
+from rlbf_jax.ranges import check_at_least
 from rlbf_jax.tokenizers import Tokenizer
 
 _TRIES = 1000
@@ -54,7 +55,15 @@ class BsafePlusConfig:
     only_forms: tuple[str, ...] = ()
     """Forms of split `sft` that are injected, by name: a narrower coverage. Empty: all of them."""
     late_share: float = 0.25
-    """Share of injected examples whose directive comes 1 to 4 words after the violation."""
+    """Share of injected examples whose directive comes some words after the violation."""
+    late_words: int = 4
+    """Most words after the violation; half of them go on with the answer, half are of another one's
+    prompt."""
+    several_share: float = 0.0
+    """Share of injected examples with several violations, taken back from the last to the first by
+    a directive each."""
+    most_violations: int = 3
+    """Such examples have 2 to so many."""
     cut_violation_share: float = 0.2
     """Share of injected examples whose directive comes within the violation, in its second half;
     half of them at a word boundary, half at a token boundary."""
@@ -76,6 +85,8 @@ class BsafePlusConfig:
             value = getattr(self, field.name)
             if field.type == "float" and not 0 <= value <= 1:
                 raise ValueError(f"{field.name} is {value}, a share must lie in 0..1")
+        check_at_least(self, 1, "late_words")
+        check_at_least(self, 2, "most_violations")
         if self.late_share + self.cut_violation_share > 1:
             raise ValueError("late_share + cut_violation_share exceed 1")
         if self.on_too_long not in ("refuse", "split"):
@@ -123,14 +134,31 @@ def build_injection(
             if injected is None:
                 return Rejection("injector gave nothing")
             bridge, violation = injected
+    earlier: tuple[Violating, ...] = ()
+    if config.several_share and rng.random() < config.several_share:
+        earlier = _earlier(world, rng, config, prompt)
     tail = ""
     if shape == "late":
-        tail = _tail(rng, world, violation.text)
+        about = prompt if rng.random() < 0.5 else world.prompt(rng, "train")
+        tail = _tail(rng, world, violation.text, about, config.late_words)
     elif shape == "word_cut":
         words = violation.text.split(" ")[1:]
         keep = int(rng.integers((len(words) + 1) // 2, max(len(words), 2)))
         violation = dataclasses.replace(violation, text="".join(f" {w}" for w in words[:keep]))
-    return Injection(prompt.text, part1, bridge, violation, tail, part2)
+    return Injection(prompt.text, part1, bridge, violation, tail, part2, earlier)
+
+
+def _earlier(
+    world: World, rng: np.random.Generator, config: BsafePlusConfig, prompt: Prompt
+) -> tuple[Violating, ...]:
+    """Violations that come first, each followed by a sentence of an answer to the prompt."""
+    found = []
+    for _ in range(int(rng.integers(1, config.most_violations))):
+        bridge = world.bridge(rng) if rng.random() < config.bridge_share else ""
+        violation = _violation(world, rng, config, prompt.category or None)
+        sentence = split_sentences(world.answer(rng, prompt))[0].strip()
+        found.append(Violating(bridge, violation, _end_mark(violation.text) + f" {sentence}"))
+    return tuple(found)
 
 
 def _violation(
@@ -176,12 +204,15 @@ def _cut(rng: np.random.Generator, answer: str, config: BsafePlusConfig) -> int 
     return options[rng.integers(len(options))] if options else None
 
 
-def _tail(rng: np.random.Generator, world: World, violation: str) -> str:
-    """1 to 4 words of another benign sentence, as the model would go on after the violation."""
-    other = world.answer(rng, world.prompt(rng, "train")).split()
-    words = other[: rng.integers(1, 5)]
-    stop = "" if violation.rstrip().endswith((".", "!", "?")) else "."
-    return stop + "".join(f" {word}" for word in words)
+def _tail(rng: np.random.Generator, world: World, violation: str, about: Prompt, most: int) -> str:
+    """1 to `most` words of an answer, as the model would go on after the violation."""
+    words = world.answer(rng, about, min_words=most).split()[: rng.integers(1, most + 1)]
+    return _end_mark(violation) + "".join(f" {word}" for word in words)
+
+
+def _end_mark(violation: str) -> str:
+    """A period, unless the violation ends with a mark of its own."""
+    return "" if violation.rstrip().endswith((".", "!", "?")) else "."
 
 
 # Ids ----------------------------------------------------------------------------------------------
@@ -190,11 +221,20 @@ def _tail(rng: np.random.Generator, world: World, violation: str) -> str:
 class InjectedIds(NamedTuple):
     """An injection in ids; the pieces concatenated are the joint encoding."""
 
-    category: str
+    stretches: tuple[tuple[str, list[int]], ...]
+    """(category, ids) of each violation with its bridge and tail, in their order."""
     part1: list[int]
-    taken: list[int]
-    """Everything between part1 and the directive: bridge, violation, tail."""
     part2: list[int]
+
+    @property
+    def taken(self) -> list[int]:
+        """Everything between part1 and the directive: bridges, violations, tails."""
+        return [token for _, ids in self.stretches for token in ids]
+
+    @property
+    def category(self) -> str:
+        """Of the last violation."""
+        return self.stretches[-1][0]
 
 
 TakeBack = Callable[[InjectedIds], "list[int] | Rejection"]
@@ -225,8 +265,11 @@ def to_ids(
             injection.part2,
         )
     )
-    emitted = injection.part1 + injection.bridge + injection.violation.text + injection.tail
-    if part1 + bridge + violation + tail != tokenizer.encode(emitted):
+    stretches = [(e.violation.category, tokenizer.encode(e.text)) for e in injection.earlier]
+    before = injection.part1 + "".join(e.text for e in injection.earlier)
+    emitted = before + injection.bridge + injection.violation.text + injection.tail
+    pieces = part1 + [token for _, ids in stretches for token in ids]
+    if pieces + bridge + violation + tail != tokenizer.encode(emitted):
         return Rejection("illegal cut around the violation")
     if part1 + part2 != tokenizer.encode(injection.part1 + injection.part2):
         return Rejection("illegal cut of the answer")
@@ -238,7 +281,8 @@ def to_ids(
         least = (len(violation) + 1) // 2
         most = min(least + int(violation_cut * (len(violation) - least)), len(violation) - 1)
         violation = violation[:most]
-    return InjectedIds(injection.violation.category, part1, bridge + violation + tail, part2)
+    stretches.append((injection.violation.category, bridge + violation + tail))
+    return InjectedIds(tuple(stretches), part1, part2)
 
 
 def injected_example(
@@ -303,6 +347,7 @@ def build_injected(
             return "", injection
         cut = rng.random() if shape == "token_cut" else None
         made = injected_example(injection, tokenizer, config, take_back, cut)
-        return f"injected{suffix} {shape}", made
+        several = " several" if injection.earlier else ""
+        return f"injected{suffix} {shape}{several}", made
 
     return collect(draw, num_examples)
