@@ -42,6 +42,7 @@ from rlbf_jax.training.rollouts import (
     PromptSource,
     Rollout,
     check_rollouts,
+    flat_groups,
     in_groups,
     recorded_logprobs,
     reward_metrics,
@@ -77,6 +78,9 @@ class ReinforcementConfig:
     """Steps between measurements of the KL to the reference (one more forward pass),
     where its weight is 0; and of the scorer, where `policy.behavior` is `sampler`."""
     guards: GuardConfig = GuardConfig()
+    resample: int = 0
+    """So many times a step, groups whose rewards are all alike are replaced by groups of other
+    prompts (DAPO's dynamic sampling, which goes on until there are none, and may never end)."""
     own_mistakes: float = 0.0
     """Share of a step's prompts that give way to the policy's own mistakes of earlier steps: a
     prefix at which the critic found a violation of its own, forced again (Self-ReSET's idea; the
@@ -96,10 +100,11 @@ class ReinforcementConfig:
         check_at_least(self, 1, "keep_checkpoints")
         check_between(self, 0, 1, "staleness", "own_mistakes")
         check_at_least(self, 1, "mistakes_kept")
-        if self.staleness and self.own_mistakes:
+        check_at_least(self, 0, "resample")
+        if self.staleness and (self.own_mistakes or self.resample):
             raise ValueError(
-                "own_mistakes with staleness 1: rollouts that are drawn ahead know of no mistakes; "
-                "set one of them to 0"
+                "staleness 1 with own_mistakes or resample: rollouts that are drawn ahead know of "
+                "no verdicts; set staleness or both of them to 0"
             )
         # Greedy rollouts have no gradient.
         check_positive(self, "temperature")
@@ -205,11 +210,15 @@ class Collector:
         else:
             with clock.part("judging"):
                 judged = self._judged(rollouts, generations)
+        asked = list(rollouts)
+        redrawn = self._redrawn(params, step, rollouts, generations, judged, clock)
         reward = rewards_of(judged, step)
         metrics = reward_metrics(judged, generations)
+        if rl.resample:
+            metrics["redrawn"] = redrawn / rl.prompts_per_step
         if rl.own_mistakes:
             told = self.sampler.rule, self.sampler.tokenizer
-            metrics["replayed"] = float(np.mean([r.origin[0] < step for r in rollouts]))
+            metrics["replayed"] = float(np.mean([r.origin[0] != step for r in asked]))
             memory, found = remember(memory, rollouts, generations, judged, *told)
             memory, metrics["mistakes"] = self._kept(memory), float(found)
         traces = pack_traces(generations, self.sampler.rule, self.width)
@@ -253,6 +262,37 @@ class Collector:
 
     def _sampled(self, params: dict, requests: Sequence[Request], step: int) -> list[Generation]:
         return self.sampler(params["model"], requests, jax.random.fold_in(self.key, 2 + step))
+
+    def _redrawn(
+        self,
+        params: dict,
+        step: int,
+        rollouts: list[Rollout],
+        generations: list[Generation],
+        judged: list[Judged],
+        clock: Clock,
+    ) -> int:
+        """Puts other groups in the places of those that teach nothing, and says how many. They are
+        what a step behind the last one would draw, from its prompts and with its keys."""
+        rl, count = self.config, 0
+        for again in range(1, rl.resample + 1):
+            flat = flat_groups(rewards_of(judged, step), rl.group_size)
+            if not flat:
+                break
+            count += len(flat)
+            later = rl.steps * again + step
+            prompts = self._drawn(later)
+            check_rollouts(prompts, rl.prompts_per_step, rl.policy.max_drawn)
+            grouped, group = in_groups(prompts, rl.group_size)
+            rows = [row for row, number in enumerate(group) if number in flat]
+            fresh = [grouped[row] for row in rows]
+            with clock.part("sampling"):
+                drawn = self._sampled(params, [r.request for r in fresh], later)
+            with clock.part("judging"):
+                verdicts = self._judged(fresh, drawn)
+            for row, rollout, generation, verdict in zip(rows, fresh, drawn, verdicts, strict=True):
+                rollouts[row], generations[row], judged[row] = rollout, generation, verdict
+        return count
 
     def _judged(
         self, rollouts: Sequence[Rollout], generations: Sequence[Generation]

@@ -16,10 +16,18 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from rlbf_jax.objectives.masked import Term, masked_sum, masked_term, per_row_mean
 
-Normalization = Literal["trajectory", "sequence", "token"]
+Normalization = Literal["trajectory", "sequence", "token", "constant"]
 """How a surrogate weighs ids. `trajectory`: summed over a response, mean over responses, as in the
 gradient of an expected return; `sequence`: mean over a response's ids, then over responses (GRPO as
-published); `token`: mean over all ids."""
+published); `token`: mean over all ids (DAPO); `constant`: summed over all ids, over responses times
+the most ids that one may have (Dr. GRPO)."""
+Baseline = Literal["standardized", "centered", "leave_one_out"]
+"""What a group's rewards are compared to: see `group_advantages`."""
+Ratio = Literal["token", "sequence"]
+"""Of which probabilities a surrogate's ratio is: each id's, or the geometric mean of a response's
+(GSPO)."""
+KlEstimator = Literal["k1", "k2", "k3"]
+"""See `kl_estimate`."""
 
 
 class GroupAdvantages(NamedTuple):
@@ -37,9 +45,13 @@ def group_advantages(
     group: Int[Array, " B"],
     num_groups: int,
     eps: float = 1e-4,
+    baseline: Baseline = "standardized",
 ) -> GroupAdvantages:
-    """(r - mean of the group) / (standard deviation of the group + eps),
-    GRPO (Shao et al. 2024, eq. 3).
+    """Rewards of a group's n scored members against each other:
+
+    standardized    (r - mean) / (standard deviation + eps)     GRPO, Shao et al. 2024, eq. 3
+    centered        r - mean                                    Dr. GRPO, Liu et al. 2025
+    leave_one_out   r - mean of the others = n / (n - 1) (r - mean)     RLOO, Ahmadian et al. 2024
 
     Args:
       reward: [B] float32.
@@ -61,7 +73,12 @@ def group_advantages(
     least = jax.ops.segment_min(jnp.where(scored, reward, jnp.inf), group, num_groups)
     flat = ((deviation < 1e-6) | (most == least)) & (count > 0)
     zero = Term(jnp.sum(flat, dtype=jnp.float32), jnp.sum(count > 0, dtype=jnp.float32))
-    advantage = jnp.where(flat[group], 0.0, centered / (deviation[group] + eps))
+    advantage = centered
+    if baseline == "standardized":
+        advantage = centered / (deviation[group] + eps)
+    elif baseline == "leave_one_out":
+        advantage = centered * (count / jnp.maximum(count - 1, 1))[group]
+    advantage = jnp.where(flat[group], 0.0, advantage)
     return GroupAdvantages(advantage, zero)
 
 
@@ -126,21 +143,38 @@ def clipped_surrogate(
     action: Bool[Array, "B T"],
     clip: float,
     normalization: Normalization,
+    *,
+    clip_high: float | None = None,
+    ratio: Ratio = "token",
+    most: int | None = None,
 ) -> tuple[Term, Term]:
     """PPO's clipped objective as a loss, and the share of clipped ids.
 
-    -E min(ratio A, clip(ratio, 1 - clip, 1 + clip) A), ratio = exp(logprobs - behavior).
+    -E min(ratio A, clip(ratio, 1 - clip, 1 + clip_high) A), ratio = exp(logprobs - behavior).
+
+    Args:
+      clip_high: None: as `clip`; above it, DAPO's clip-higher.
+      ratio: `sequence`: s = exp(mean of a row's log-ratios) at each of its ids, with the gradient
+        s grad log p of that id (GSPO-token, Zheng et al. 2025).
+      most: ids that a row may have, of normalization `constant`; None: T.
     """
+    high = clip if clip_high is None else clip_high
     log_ratio = jnp.where(action, logprobs - behavior, 0.0)
-    ratio = jnp.exp(log_ratio)
-    loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
-    clipped = masked_term((jnp.abs(ratio - 1) > clip).astype(jnp.float32), action)
+    if ratio == "sequence":
+        mean = jax.lax.stop_gradient(per_row_mean(log_ratio, action))[:, None]
+        log_ratio = mean + jnp.where(action, logprobs - jax.lax.stop_gradient(logprobs), 0.0)
+    r = jnp.exp(log_ratio)
+    loss = -jnp.minimum(r * advantage, jnp.clip(r, 1 - clip, 1 + high) * advantage)
+    outside = (r < 1 - clip) | (r > 1 + high)
+    clipped = masked_term(outside.astype(jnp.float32), action)
     if normalization == "token":
         return masked_term(loss, action), clipped
     rows = jnp.sum(jnp.any(action, axis=1), dtype=jnp.float32)
-    if normalization == "trajectory":
-        return Term(masked_sum(loss, action), rows), clipped
-    return Term(jnp.sum(per_row_mean(loss, action)), rows), clipped
+    if normalization == "sequence":
+        return Term(jnp.sum(per_row_mean(loss, action)), rows), clipped
+    if normalization == "constant":
+        rows *= action.shape[1] if most is None else most
+    return Term(masked_sum(loss, action), rows), clipped
 
 
 def value_loss(
@@ -159,9 +193,19 @@ def value_loss(
 
 
 def kl_estimate(
-    logprobs: Float[Array, "*shape"], reference: Float[Array, "*shape"]
+    logprobs: Float[Array, "*shape"],
+    reference: Float[Array, "*shape"],
+    estimator: KlEstimator = "k3",
 ) -> Float[Array, "*shape"]:
-    """Unbiased, non-negative estimate of KL(policy || reference) at drawn ids:
-    r - 1 - log r, r = p_ref / p."""
+    """Estimate of KL(policy || reference) at drawn ids, d = log p_ref - log p (Schulman 2020):
+
+    k1  -d                  unbiased, of either sign; as a loss its gradient is zero on average
+    k2  d^2 / 2             biased and non-negative; as a loss its gradient is the KL's
+    k3  exp(d) - 1 - d      unbiased and non-negative; GRPO's
+    """
     log_ratio = reference - logprobs
+    if estimator == "k1":
+        return -log_ratio
+    if estimator == "k2":
+        return jnp.square(log_ratio) / 2
     return jnp.exp(log_ratio) - 1 - log_ratio

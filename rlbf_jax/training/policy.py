@@ -21,7 +21,10 @@ from rlbf_jax.errors import UserError
 from rlbf_jax.models.transformer import ModelConfig, ValueHead
 from rlbf_jax.objectives.masked import Term, masked_term
 from rlbf_jax.objectives.policy import (
+    Baseline,
+    KlEstimator,
     Normalization,
+    Ratio,
     clipped_surrogate,
     generalized_advantages,
     group_advantages,
@@ -41,16 +44,41 @@ FEATURES = 4
 """Width of `trace_features`."""
 
 
+class Algorithm(NamedTuple):
+    """What an algorithm's name stands for, where the configuration does not say otherwise."""
+
+    baseline: Baseline | None
+    """None: generalized advantages of a value head."""
+    normalization: Normalization = "trajectory"
+    clip_high: float | None = None
+
+
+ALGORITHMS = {
+    "ppo": Algorithm(None),
+    "grpo": Algorithm("standardized"),
+    "dr_grpo": Algorithm("centered", "constant"),
+    "dapo": Algorithm("standardized", "token", 0.28),
+    "rloo": Algorithm("leave_one_out"),
+}
+"""docs/objectives.md has each as a formula, with its source."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
     """Loss of the reinforcement update. The paper names GRPO and the form of the sum;
     every number here is ours."""
 
-    algorithm: Literal["ppo", "grpo"] = "ppo"
+    algorithm: Literal["ppo", "grpo", "dr_grpo", "dapo", "rloo"] = "ppo"
+    """`dapo` is whole with `reinforcement.resample` of 1 or more."""
     clip: float = 0.2
-    normalization: Normalization = "trajectory"
-    """`trajectory` is the gradient of J_RL; `sequence` is GRPO as published, and thins a
-    directive's two ids out among all ids of the response."""
+    clip_high: float | None = None
+    """Upper bound of the ratio, less 1; None: the algorithm's, which is `clip` but for `dapo`."""
+    ratio: Ratio = "token"
+    """`sequence`: of whole responses, as in GSPO; not for PPO, whose advantages are of ids."""
+    normalization: Normalization | None = None
+    """None: the algorithm's. `trajectory`, of PPO, GRPO and RLOO here, is the gradient of J_RL;
+    `sequence` is GRPO as published, and thins a directive's two ids out among all ids of the
+    response."""
     gae_lambda: float = 0.95
     """PPO only. Safe under REWIND because the value head sees features
     of what was retracted; 1 otherwise."""
@@ -60,6 +88,7 @@ class PolicyConfig:
     """lambda_SFT. Published nowhere; at 0 the toy policy collapses."""
     kl_weight: float = 0.0
     """Against the SFT checkpoint under the same grammar mask."""
+    kl_estimator: KlEstimator = "k3"
     entropy_weight: float = 0.0
     retracted_advantage: Literal["keep", "drop_positive"] = "keep"
     """`drop_positive` withholds praise from ids that were taken back: violate-then-retract pays
@@ -81,12 +110,27 @@ class PolicyConfig:
                 "policy.behavior sampler is for GRPO: PPO needs the values of the pass that it "
                 "saves; set --reinforcement.policy.algorithm grpo"
             )
-        check_positive(self, "clip", "correction_cap")
+        if self.algorithm == "ppo" and self.ratio == "sequence":
+            raise UserError(
+                "policy.ratio sequence is for algorithms that compare the responses of a group; "
+                "set --reinforcement.policy.algorithm grpo, or another of them"
+            )
+        check_positive(self, "clip", "clip_high", "correction_cap")
         check_between(self, 0, 1, "gae_lambda")
         check_at_least(
             self, 0, "value_weight", "value_clip", "sft_weight", "kl_weight", "entropy_weight"
         )
         check_at_least(self, 1, "max_drawn")
+
+    @property
+    def chosen(self) -> Algorithm:
+        """The algorithm, with what is configured in place of what is its own."""
+        own = ALGORITHMS[self.algorithm]
+        return Algorithm(
+            own.baseline,
+            own.normalization if self.normalization is None else self.normalization,
+            own.clip_high if self.clip_high is None else self.clip_high,
+        )
 
 
 class Measured(NamedTuple):
@@ -182,8 +226,11 @@ def measure(
     scored = jnp.isfinite(reward)
     reward = jnp.where(scored, reward, 0.0)
     action = traces.is_action & scored[:, None]
-    groups = group_advantages(reward, scored, group, num_groups)
-    if config.algorithm == "ppo":
+    baseline = config.chosen.baseline
+    groups = group_advantages(
+        reward, scored, group, num_groups, baseline=baseline or "standardized"
+    )
+    if baseline is None:
         advantage, returns = generalized_advantages(
             terminal_rewards(reward, action), value, action, config.gae_lambda
         )
@@ -229,9 +276,11 @@ def policy_terms(
     """unpack -> forward -> log-probabilities -> loss terms, each with its denominator."""
     traces, m, guidance = batch
     logprobs, entropy, value = read_traces(model, params, rule, traces, semantics, config.max_drawn)
+    _, normalization, clip_high = config.chosen
     policy, clipped = clipped_surrogate(
-        logprobs, m.behavior, m.advantage, m.action, config.clip, config.normalization
-    )
+        logprobs, m.behavior, m.advantage, m.action, config.clip, normalization,
+        clip_high=clip_high, ratio=config.ratio, most=config.max_drawn,
+    )  # fmt: skip
     terms = {
         "policy": policy,
         "guidance": supervised_nll(model, params["model"], rule, guidance, semantics),
@@ -241,7 +290,8 @@ def policy_terms(
     if config.algorithm == "ppo":
         terms["value"] = value_loss(value, m.value, m.returns, m.action, config.value_clip)
     if config.kl_weight:
-        kl = kl_estimate(jnp.where(m.action, logprobs, 0.0), jnp.where(m.action, m.reference, 0.0))
+        ours, theirs = (jnp.where(m.action, x, 0.0) for x in (logprobs, m.reference))
+        kl = kl_estimate(ours, theirs, config.kl_estimator)
         terms["kl"] = masked_term(kl, m.action)
     return terms
 
@@ -260,8 +310,10 @@ def policy_denominators(config: PolicyConfig, batch: PolicyBatch) -> dict[str, A
     """Denominators of a whole batch, whatever its microbatches."""
     actions = jnp.sum(batch.measured.action, dtype=jnp.float32)
     rows = jnp.sum(jnp.any(batch.measured.action, axis=1), dtype=jnp.float32)
+    most = config.max_drawn or batch.measured.action.shape[1]
+    of_policy = {"token": actions, "constant": rows * most}
     return {
-        "policy": actions if config.normalization == "token" else rows,
+        "policy": of_policy.get(config.chosen.normalization, rows),
         "guidance": count_targets(batch.guidance),
         "entropy": actions,
         "value": actions,

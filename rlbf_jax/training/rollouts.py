@@ -100,6 +100,16 @@ def rewards_of(judged: Sequence[Judged], step: int) -> np.ndarray:
     return reward
 
 
+def flat_groups(reward: np.ndarray, size: int) -> list[int]:
+    """Groups of `size` rows each that teach nothing: no two judged rewards differ."""
+    found = []
+    for number, group in enumerate(reward.reshape(-1, size)):
+        judged = group[np.isfinite(group)]
+        if len(judged) < 2 or judged.max() - judged.min() < 1e-6:
+            found.append(number)
+    return found
+
+
 def reward_metrics(judged: Sequence[Judged], generations: Sequence[Generation]) -> dict[str, float]:
     """Means over a step's rollouts; NaN-free, unjudged ones counted apart."""
     outcomes = [j.outcome for j in judged if j.outcome is not None]

@@ -31,7 +31,14 @@ from rlbf_jax.training import guards
 from rlbf_jax.training.journal import read_journal
 from rlbf_jax.training.loop import Loop
 from rlbf_jax.training.optimizer import OptimizerConfig
-from rlbf_jax.training.policy import Measured, PolicyConfig, PolicyGradient, init_policy
+from rlbf_jax.training.policy import (
+    ALGORITHMS,
+    Algorithm,
+    Measured,
+    PolicyConfig,
+    PolicyGradient,
+    init_policy,
+)
 from rlbf_jax.training.rollouts import Rollout
 from rlbf_jax.training.supervised import Rows
 from tests.fakes import LetterTokenizer, random_model
@@ -435,11 +442,69 @@ def test_own_mistakes_are_replayed_and_a_struck_run_goes_on_to_the_bit(tmp_path)
         assert one.read_bytes() == other.read_bytes()
 
 
+class Told(Collector):
+    """Whoever answers a prompt that begins with "a" is told the same."""
+
+    def _judged(self, rollouts, generations):
+        judged = super()._judged(rollouts, generations)
+        return [
+            dataclasses.replace(j, reward=0.5 if r.request.prompt[0] == "a" else len(g.trace) / 7)
+            for r, g, j in zip(rollouts, generations, judged, strict=True)
+        ]
+
+
+def told(**fields):
+    plain = collector(**fields)
+    return Told(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain) if f.init})
+
+
+def test_groups_that_teach_nothing_are_drawn_again_from_prompts_behind_the_last_step():
+    plain = told()
+    params = first_params(plain)
+    before = plain(params, (), 0)
+    for times in (1, 2):
+        again = told(resample=times)
+        found = again(params, (), 0)
+        rows = found.rows["rollouts"]
+        # Prompts of step 3 x times, in the place of "a"; the answers to "bb" stay.
+        assert rows[SIZE:] == before.rows["rollouts"][SIZE:]
+        assert [row["prompt"] for row in rows[:SIZE]] == ["a" + "x" * 3 * times] * SIZE
+        assert found.metrics["redrawn"] == times / 2 and "redrawn" not in before.metrics
+        assert again(params, (), 0).rows == found.rows
+        measured = jax.tree.map(np.asarray, next(iter(found.batches)).measured)
+        assert not measured.advantage[:SIZE].any() and measured.advantage[SIZE:].any()
+
+
+def test_algorithms_stand_for_what_their_papers_say():
+    chosen = {name: PolicyConfig(name).chosen for name in ALGORITHMS}
+    assert chosen["ppo"] == Algorithm(None, "trajectory", None)
+    assert chosen["dapo"] == Algorithm("standardized", "token", 0.28)
+    assert chosen["dr_grpo"] == Algorithm("centered", "constant", None)
+    assert chosen["rloo"].baseline == "leave_one_out"
+    own = PolicyConfig("dapo", normalization="sequence", clip_high=0.3).chosen
+    assert own == Algorithm("standardized", "sequence", 0.3)
+    with pytest.raises(UserError, match="policy.ratio sequence"):
+        PolicyConfig("ppo", ratio="sequence")
+
+
+@pytest.mark.parametrize("algorithm", ["dr_grpo", "dapo", "rloo"])
+def test_every_algorithm_updates(algorithm, tmp_path):
+    collect = collector(steps=1)
+    policy = PolicyConfig(algorithm, kl_weight=0.1, kl_estimator="k2", ratio="sequence")
+    config = dataclasses.replace(collect.config, policy=policy)
+    gradient = dataclasses.replace(collect.gradient, config=policy)
+    collect = dataclasses.replace(collect, config=config, gradient=gradient)
+    after = improve(collect, Loop(tmp_path, "rlbf", 1, 2, collect.mesh))
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after, collect.reference)
+    assert 0 < max(jax.tree.leaves(moved)) < 0.1
+
+
 def test_no_share_remembers_nothing():
     assert collector().nothing == () and mistaken(share=0.0).nothing == ()
     assert mistaken().nothing.prefix.shape == (3, WIDTH)
-    with pytest.raises(ValueError, match="own_mistakes with staleness"):
-        ReinforcementConfig(staleness=1, own_mistakes=0.1)
+    for wrong in ({"own_mistakes": 0.1}, {"resample": 1}):
+        with pytest.raises(ValueError, match="staleness 1 with own_mistakes or resample"):
+            ReinforcementConfig(staleness=1, **wrong)
 
 
 def test_no_steps_keep_the_reference(tmp_path):

@@ -18,7 +18,7 @@ from rlbf_jax.objectives.policy import (
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
-NORMALIZATIONS = ["trajectory", "sequence", "token"]
+NORMALIZATIONS = ["trajectory", "sequence", "token", "constant"]
 
 
 def holes(rng, rows=5, time=9):
@@ -184,24 +184,79 @@ def test_whitened_values_have_zero_mean_and_unit_variance_where_they_count(seed)
 # Surrogate, value, KL ---------------------------------------------------------------------------
 
 
-def slow_surrogate(logprobs, behavior, advantage, action, clip, normalization):
+def slow_surrogate(
+    logprobs, behavior, advantage, action, clip, normalization, high=None, of="token"
+):
     """The loss and the share of clipped ids, id by id."""
     rows, clipped = [], []
+    high = clip if high is None else high
     for b in range(action.shape[0]):
         losses = []
-        for t in np.flatnonzero(action[b]):
-            ratio = np.exp(float(logprobs[b, t]) - float(behavior[b, t]))
-            a = float(advantage[b, t])
-            losses.append(-min(ratio * a, min(max(ratio, 1 - clip), 1 + clip) * a))
-            clipped.append(not 1 - clip <= ratio <= 1 + clip)
+        ratios = {
+            t: float(logprobs[b, t]) - float(behavior[b, t]) for t in np.flatnonzero(action[b])
+        }
+        if of == "sequence":
+            ratios = dict.fromkeys(ratios, np.mean(list(ratios.values())) if ratios else 0.0)
+        for t, log_ratio in ratios.items():
+            ratio, a = np.exp(log_ratio), float(advantage[b, t])
+            losses.append(-min(ratio * a, min(max(ratio, 1 - clip), 1 + high) * a))
+            clipped.append(not 1 - clip <= ratio <= 1 + high)
         rows.append(losses)
     rows = [r for r in rows if r]
     mean = {
         "token": lambda: np.mean([x for r in rows for x in r]),
         "sequence": lambda: np.mean([np.mean(r) for r in rows]),
         "trajectory": lambda: np.mean([np.sum(r) for r in rows]),
+        "constant": lambda: np.mean([np.sum(r) / action.shape[1] for r in rows]),
     }[normalization]
     return mean(), np.mean(clipped)
+
+
+@pytest.mark.parametrize("of", ["token", "sequence"])
+@given(seed=SEEDS, normalization=st.sampled_from(NORMALIZATIONS))
+def test_clip_higher_and_ratios_of_responses_equal_a_loop_over_ids(of, seed, normalization):
+    rng = np.random.default_rng(seed)
+    action = holes(rng)
+    action[1, 2] = True
+    draws = jnp.asarray(rng.normal(scale=0.4, size=(3, *action.shape)), jnp.float32)
+    how = {"clip_high": 0.28, "ratio": of}
+    loss, clipped = clipped_surrogate(*draws, jnp.asarray(action), 0.1, normalization, **how)
+    wanted = slow_surrogate(*np.asarray(draws), action, 0.1, normalization, 0.28, of)
+    assert float(loss.mean) == pytest.approx(wanted[0], abs=1e-4)
+    assert float(clipped.mean) == pytest.approx(wanted[1], abs=1e-6)
+
+
+@given(seed=SEEDS)
+def test_the_gradient_of_a_response_s_ratio_is_that_of_gspo(seed):
+    """One advantage a response, mean over its ids: grad of -min(s A, clip(s) A) for
+    s = exp(mean log-ratio), written down without the detour over ids."""
+    rng = np.random.default_rng(seed)
+    action = jnp.asarray(holes(rng))
+    logprobs, behavior = jnp.asarray(rng.normal(scale=0.2, size=(2, *action.shape)), jnp.float32)
+    advantage = jnp.asarray(rng.normal(size=action.shape[0]), jnp.float32)
+
+    def direct(x):
+        count = jnp.sum(action, axis=1)
+        mean = jnp.sum(jnp.where(action, x - behavior, 0), axis=1) / jnp.maximum(count, 1)
+        s = jnp.exp(mean)
+        loss = -jnp.minimum(s * advantage, jnp.clip(s, 0.9, 1.2) * advantage)
+        return jnp.sum(jnp.where(count > 0, loss, 0)) / jnp.maximum(jnp.sum(count > 0), 1)
+
+    def ours(x):
+        wide = jnp.broadcast_to(advantage[:, None], action.shape)
+        how = {"clip_high": 0.2, "ratio": "sequence"}
+        return clipped_surrogate(x, behavior, wide, action, 0.1, "sequence", **how)[0].mean
+
+    assert float(ours(logprobs)) == pytest.approx(float(direct(logprobs)), abs=1e-5)
+    np.testing.assert_allclose(jax.grad(ours)(logprobs), jax.grad(direct)(logprobs), atol=1e-5)
+
+
+def test_constant_normalization_counts_the_ids_there_might_have_been():
+    action = jnp.asarray([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+    ones, zeros = jnp.ones((3, 4)), jnp.zeros((3, 4))
+    of = lambda most: clipped_surrogate(zeros, zeros, ones, action, 0.2, "constant", most=most)[0]  # noqa: E731
+    assert float(of(None).mean) == pytest.approx(-3 / (2 * 4))
+    assert float(of(10).mean) == pytest.approx(-3 / (2 * 10))
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -231,6 +286,7 @@ def test_on_policy_the_gradient_is_that_of_the_policy_gradient_theorem(normaliza
         "token": np.full(action.shape, 1 / action.sum()),
         "sequence": np.repeat(1 / (4 * np.maximum(action.sum(1, keepdims=True), 1)), 9, axis=1),
         "trajectory": np.full(action.shape, 1 / 4),
+        "constant": np.full(action.shape, 1 / (4 * 9)),
     }[normalization]
     np.testing.assert_allclose(jax.grad(loss)(logprobs), -advantage * weight * action, atol=1e-6)
 
@@ -297,3 +353,46 @@ def test_kl_estimate_is_never_negative_and_unbiased():
     assert (np.asarray(estimate) >= 0).all()
     exact = jnp.sum(jnp.exp(p) * (p - q))
     assert float(jnp.sum(jnp.exp(p) * estimate)) == pytest.approx(float(exact), abs=1e-6)
+
+
+def test_kl_estimators_are_those_of_their_names():
+    """k1 and k3 are unbiased; k2's gradient is the KL's, k1's is zero on average."""
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(2, 6)).astype(np.float32)
+    q = jax.nn.log_softmax(jnp.asarray(y))
+
+    def exact(logits):
+        p = jax.nn.log_softmax(logits)
+        return jnp.sum(jnp.exp(p) * (p - q))
+
+    def as_loss(logits, name):
+        """What samples average to: the weights of what was drawn have no gradient."""
+        p = jax.nn.log_softmax(logits)
+        return jnp.sum(jax.lax.stop_gradient(jnp.exp(p)) * kl_estimate(p, q, name))
+
+    wanted, gradient = jax.value_and_grad(exact)(jnp.asarray(x))
+    found = {n: jax.value_and_grad(as_loss)(jnp.asarray(x), n) for n in ("k1", "k2", "k3")}
+    for name in ("k1", "k3"):
+        assert float(found[name][0]) == pytest.approx(float(wanted), abs=1e-6)
+    np.testing.assert_allclose(found["k1"][1], 0, atol=1e-6)
+    np.testing.assert_allclose(found["k2"][1], gradient, atol=1e-6)
+    assert float(found["k2"][0]) > 0 and np.abs(found["k3"][1] - gradient).max() > 1e-3
+    assert (kl_estimate(q, q, "k2") == 0).all()
+
+
+@given(seed=SEEDS)
+def test_baselines_of_groups_equal_loops_over_members(seed):
+    rng = np.random.default_rng(seed)
+    reward = rng.normal(size=9).astype(np.float32)
+    scored, group = rng.random(9) < 0.8, np.sort(rng.integers(0, 3, 9)).astype(np.int32)
+    arrays = jnp.asarray(reward), jnp.asarray(scored), jnp.asarray(group), 3
+    centered = group_advantages(*arrays, baseline="centered").advantage
+    left_out = group_advantages(*arrays, baseline="leave_one_out").advantage
+    for row in range(9):
+        mates = [i for i in range(9) if group[i] == group[row] and scored[i]]
+        others = [reward[i] for i in mates if i != row]
+        if not scored[row] or not others:
+            assert centered[row] == left_out[row] == 0
+            continue
+        assert centered[row] == pytest.approx(reward[row] - np.mean(reward[mates]), abs=1e-5)
+        assert left_out[row] == pytest.approx(reward[row] - np.mean(others), abs=1e-5)
