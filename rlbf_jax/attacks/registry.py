@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from rlbf_jax.attacks import decoding, direct
 from rlbf_jax.attacks.base import AttackSpec, Scene, Victim
 from rlbf_jax.attacks.forced import further, geometry, late, middle_filling, prefilling
-from rlbf_jax.attacks.search import optimized
+from rlbf_jax.attacks.search import optimized, rank_prefilling
 
 __all__ = ["ATTACKS", "STANDARD", "AttackSpec", "Names", "Scene", "Victim", "spec_of"]
 
@@ -27,6 +27,7 @@ ATTACKS: dict[str, AttackSpec] = {
         *late.SPECS,
         *further.SPECS,
         *optimized.SPECS,
+        *rank_prefilling.SPECS,
     )
 }
 """THE list. The order is that of default evaluations and of the report's rows."""

@@ -62,10 +62,8 @@ def searched(evaluator: Evaluator, name: str, n: int, config: OptimizedConfig) -
     )
     if all(attempt.search is not None for attempt in made):
         found += [_loss_record(found[0], metric, made) for metric in ("target_loss", "start_loss")]
-    found = [
-        dataclasses.replace(record, knobs={**record.knobs, **_search_knobs(config)})
-        for record in found
-    ]
+    knobs = _search_knobs(config) if own else _plain(spec.options)
+    found = [dataclasses.replace(record, knobs={**record.knobs, **knobs}) for record in found]
     lines = [
         row if a.search is None else row | {"search": _search_json(a.search)}
         for row, a in zip(rows, made, strict=True)
@@ -88,6 +86,11 @@ def _search_knobs(config: OptimizedConfig) -> dict[str, Any]:
         if field.name in ("steps", "search_width") or value != getattr(default.search, field.name):
             found[field.name] = list(value) if isinstance(value, tuple) else value
     return {"candidates": config.search.steps * config.search.search_width, **found}
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    """Options of an attack that searches no suffix."""
+    return dataclasses.asdict(options) if dataclasses.is_dataclass(options) else {}  # type: ignore[arg-type]
 
 
 def _id(name: str, index: int) -> int:
