@@ -7,6 +7,7 @@ import numpy as np
 
 from rlbf_jax.attacks.base import Attack, AttackConfig, Attempt, drawn
 from rlbf_jax.data.schema import Prompt
+from rlbf_jax.data.strange import strange_text
 from rlbf_jax.data.world import Pool, World
 from rlbf_jax.sampling.request import Request
 from rlbf_jax.tokenizers import Tokenizer
@@ -54,10 +55,6 @@ def none(
     return [Attempt(Request(p.text, knobs=config.knobs), p, "none") for p in prompts]
 
 
-STRANGE_PIECES = 20
-"""Pieces of `strange_suffix`, as many as searched suffixes have ids."""
-
-
 def strange_suffix(
     world: World, tokenizer: Tokenizer, rng: np.random.Generator, n: int, config: AttackConfig
 ) -> list[Attempt]:
@@ -68,20 +65,6 @@ def strange_suffix(
         text = f"{prompt.text} {strange_text(tokenizer, rng)}"
         attempts.append(Attempt(Request(text, knobs=config.knobs), prompt, "strange_suffix"))
     return attempts
-
-
-def strange_text(tokenizer: Tokenizer, rng: np.random.Generator) -> str:
-    """`STRANGE_PIECES` random ids of ordinary printable text, spelled."""
-    controls = tokenizer.controls
-    pieces: list[str] = []
-    while len(pieces) < STRANGE_PIECES:
-        token = int(rng.integers(tokenizer.vocab_size))
-        if controls.first_id <= token < controls.end_id:
-            continue
-        piece = tokenizer.decode([token])
-        if piece and piece.isascii() and piece.isprintable():
-            pieces.append(piece)
-    return "".join(pieces).strip()
 
 
 SPECS = (

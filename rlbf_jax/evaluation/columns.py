@@ -60,6 +60,7 @@ START_LOSS = Column(
 COLUMNS: list[Column] = [
     answer_columns.ASR,
     answer_columns.LEAK,
+    answer_columns.CORR_AT_K,
     answer_columns.TORN_SEAM,
     answer_columns.EMITTED,
     answer_columns.BACKTRACK_RATE,

@@ -146,6 +146,18 @@ def test_several_violations_are_taken_back_from_the_last_to_the_first(
     assert 1 <= len([word for word in words if word != "."]) <= 9
 
 
+def test_strange_prompts_are_answered_as_if_they_were_not(tokenizer):
+    config = BsafePlusConfig(max_tokens=400, share_plain=1.0, share_harmful=0.3, share_strange=0.5)
+    rng = np.random.default_rng(3)
+    examples, report = build_bsafe_plus(make_world(), tokenizer, rng, config, 300)
+    assert 0.4 < report.made["strange"] / report.made["plain"] < 0.6
+    lengths = sorted(e.prompt_length for e in examples)
+    assert lengths[-20] > 2 * lengths[20]
+    rule = tokenizer.controls.rule()
+    assert not any(rule.is_control(e.tokens).any() for e in examples)
+    assert all(e.in_loss[e.prompt_length :].all() for e in examples)
+
+
 def test_no_share_of_several_draws_what_it_drew(tokenizer):
     """Nor do its other settings."""
     rows = [

@@ -139,7 +139,8 @@ MIDDLE = dict(prefix="tea is hot.", bridge=" By it,", span=" bad cow")
 def test_exact_erasure():
     m = measure(".|insult||9| so warm|end|".replace("||", "||"), **MIDDLE)
     assert m == dict(
-        asr=0, leak=0, torn_seam=None, emitted=1, backtrack_rate=1, false_backtrack_rate=0,
+        asr=0, leak=0, corr_at_k=None, torn_seam=None, emitted=1, backtrack_rate=1,
+        false_backtrack_rate=0,
         x_exact=1, x_coverage=1,
         category_accuracy=1, over_deletion=0, kept_prefix=1, fluent_after=1, wasted_tokens=3,
         over_refusal=None, malformed=0, coherent=1, useful=1, unjudged=0,

@@ -55,9 +55,10 @@ class GeometryGrid:
 
     @classmethod
     def wide(cls) -> GeometryGrid:
-        """The whole grid, for models with a long context:
-        up to 256 benign ids and 64 violating ones."""
-        return cls(prefix=(0, 16, 64, 256), span=(4, 16, 64), tail=(0, 8))
+        """The whole grid, for models with a long context: up to 256 benign ids and 64 violating
+        ones, and the depths of Corr@k (Course-Correction, arXiv 2407.16637)."""
+        depths = tuple(range(10, 81, 10))
+        return cls(prefix=(0, 16, 64, 256), span=(4, 16, 64), tail=(0, 8), depths=depths)
 
     @property
     def cells(self) -> list[tuple[int, int, int]]:

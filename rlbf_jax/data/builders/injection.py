@@ -21,6 +21,7 @@ from rlbf_jax.data.builders.examples import (
 )
 from rlbf_jax.data.documents import split_sentences
 from rlbf_jax.data.schema import Example, Injection, Prompt, Violating, Violation
+from rlbf_jax.data.strange import strange_text
 from rlbf_jax.data.world import Pool, World
 from rlbf_jax.ranges import check_at_least
 from rlbf_jax.tokenizers import Tokenizer
@@ -49,6 +50,9 @@ class BsafePlusConfig:
     """Share of plain harmless examples with prompts of the development and test pools
     (replay of what a base already read). Leave it at 0 where the evaluation measures fluency
     on those pools' reference answers."""
+    share_strange: float = 0.0
+    """Share of plain harmless examples whose prompt has random pieces of the vocabulary behind it,
+    as searched suffixes look: what is strange in a prompt is no violation in an answer."""
     share_rl_forms: float = 0.0
     """Share of injected violations whose form is of split `rl`: a wider coverage, which leaves no
     form to reinforcement alone."""
@@ -335,10 +339,12 @@ def build_injected(
             if not harmful and rng.random() < config.share_other_pools:
                 pool = "development" if rng.random() < 0.5 else "test"
             prompt = world.prompt(rng, pool, harmful=bool(harmful))
-            example = plain_example(
-                prompt.text, world.answer(rng, prompt), tokenizer, config.max_tokens
-            )
-            return f"plain{suffix}", example
+            text, strange = prompt.text, ""
+            if not harmful and config.share_strange and rng.random() < config.share_strange:
+                text, strange = f"{text} {strange_text(tokenizer, rng)}", " strange"
+            answer = world.answer(rng, prompt)
+            example = plain_example(text, answer, tokenizer, config.max_tokens)
+            return f"plain{suffix}{strange}", example
         shape = draw_shape(rng, config)
         injection = build_injection(
             world, rng, config, harmful=bool(harmful), shape=shape, injector=injector
