@@ -271,8 +271,9 @@ def make_base(run: Run, config: BaseStage) -> None:
         )
         run.keep(run.model, made)
         return
-    objective = supervised_objective(run.model, run.rule(config.rule), config.semantics)
-    supervised = config.pretraining
+    supervised, rule = config.pretraining, run.rule(config.rule)
+    weight = supervised.directive_weight
+    objective = supervised_objective(run.model, rule, config.semantics, weight)
     loop = run.loop(supervised.steps, supervised.checkpoint_every, supervised.keep_checkpoints)
     optimizer = make_optimizer(supervised.optimizer, supervised.steps, name=loop.name)
     learner = Learner(objective, optimizer, run.initial_params, run.mesh, supervised.accumulate)
@@ -354,8 +355,9 @@ def train_supervised(run: Run, config: SupervisedStage) -> None:
     rule = run.rule(config.rule)
     model = run.tuned(config.lora, rule)
     trained, frozen = split(run.trainable(config.start, config.lora, rule))
-    objective = supervised_objective(model, rule, config.semantics)
     supervised = config.training
+    weight = supervised.directive_weight
+    objective = supervised_objective(model, rule, config.semantics, weight)
     loop = run.loop(supervised.steps, supervised.checkpoint_every, supervised.keep_checkpoints)
     optimizer = make_optimizer(supervised.optimizer, supervised.steps, name=loop.name)
     learner = Learner(objective, optimizer, trained, run.mesh, supervised.accumulate, frozen)

@@ -64,7 +64,7 @@ def linear_nll(
     hidden: Float[Array, "B T D"],
     table: Float[Array, "V D"],
     targets: Int[Array, "B T"],
-    counts: Bool[Array, "B T"],
+    counts: Bool[Array, "B T"] | Float32[Array, "B T"],
 ) -> Float32[Array, ""]:
     """Summed negative log-likelihood of targets under softmax(hidden @ table.T),
     without a [B, T, V] array.
@@ -76,7 +76,7 @@ def linear_nll(
       hidden: [B, T, D].
       table: [V, D] unembedding.
       targets: [B, T] int32.
-      counts: [B, T] bool, which targets are in the sum.
+      counts: [B, T] bool, which targets are in the sum, or float32, how much each counts.
 
     Returns:
       float32 scalar, nats.
@@ -88,7 +88,7 @@ def _sweep(
     hidden: Float[Array, "B T D"],
     table: Float[Array, "V D"],
     targets: Int[Array, "B T"],
-    counts: Bool[Array, "B T"],
+    counts: Bool[Array, "B T"] | Float32[Array, "B T"],
 ) -> tuple[Float32[Array, ""], Float[Array, "B T D"], Float[Array, "V D"]]:
     """The loss, and its gradients for hidden and table; each device sweeps its own rows, and the
     table's gradient is exchanged once."""
@@ -105,7 +105,7 @@ def _sweep_rows(
     table: Float[Array, "V D"],
     hidden: Float[Array, "B T D"],
     targets: Int[Array, "B T"],
-    counts: Bool[Array, "B T"],
+    counts: Bool[Array, "B T"] | Float32[Array, "B T"],
 ) -> tuple[Float32[Array, ""], Float[Array, "B T D"], Float32[Array, "V D"]]:
     batch, time, width = hidden.shape
     ids = CHUNK if backend() == "cpu" else ids_at_once(table.shape[0])
@@ -129,9 +129,12 @@ def _sweep_rows(
         norm = jnp.sum(mass, axis=-1, keepdims=True)
         nll = jnp.log(norm[:, 0]) + highest[:, 0] - pick(logits, target)
         hit = jnp.arange(wide.shape[0])[None] == target[:, None]
-        slope = jnp.where(counted[:, None], mass / norm - hit, 0.0).astype(hidden.dtype)
+        slope = mass / norm - hit
+        if counted.dtype != bool:
+            slope, nll = slope * counted[:, None], nll * counted
+        slope = jnp.where(counted[:, None] != 0, slope, 0.0).astype(hidden.dtype)
         table_gradient += jnp.matmul(slope.T, flat, preferred_element_type=jnp.float32)
-        return (total + jnp.sum(jnp.where(counted, nll, 0.0)), table_gradient), (
+        return (total + jnp.sum(jnp.where(counted != 0, nll, 0.0)), table_gradient), (
             slope @ wide
         ).reshape(rows.shape)
 

@@ -137,7 +137,8 @@ def _supervised_update(
     def lower() -> jax.stages.Lowered:
         optimizer = make_optimizer(training.optimizer, training.steps, warn=False)
         trees = *lora.split(shapes.parameters(model)), shapes.packed_rows(rows, length)
-        objective = supervised_objective(model, rule, e.semantics)
+        weight = training.directive_weight
+        objective = supervised_objective(model, rule, e.semantics, weight)
         return lowered_update(objective, optimizer, trees, site.mesh, accumulate)
 
     about = f"{rows} rows x {length} ids"

@@ -38,7 +38,7 @@ from rlbf_jax.parallel.mesh import batch_sharding, replicated
 from rlbf_jax.ranges import check_at_least, check_between, check_positive
 from rlbf_jax.sampling.scoring import Traces, hidden_states, layout_of, score, token_scores
 from rlbf_jax.training.learner import Objective
-from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
+from rlbf_jax.training.supervised import Rows, supervised_nll, total_weight
 
 FEATURES = 4
 """Width of `trace_features`."""
@@ -86,6 +86,8 @@ class PolicyConfig:
     value_clip: float = 0.0
     sft_weight: float = 1.0
     """lambda_SFT. Published nowhere; at 0 the toy policy collapses."""
+    directive_weight: float = 1.0
+    """Of control ids among the targets of L_SFT, see `SupervisedConfig`."""
     kl_weight: float = 0.0
     """Against the SFT checkpoint under the same grammar mask."""
     kl_estimator: KlEstimator = "k3"
@@ -115,7 +117,7 @@ class PolicyConfig:
                 "policy.ratio sequence is for algorithms that compare the responses of a group; "
                 "set --reinforcement.policy.algorithm grpo, or another of them"
             )
-        check_positive(self, "clip", "clip_high", "correction_cap")
+        check_positive(self, "clip", "clip_high", "correction_cap", "directive_weight")
         check_between(self, 0, 1, "gae_lambda")
         check_at_least(
             self, 0, "value_weight", "value_clip", "sft_weight", "kl_weight", "entropy_weight"
@@ -283,7 +285,9 @@ def policy_terms(
     )  # fmt: skip
     terms = {
         "policy": policy,
-        "guidance": supervised_nll(model, params["model"], rule, guidance, semantics),
+        "guidance": supervised_nll(
+            model, params["model"], rule, guidance, semantics, config.directive_weight
+        ),
         "entropy": masked_term(entropy, m.action),
         "clipped": clipped,
     }
@@ -306,7 +310,9 @@ def policy_weights(config: PolicyConfig) -> dict[str, float]:
     return {name: weight for name, weight in weights.items() if weight}
 
 
-def policy_denominators(config: PolicyConfig, batch: PolicyBatch) -> dict[str, Array]:
+def policy_denominators(
+    rule: EditRule, config: PolicyConfig, batch: PolicyBatch
+) -> dict[str, Array]:
     """Denominators of a whole batch, whatever its microbatches."""
     actions = jnp.sum(batch.measured.action, dtype=jnp.float32)
     rows = jnp.sum(jnp.any(batch.measured.action, axis=1), dtype=jnp.float32)
@@ -314,7 +320,7 @@ def policy_denominators(config: PolicyConfig, batch: PolicyBatch) -> dict[str, A
     of_policy = {"token": actions, "constant": rows * most}
     return {
         "policy": of_policy.get(config.chosen.normalization, rows),
-        "guidance": count_targets(batch.guidance),
+        "guidance": total_weight(batch.guidance, rule, config.directive_weight),
         "entropy": actions,
         "value": actions,
         "kl": actions,
@@ -336,7 +342,7 @@ class PolicyGradient:
         model, rule, semantics, config = self.model, self.rule, self.semantics, self.config
         return Objective(
             lambda params, batch: policy_terms(model, rule, semantics, config, params, batch),
-            lambda batch: policy_denominators(config, batch),
+            lambda batch: policy_denominators(rule, config, batch),
             policy_weights(config),
         )
 

@@ -12,10 +12,10 @@ from rlbf_jax.directives import EditRule, Semantics, layout
 from rlbf_jax.models import transformer
 from rlbf_jax.models.attention import Visibility
 from rlbf_jax.models.transformer import ModelConfig
-from rlbf_jax.objectives.masked import Term, masked_term
+from rlbf_jax.objectives.masked import Term, masked_sum
 from rlbf_jax.objectives.sft import linear_nll, token_nll
 from rlbf_jax.plain import DECIDES_NOTHING
-from rlbf_jax.ranges import check_at_least
+from rlbf_jax.ranges import check_at_least, check_positive
 from rlbf_jax.sampling.scoring import in_time_chunks
 from rlbf_jax.training.forecast import tell
 from rlbf_jax.training.learner import Learner, Objective
@@ -33,6 +33,9 @@ class SupervisedConfig:
     """Rows an update; each row packs several examples."""
     accumulate: int = 1
     """Microbatches an update; divides `batch_size`."""
+    directive_weight: float = 1.0
+    """Of control ids among the targets; other targets weigh 1. An example has two of them among
+    fifty, and they decide what is taken back. Ours."""
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint_every: int = 50
     keep_checkpoints: int = dataclasses.field(default=1, metadata=DECIDES_NOTHING)
@@ -42,6 +45,7 @@ class SupervisedConfig:
         check_at_least(self, 0, "steps")
         check_at_least(self, 1, "batch_size", "accumulate", "checkpoint_every")
         check_at_least(self, 1, "keep_checkpoints")
+        check_positive(self, "directive_weight")
 
 
 class Rows(NamedTuple):
@@ -59,9 +63,15 @@ def rows_of(batch: dict) -> Rows:
 
 
 def supervised_nll(
-    config: ModelConfig, params: dict, rule: EditRule, rows: Rows, semantics: Semantics
+    config: ModelConfig,
+    params: dict,
+    rule: EditRule,
+    rows: Rows,
+    semantics: Semantics,
+    directive_weight: float = 1.0,
 ) -> Term:
-    """Summed negative log-likelihood (nats) of the ids in the loss, and their number.
+    """Weighted sum of the negative log-likelihoods (nats) of the ids in the loss, and the sum of
+    their weights: 1, and `directive_weight` of control ids.
 
     Rows are read under the same lifetimes as traces are:
     what a directive retracted is seen, or not, as the semantics say.
@@ -73,17 +83,18 @@ def supervised_nll(
         config, params, rows.tokens, Visibility(where.position, rows.segment, died)
     )
 
-    targets, counts = rows.tokens[:, 1:], targets_of(rows)
+    targets, weights = rows.tokens[:, 1:], weights_of(rows, rule, directive_weight)
     if config.final_softcap is None and not config.lora.rank:
         table = transformer.unembedding(config, params)
-        total = linear_nll(hidden[:, :-1], table, targets, counts)
-        return Term(total, jnp.sum(counts, dtype=jnp.float32))
+        total = linear_nll(hidden[:, :-1], table, targets, weights)
+        return Term(total, jnp.sum(weights, dtype=jnp.float32))
 
     def read(params: dict, knobs: tuple, hidden: Array, targets: Array) -> Array:
         return token_nll(transformer.unembed(config, params, hidden), targets)
 
     nll = in_time_chunks(read, params, (), (hidden[:, :-1], targets), config.vocab_size)
-    return masked_term(nll, counts)
+    total = masked_sum(nll * weights, weights != 0)
+    return Term(total, jnp.sum(weights, dtype=jnp.float32))
 
 
 def targets_of(rows: Rows) -> Array:
@@ -91,18 +102,33 @@ def targets_of(rows: Rows) -> Array:
     return rows.in_loss[:, 1:] & (rows.segment[:, 1:] == rows.segment[:, :-1])
 
 
-def count_targets(rows: Rows) -> Array:
+def weights_of(rows: Rows, rule: EditRule, directive_weight: float = 1.0) -> Array:
+    """[B, T - 1]: `targets_of`, or where control ids weigh something else than 1 the weights of
+    all ids as float32."""
+    counts = targets_of(rows)
+    if directive_weight == 1.0:
+        return counts
+    weight = jnp.where(rule.is_control(rows.tokens[:, 1:]), directive_weight, 1.0)
+    return jnp.where(counts, weight, 0.0)
+
+
+def total_weight(rows: Rows, rule: EditRule, directive_weight: float = 1.0) -> Array:
     """The denominator of `supervised_nll`."""
-    return jnp.sum(targets_of(rows), dtype=jnp.float32)
+    return jnp.sum(weights_of(rows, rule, directive_weight), dtype=jnp.float32)
 
 
-def supervised_objective(config: ModelConfig, rule: EditRule, semantics: Semantics) -> Objective:
+def supervised_objective(
+    config: ModelConfig, rule: EditRule, semantics: Semantics, directive_weight: float = 1.0
+) -> Objective:
     """Mean negative log-likelihood of the ids in the loss, over batches of `Rows`."""
 
     def terms(params: dict, rows: Rows) -> dict[str, Term]:
-        return {"nll": supervised_nll(config, params, rule, rows, semantics)}
+        return {"nll": supervised_nll(config, params, rule, rows, semantics, directive_weight)}
 
-    return Objective(terms, lambda rows: {"nll": count_targets(rows)}, {"nll": 1.0})
+    def denominators(rows: Rows) -> dict[str, Array]:
+        return {"nll": total_weight(rows, rule, directive_weight)}
+
+    return Objective(terms, denominators, {"nll": 1.0})
 
 
 def train(learner: Learner, batches: Batches, loop: Loop) -> dict:

@@ -23,7 +23,7 @@ from rlbf_jax.sampling.request import Knobs, Request
 from rlbf_jax.sampling.sampler import Sampler, SamplerConfig
 from rlbf_jax.sampling.scoring import pack_traces, score
 from rlbf_jax.training.state import init_state, make_update
-from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
+from rlbf_jax.training.supervised import Rows, supervised_nll, total_weight
 from tests.fakes import LetterTokenizer
 
 TOKENIZER = LetterTokenizer()
@@ -161,7 +161,7 @@ def test_an_update_reaches_adapters_and_control_rows_alone():
     mesh = make_mesh(devices=jax.devices()[:1])
     update = make_update(
         terms,
-        lambda rows: {"nll": count_targets(rows)},
+        lambda rows: {"nll": total_weight(rows, RULE)},
         {"nll": 1.0},
         optimizer,
         mesh,

@@ -30,7 +30,7 @@ from rlbf_jax.training.policy import (
     policy_weights,
 )
 from rlbf_jax.training.state import init_state, make_update
-from rlbf_jax.training.supervised import Rows, count_targets, supervised_nll
+from rlbf_jax.training.supervised import Rows, supervised_nll, total_weight
 from tests.fakes import LetterTokenizer, random_model
 
 RATE, TIME = 0.1, 40
@@ -67,7 +67,7 @@ def sample(mesh, rows_a_prompt: int = 1, batch_size: int = 16) -> list:
 def supervised_parts():
     return (
         lambda p, rows: {"nll": supervised_nll(MODEL, p, RULE, rows, SEMANTICS)},
-        lambda rows: {"nll": count_targets(rows)},
+        lambda rows: {"nll": total_weight(rows, RULE)},
         {"nll": 1.0},
         PARAMS,
         guidance(),
@@ -87,7 +87,7 @@ def policy_parts(generations):
     )
     return (
         lambda p, batch: policy_terms(MODEL, RULE, SEMANTICS, config, p, batch),
-        lambda batch: policy_denominators(config, batch),
+        lambda batch: policy_denominators(RULE, config, batch),
         policy_weights(config),
         policy,
         PolicyBatch(traces, run(policy)[0], guidance()),
@@ -104,7 +104,7 @@ def adapter_parts():
     )
     return (
         lambda p, rows: {"nll": supervised_nll(model, p, RULE, rows, SEMANTICS)},
-        lambda rows: {"nll": count_targets(rows)},
+        lambda rows: {"nll": total_weight(rows, RULE)},
         {"nll": 1.0},
         fresh,
         guidance(),

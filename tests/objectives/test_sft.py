@@ -41,6 +41,26 @@ def test_value_and_gradients_equal_plain_log_softmax(monkeypatch, shape, share):
         assert float(got) == 0.0 and not any(np.asarray(g).any() for g in gradients)
 
 
+@pytest.mark.parametrize("shape", [(1, 37), (2, 8), (20, 3)])
+def test_weights_count_each_target_as_often_as_they_say(monkeypatch, shape):
+    """Against log-softmax with the weights outside; weights of 0 and 1 are a mask."""
+    monkeypatch.setattr(sft, "CHUNK", 16)
+    hidden, table, targets, counts = problem(*shape)
+    weights = jnp.asarray(np.random.default_rng(5).uniform(0.2, 4, shape), jnp.float32) * counts
+
+    def slow(h, w):
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(h @ w.T), targets[..., None], -1)[..., 0]
+        return -jnp.sum(chosen * weights)
+
+    got, gradients = jax.value_and_grad(linear_nll, (0, 1))(hidden, table, targets, weights)
+    wanted, theirs = jax.value_and_grad(slow, (0, 1))(hidden, table)
+    assert float(got) == pytest.approx(float(wanted), rel=1e-5)
+    for one, other in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    as_mask = linear_nll(hidden, table, targets, counts.astype(jnp.float32))
+    assert float(as_mask) == float(linear_nll(hidden, table, targets, counts))
+
+
 @pytest.mark.parametrize("scale", [-2.5, 0.0, 1e-3])
 def test_gradients_follow_the_scale_of_the_loss(scale):
     hidden, table, targets, counts = problem(2, 9)

@@ -241,7 +241,7 @@ def one_step(config, measured_batch, learning_rate=1e-4, accumulate=1):
     state = init_state(r.policy, optimizer)
     update = make_update(
         lambda p, b: policy_terms(r.model, r.rule, Semantics.REWIND, config, p, b),
-        functools.partial(policy_denominators, config),
+        functools.partial(policy_denominators, r.rule, config),
         policy_weights(config),
         optimizer,
         mesh,
