@@ -22,7 +22,10 @@ BIASES = (-8.0, -5.0, -2.5, 2.5, 5.0, 8.0)
 """Added to the logits of every category; 0 is the model as it is, which `main` has measured."""
 
 ATTACKED_SHARES = (0.0, 0.3, 0.6)
-FORCED = ("prefilling", "deep_prefilling", "middle_filling")
+FORCED = (
+    "prefilling", "deep_prefilling", "middle_filling", "middle_cut", "late_filling",
+    "many_violations",
+)  # fmt: skip
 """Kinds of rollout that begin with a forced violation: the attacked ones. Benign twins are not."""
 
 MIDDLE = (0.1, 0.75)
@@ -289,10 +292,8 @@ def _shares(base: Rlbf) -> list[Piece]:
 def with_attacked_share(mix: RolloutMix, share: float) -> RolloutMix:
     """The mix with forced violations in `share` of the rollouts;
     within both kinds, weights keep their proportions."""
-    weights = {
-        f.name: getattr(mix, f.name) for f in dataclasses.fields(mix) if f.name != "rl_forms"
-    }
-    attacked = sum(weights[name] for name in FORCED)
+    weights = {name: getattr(mix, name) for name in mix.shares()[0]}
+    attacked = sum(weight for name, weight in weights.items() if name in FORCED)
     others = sum(weights.values()) - attacked
     scaled = {
         name: round(weight * (share / attacked if name in FORCED else (1 - share) / others), 6)

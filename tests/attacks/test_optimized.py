@@ -137,7 +137,8 @@ def test_mistakes_are_named(goals):
 
 
 def test_searched_attacks_are_in_the_list_and_make_attempts_of_a_scene(goals, tokenizer):
-    assert tuple(SEARCHED) == OPTIMIZED and not SEARCHED & DRAWN
+    ranked = ("rank_prefilling", "rank_prefilling_plain")
+    assert tuple(SEARCHED) == (*OPTIMIZED, *ranked) and not SEARCHED & DRAWN
     assert SEARCHED | DRAWN == set(ATTACKS)
     made, _ = goals("trigger")  # also gives the spec a search that finds at once
     config = AttackConfig("development", "rl", Knobs(max_tokens=20))

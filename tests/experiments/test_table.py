@@ -116,11 +116,10 @@ def test_a_base_that_has_the_option_on_is_ablated_by_switching_it_off():
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
 def test_attacked_share(share):
     mix = pieces.with_attacked_share(CONFIG.method.rollouts, share)
-    weights = {
-        f.name: getattr(mix, f.name) for f in dataclasses.fields(mix) if f.name != "rl_forms"
-    }
+    weights = {name: getattr(mix, name) for name in mix.shares()[0]}
+    forced = sum(weight for name, weight in weights.items() if name in pieces.FORCED)
     assert sum(weights.values()) == pytest.approx(1, abs=1e-4)
-    assert sum(weights[name] for name in pieces.FORCED) == pytest.approx(share, abs=1e-4)
+    assert forced == pytest.approx(share, abs=1e-4)
     if share:
         assert mix.prefilling / mix.middle_filling == pytest.approx(
             CONFIG.method.rollouts.prefilling / CONFIG.method.rollouts.middle_filling, abs=1e-3
