@@ -487,7 +487,9 @@ def test_algorithms_stand_for_what_their_papers_say():
         PolicyConfig("ppo", ratio="sequence")
 
 
-@pytest.mark.parametrize("algorithm", ["dr_grpo", "dapo", "rloo"])
+@pytest.mark.parametrize(
+    "algorithm", ["dr_grpo", *(pytest.param(a, marks=pytest.mark.slow) for a in ("dapo", "rloo"))]
+)
 def test_every_algorithm_updates(algorithm, tmp_path):
     collect = collector(steps=1)
     policy = PolicyConfig(algorithm, kl_weight=0.1, kl_estimator="k2", ratio="sequence")
