@@ -877,6 +877,40 @@ def test_disk_fills_while_a_checkpoint_is_written(
     same_parameters(run_folder, finished, "sft")
 
 
+def test_the_last_whole_checkpoint_stays_whoever_hears_of_a_failure_first(tmp_path):
+    """Asked at every moment, so that the failure is heard before the thread that would clean up."""
+    kept = checkpoint.Checkpoints(tmp_path / "checkpoints", 1, writes=True)
+    state = {"x": np.random.default_rng(0).normal(size=60_000).astype(np.float32)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept.save(2, state, {})
+    kept.finish()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        with pytest.raises(UserError, match="checkpoints/4: cannot be written"):
+            kept.save(4, state, {})
+            end = time.monotonic() + 3
+            while time.monotonic() < end:
+                kept.check()
+            kept.finish()  # the thread was first
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    time.sleep(1.0)
+    assert [p.name for p in kept.folder.iterdir()] == ["2"]
+    assert not checkpoint.find_damage(kept.folder / "2")
+    gc.collect()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_so_many_of_the_newest_checkpoints_stay(tmp_path, keep):
+    kept = checkpoint.Checkpoints(tmp_path / "checkpoints", keep, writes=True)
+    for step in (2, 4, 6, 8):
+        kept.save(step, {"x": np.full(3, step, np.float32)}, {})
+        kept.finish()
+        names = sorted(int(p.name) for p in kept.folder.iterdir())
+        assert names == [s for s in (2, 4, 6, 8) if s <= step][-keep:]
+    kept.close()
+
+
 def test_what_stragglers_write_after_a_failed_checkpoint_goes_too(tmp_path, monkeypatch):
     """After the first array has failed, Orbax still writes others, which makes the removed folder
     anew."""

@@ -45,8 +45,8 @@ so that a restart does not read everything twice."""
 
 
 class Checkpoints:
-    """The checkpoints of one stage. Orbax writes to a temporary folder and renames it, and removes
-    the oldest one after that: a kill or a full disk leaves the last whole ones.
+    """The checkpoints of one stage. Orbax writes to a temporary folder and renames it; what is old
+    then goes when the next one is finished with: a kill or a full disk leaves the last whole ones.
 
     All processes of a run make the same calls: each writes its own part of the arrays."""
 
@@ -60,8 +60,11 @@ class Checkpoints:
         self.folder = folder
         self.mend = mend or f"delete {folder.parent} to start the stage again"
         self._saving: int | None = None
+        self._keep = keep
+        # Orbax would remove old ones itself, from a thread that goes on to do so where `check` has
+        # heard of a failure before it.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            max_to_keep=None,
             enable_async_checkpointing=writes,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_up)
             if writes
@@ -92,11 +95,14 @@ class Checkpoints:
             self._manager.save(step, args=items)
 
     def finish(self) -> None:
-        """Waits until what was saved is on disk. Raises UserError where it cannot be written."""
+        """Waits until what was saved is on disk, and removes what it makes old. Raises UserError
+        where it cannot be written; all that was there stays then."""
         if self._saving is not None:
             with self._told(), _aftermath_unheard():
                 self._manager.wait_until_finished()
             self._saving = None
+            for old in sorted(self._manager.all_steps())[: -self._keep]:
+                self._manager.delete(old)
 
     def check(self) -> None:
         """Raises UserError where it is known already that what was saved cannot be written."""
