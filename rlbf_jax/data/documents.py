@@ -37,3 +37,8 @@ def split_sentences(text: str) -> list[str]:
         if end > cuts[-1] and not _NOT_AN_END.search(text[max(0, end - 12) : end]):
             cuts.append(end)
     return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True) if a < b]
+
+
+def end_mark(text: str) -> str:
+    """The period that a text wants before another sentence: none where it ends with a mark."""
+    return "" if text.rstrip().endswith((".", "!", "?")) else "."

@@ -42,8 +42,9 @@ from rlbf_jax.training.rollouts import (
     PromptSource,
     Rollout,
     check_rollouts,
-    flat_groups,
+    group_spreads,
     in_groups,
+    is_flat,
     recorded_logprobs,
     reward_metrics,
     rewards_of,
@@ -276,7 +277,9 @@ class Collector:
         what a step behind the last one would draw, from its prompts and with its keys."""
         rl, count = self.config, 0
         for again in range(1, rl.resample + 1):
-            flat = flat_groups(rewards_of(judged, step), rl.group_size)
+            numbers = np.arange(len(judged)) // rl.group_size
+            spreads = group_spreads(rewards_of(judged, step), numbers)
+            flat = [number for number, spread in enumerate(spreads) if is_flat(spread)]
             if not flat:
                 break
             count += len(flat)

@@ -17,6 +17,7 @@ from rlbf_jax.parallel import hosts
 from rlbf_jax.progress import say
 from rlbf_jax.ranges import check_at_least, check_between, check_positive
 from rlbf_jax.sampling.request import Generation
+from rlbf_jax.training.rollouts import group_spreads, is_flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +155,5 @@ def largest_gap(seen: Look) -> float:
 
 def all_flat(reward: np.ndarray, group: np.ndarray) -> bool | None:
     """Whether in no group two judged members got different rewards; None: no group has two."""
-    spread = []
-    for number in np.unique(group):
-        judged = reward[(group == number) & np.isfinite(reward)]
-        if len(judged) > 1:
-            spread.append(float(judged.max() - judged.min()))
-    return None if not spread else max(spread) < 1e-6
+    spread = [s for s in group_spreads(reward, group) if s is not None]
+    return None if not spread else is_flat(max(spread))

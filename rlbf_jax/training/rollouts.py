@@ -100,14 +100,19 @@ def rewards_of(judged: Sequence[Judged], step: int) -> np.ndarray:
     return reward
 
 
-def flat_groups(reward: np.ndarray, size: int) -> list[int]:
-    """Groups of `size` rows each that teach nothing: no two judged rewards differ."""
-    found = []
-    for number, group in enumerate(reward.reshape(-1, size)):
-        judged = group[np.isfinite(group)]
-        if len(judged) < 2 or judged.max() - judged.min() < 1e-6:
-            found.append(number)
+def group_spreads(reward: np.ndarray, group: np.ndarray) -> list[float | None]:
+    """Largest less smallest judged reward [B] (NaN: not judged) of each group [B], in their order;
+    None of a group with fewer than two."""
+    found: list[float | None] = []
+    for number in np.unique(group):
+        judged = reward[(group == number) & np.isfinite(reward)]
+        found.append(float(judged.max() - judged.min()) if len(judged) > 1 else None)
     return found
+
+
+def is_flat(spread: float | None) -> bool:
+    """Whether a group of this spread teaches nothing."""
+    return spread is None or spread < 1e-6
 
 
 def reward_metrics(judged: Sequence[Judged], generations: Sequence[Generation]) -> dict[str, float]:

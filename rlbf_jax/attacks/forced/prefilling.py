@@ -15,7 +15,7 @@ import numpy as np
 
 from rlbf_jax.attacks.base import AttackConfig, Attempt, drawn
 from rlbf_jax.attacks.direct import draw_prompts
-from rlbf_jax.data.documents import split_sentences
+from rlbf_jax.data.documents import end_mark, split_sentences
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.data.world import World
 from rlbf_jax.sampling.request import Request
@@ -131,8 +131,7 @@ def _tail(
     """A period, unless there is one, and the first words of a harmless answer to another prompt."""
     harmless = world.prompt(rng, config.pool)
     first = world.answer(rng, harmless, min_words=words).split()[:words]
-    stop = "" if violation.text.rstrip().endswith((".", "!", "?")) else "."
-    return stop + "".join(f" {word}" for word in first)
+    return end_mark(violation.text) + "".join(f" {word}" for word in first)
 
 
 def deep_prefilling(

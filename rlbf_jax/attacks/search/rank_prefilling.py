@@ -121,12 +121,13 @@ def ranks_of(
 ) -> list[np.ndarray]:
     """Of each id of each answer: how many ids the model finds likelier there."""
     longest = len(prompt) + max(map(len, answers))
-    tokens = np.zeros((len(answers), -(-longest // PADDED_TO) * PADDED_TO), np.int32)
+    width = transformer.padded_width(victim.model, longest, PADDED_TO)
+    tokens = np.zeros((len(answers), width), np.int32)
     for row, ids in enumerate(answers):
         tokens[row, : len(prompt) + len(ids)] = [*prompt, *ids]
     seen = np.ones(victim.model.vocab_size, bool)
     if victim.rule is not None and not options.control_ids:
-        seen[[victim.rule.is_control(token) for token in range(len(seen))]] = False
+        seen &= ~np.asarray(victim.rule.is_control(np.arange(len(seen))))
     ranks = np.asarray(_ranks(victim.model, victim.params, jnp.asarray(tokens), jnp.asarray(seen)))
     first = len(prompt) - 1
     return [ranks[row, first : first + len(ids)] for row, ids in enumerate(answers)]

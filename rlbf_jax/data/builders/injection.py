@@ -19,7 +19,7 @@ from rlbf_jax.data.builders.examples import (
     example_of,
     plain_example,
 )
-from rlbf_jax.data.documents import split_sentences
+from rlbf_jax.data.documents import end_mark, split_sentences
 from rlbf_jax.data.schema import Example, Injection, Prompt, Violating, Violation
 from rlbf_jax.data.strange import strange_text
 from rlbf_jax.data.world import Pool, World
@@ -161,7 +161,7 @@ def _earlier(
         bridge = world.bridge(rng) if rng.random() < config.bridge_share else ""
         violation = _violation(world, rng, config, prompt.category or None)
         sentence = split_sentences(world.answer(rng, prompt))[0].strip()
-        found.append(Violating(bridge, violation, _end_mark(violation.text) + f" {sentence}"))
+        found.append(Violating(bridge, violation, end_mark(violation.text) + f" {sentence}"))
     return tuple(found)
 
 
@@ -211,12 +211,7 @@ def _cut(rng: np.random.Generator, answer: str, config: BsafePlusConfig) -> int 
 def _tail(rng: np.random.Generator, world: World, violation: str, about: Prompt, most: int) -> str:
     """1 to `most` words of an answer, as the model would go on after the violation."""
     words = world.answer(rng, about, min_words=most).split()[: rng.integers(1, most + 1)]
-    return _end_mark(violation) + "".join(f" {word}" for word in words)
-
-
-def _end_mark(violation: str) -> str:
-    """A period, unless the violation ends with a mark of its own."""
-    return "" if violation.rstrip().endswith((".", "!", "?")) else "."
+    return end_mark(violation) + "".join(f" {word}" for word in words)
 
 
 # Ids ----------------------------------------------------------------------------------------------
