@@ -3,6 +3,8 @@ Also what all attack files share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rlbf_jax.attacks.base import Attack, AttackConfig, Attempt, drawn
@@ -14,6 +16,7 @@ from rlbf_jax.tokenizers import Tokenizer
 
 __all__ = [
     "SPECS", "Attack", "AttackConfig", "direct", "draw_prompts", "none", "strange_suffix",
+    "suffixed",
 ]  # fmt: skip
 
 
@@ -63,6 +66,17 @@ def strange_suffix(
     attempts = []
     for prompt in draw_prompts(world, rng, config.pool, n, harmful=False):
         text = f"{prompt.text} {strange_text(tokenizer, rng)}"
+        attempts.append(Attempt(Request(text, knobs=config.knobs), prompt, "strange_suffix"))
+    return attempts
+
+
+def suffixed(
+    world: World, rng: np.random.Generator, n: int, config: AttackConfig, suffixes: Sequence[str]
+) -> list[Attempt]:
+    """`strange_suffix` with suffixes that are there already: what follows the prompt."""
+    attempts = []
+    for prompt in draw_prompts(world, rng, config.pool, n, harmful=False):
+        text = prompt.text + suffixes[int(rng.integers(len(suffixes)))]
         attempts.append(Attempt(Request(text, knobs=config.knobs), prompt, "strange_suffix"))
     return attempts
 

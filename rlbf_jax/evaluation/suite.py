@@ -60,6 +60,10 @@ class SuiteConfig:
     late: LateOptions = LateOptions()
     further: FurtherOptions = FurtherOptions()
     decoding: DecodingGrid = DecodingGrid()
+    calibrate: float | None = None
+    """Share of harmless answers that a policy may take back: before it is asked, the bias of its
+    directives is found on development data at which it does, so that policies are compared at equal
+    cost. Only those that were taught directives; None: all as they are."""
     n_decoding: int | None = 16
     """Prompts for attacks that ask one many times:
     `decoding` takes settings x samples answers of each; None: n."""
@@ -67,6 +71,7 @@ class SuiteConfig:
     def __post_init__(self):
         check_at_least(self, 1, "n", "n_decoding")
         check_at_least(self, 0, "room")
+        check_between(self, 0, 1, "calibrate")
         check_between(self, 0, 2**32 - 1, "seed")
         check_knobs(self.knobs)
         for name in ("attacks", "splits"):

@@ -42,12 +42,14 @@ def control_of(rule: EditRule) -> str:
 
 def biased(attempt: Attempt, bias: float, control: str = "categories") -> Attempt:
     """The attempt with `bias` added to the logits of some control ids, see `control_of`."""
-    knobs = attempt.request.knobs
+    return dataclasses.replace(attempt, request=with_bias(attempt.request, bias, control))
+
+
+def with_bias(request: Request, bias: float, control: str) -> Request:
+    """The request under `bias` on top of what it has."""
+    knobs = request.knobs
     changed = {**knobs.control_bias, control: knobs.control_bias.get(control, 0.0) + bias}
-    request = dataclasses.replace(
-        attempt.request, knobs=dataclasses.replace(knobs, control_bias=changed)
-    )
-    return dataclasses.replace(attempt, request=request)
+    return dataclasses.replace(request, knobs=dataclasses.replace(knobs, control_bias=changed))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlbf_jax.attacks import ATTACKS, spec_of
 from rlbf_jax.attacks.base import Attack, Attempt
-from rlbf_jax.attacks.direct import AttackConfig
+from rlbf_jax.attacks.direct import AttackConfig, suffixed
 from rlbf_jax.data.world import FormSplit
 from rlbf_jax.errors import UserError
 from rlbf_jax.evaluation.suite import SuiteConfig, configured_attack
@@ -57,17 +57,19 @@ class RolloutMix:
     """A refusal of a harmless prompt, behind which a useful answer may still come."""
     strange_suffix: float = 0.0
     """Harmless prompts with random pieces behind them, nothing forced."""
+    searched_share: float = 0.0
+    """Of the strange suffixes: those that a short search found, see `searched_suffixes`."""
     rl_forms: float = 0.7
     """Share of forced violations whose form SFT has not seen."""
     tails: int = 16
     violations: int = 2
 
     def __post_init__(self):
-        settings = ("rl_forms", "tails", "violations")
+        settings = ("rl_forms", "searched_share", "tails", "violations")
         weights = [field.name for field in dataclasses.fields(self) if field.name not in settings]
         check_at_least(self, 0, *weights, "tails")
         check_at_least(self, 2, "violations")
-        check_between(self, 0, 1, "rl_forms")
+        check_between(self, 0, 1, "rl_forms", "searched_share")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"every weight is 0, expected one of {', '.join(weights)} above 0")
 
@@ -103,6 +105,8 @@ class Drawn:
     knobs: Knobs
     options: SuiteConfig
     """Options of the attacks, see `attack_options`."""
+    suffixes: tuple[str, ...] = ()
+    """That a search found; where there are none yet, all strange ones are random."""
 
 
 def attack_options(suite: SuiteConfig, mix: RolloutMix) -> SuiteConfig:
@@ -134,6 +138,10 @@ def prompt_source(run: Run, mix: RolloutMix, drawn: Drawn) -> PromptSource:
                 if not n:
                     continue
                 where = AttackConfig(pool="train", split=form_split, knobs=drawn.knobs)
+                if kind == "strange_suffix" and mix.searched_share and drawn.suffixes:
+                    found = rng.binomial(n, mix.searched_share)
+                    attempts += suffixed(world, rng, found, where, drawn.suffixes)
+                    n -= found
                 if spec_of(kind).section in ("late", "further"):  # each has a geometry of its own
                     for _ in range(n):
                         attack = mix.attack(kind, drawn.options, rng)

@@ -42,6 +42,12 @@ from rlbf_jax.methods.attacked_prompts import (
     prompt_source,
 )
 from rlbf_jax.methods.reinforcement import Collector, ReinforcementConfig, improve
+from rlbf_jax.methods.searched_suffixes import (
+    SuffixSearchConfig,
+    SuffixStage,
+    suffix_stage,
+    suffixes_of,
+)
 from rlbf_jax.methods.shared import (
     bsafe_plus_data,
     foundation,
@@ -88,6 +94,8 @@ class RlbfConfig(MethodConfig):
     sft: SupervisedConfig = SupervisedConfig()
     reinforcement: ReinforcementConfig = ReinforcementConfig()
     rollouts: RolloutMix = RolloutMix()
+    suffixes: SuffixSearchConfig = SuffixSearchConfig()
+    """Of `rollouts.searched_share`."""
     critic: Annotated[CriticConfig, Beside] = dataclasses.field(
         default=CriticConfig(), metadata=FLAT
     )
@@ -109,13 +117,13 @@ class RlbfConfig(MethodConfig):
         data = [bsafe_plus_data(self.bsafe_plus, self.sft_examples)]
         *prepared, base = foundation(e)
         sft = supervised_stage(e, "sft", self.sft, "bsafe_plus", headline=True)
-        reinforced = reinforcement_stage(e, self)
+        reinforced = [*suffix_stages(e, self), reinforcement_stage(e, self)]
         if not self.baselines:
-            return [*prepared, *data, base, sft, reinforced]
+            return [*prepared, *data, base, sft, *reinforced]
         data.append(refusal_data(self.bsafe_plus, self.refusal_examples))
         refusal = supervised_stage(e, "refusal_sft", self.refusal_sft, "refusal")
         control = supervised_stage(e, "sft_control", self.control, "bsafe_plus", "sft")
-        return [*prepared, *data, base, refusal, sft, control, reinforced]
+        return [*prepared, *data, base, refusal, sft, control, *reinforced]
 
     @property
     def control(self) -> SupervisedConfig:
@@ -163,8 +171,17 @@ class ReinforcementStage:
         return SamplerConfig(self.semantics, rows, min_context=self.max_prompt, min_room=room)
 
 
+def suffix_stages(e: Experiment, method: RlbfConfig) -> list[Stage]:
+    """The search for suffixes, where rollouts have a use for them."""
+    if not (method.rollouts.strange_suffix and method.rollouts.searched_share):
+        return []
+    where = (e.max_prompt, e.sampling_batch, e.rule, e.semantics)
+    return [suffix_stage(SuffixStage(method.suffixes, "sft", method.max_drawn, *where))]
+
+
 def reinforcement_stage(e: Experiment, method: RlbfConfig) -> Stage:
     """The stage `rlbf`."""
+    searched = [stage.name for stage in suffix_stages(e, method)]
     policy = dataclasses.replace(method.reinforcement.policy, max_drawn=method.max_drawn)
     settings = ReinforcementStage(
         dataclasses.replace(method.reinforcement, policy=policy),
@@ -185,10 +202,11 @@ def reinforcement_stage(e: Experiment, method: RlbfConfig) -> Stage:
         method.name,
         reinforce,
         settings,
-        (TOKENIZER, data_stage("bsafe_plus"), BASE, "sft"),
+        (TOKENIZER, data_stage("bsafe_plus"), BASE, "sft", *searched),
         check_reinforcement,
         fit_reinforcement,
         evaluated=True,
+        retracts=True,
         method=f"{method.name}_{policy.algorithm}",
         headline=True,
     )
@@ -228,7 +246,7 @@ def rollout_source(run: Run, config: ReinforcementStage) -> PromptSource:
         max_tokens=config.rollout_tokens,
         budget=config.rollout_budget,
     )
-    drawn = Drawn(rl.prompts_per_step, config.max_drawn, knobs, config.evaluation)
+    drawn = Drawn(rl.prompts_per_step, config.max_drawn, knobs, config.evaluation, suffixes_of(run))
     return prompt_source(run, config.rollouts, drawn)
 
 

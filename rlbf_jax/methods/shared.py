@@ -39,6 +39,8 @@ TOKENIZER_DOCUMENTS = 12_000
 """Most documents that the tokenizer is trained on."""
 EXAMPLES = {"bsafe_plus": "sft_examples"}
 """Option that says how large a data set is, where it is not DATASET_examples."""
+PLAIN = (PRETRAINING, "refusal")
+"""Data sets without directives."""
 
 
 def foundation(e: Experiment) -> list[Stage]:
@@ -330,6 +332,7 @@ def supervised_stage(
         check_supervised,
         fit_supervised,
         evaluated=True,
+        retracts=dataset not in PLAIN,
         headline=headline,
     )
 

@@ -21,9 +21,11 @@ from rlbf_jax.data.schema import Example
 from rlbf_jax.data.world import Pool
 from rlbf_jax.directives import Semantics
 from rlbf_jax.errors import UserError
+from rlbf_jax.evaluation.intervals import Interval
 from rlbf_jax.evaluation.results import Record, read_results, write_results
 from rlbf_jax.evaluation.rows import EvaluationContext
 from rlbf_jax.evaluation.suite import SuiteConfig, build_attempts, evaluate
+from rlbf_jax.evaluation.tradeoff import control_of, with_bias
 from rlbf_jax.evaluation.utility import score_rows, score_texts, utility_records
 from rlbf_jax.parallel import hosts
 from rlbf_jax.parallel.mesh import MeshConfig
@@ -31,6 +33,7 @@ from rlbf_jax.plain import PATH
 from rlbf_jax.progress import progress, say
 from rlbf_jax.runs.critics import evaluation_judge
 from rlbf_jax.runs.experiment import Experiment
+from rlbf_jax.runs.files import read_json
 from rlbf_jax.runs.run import BASE, TOKENIZER, Run
 from rlbf_jax.runs.shapes import check_rows, check_width
 from rlbf_jax.runs.stage import Stage
@@ -55,9 +58,13 @@ class EvaluationSettings:
     max_prompt: int
     sampling_batch: int
     mesh: MeshConfig
+    retracts: bool = False
+    """Whether the stage was taught directives, so that `evaluation.calibrate` is for it."""
 
     @classmethod
-    def of(cls, e: Experiment, stage: str, method: str) -> EvaluationSettings:
+    def of(
+        cls, e: Experiment, stage: str, method: str, retracts: bool = False
+    ) -> EvaluationSettings:
         """As an experiment says."""
         return cls(
             stage,
@@ -71,23 +78,35 @@ class EvaluationSettings:
             e.max_prompt,
             e.sampling_batch,
             e.mesh,
+            retracts,
         )
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether answers are drawn under a bias that was calibrated before."""
+        return self.retracts and self.evaluation.calibrate is not None
 
 
 def evaluation_stages(e: Experiment, stages: Sequence[Stage]) -> list[Stage]:
     """One a stage that keeps a policy: all of them answer the same attempts."""
-    return [
-        Stage(
-            f"evaluate_{stage.name}",
-            evaluate_stage,
-            EvaluationSettings.of(e, stage.name, stage.method),
-            tuple(dict.fromkeys((TOKENIZER, BASE, stage.name))),
-            check_evaluation,
-            fit_evaluation,
-        )
-        for stage in stages
-        if stage.evaluated
-    ]
+    made = []
+    for stage in (stage for stage in stages if stage.evaluated):
+        settings = EvaluationSettings.of(e, stage.name, stage.method, stage.retracts)
+        before = [calibration_stage(stage.name)] if settings.calibrated else []
+        after = tuple(dict.fromkeys((TOKENIZER, BASE, stage.name, *before)))
+        name = f"evaluate_{stage.name}"
+        made.append(Stage(name, evaluate_stage, settings, after, check_evaluation, fit_evaluation))
+    return made
+
+
+def calibration_stage(stage: str) -> str:
+    """Name of the stage that finds another one's bias, see `tradeoff.calibration_stages`."""
+    return f"calibrate_{stage}"
+
+
+def calibration_file(stage: str) -> str:
+    """Where it is kept in a run's folder."""
+    return f"evaluation/calibration_{stage}.json"
 
 
 def check_evaluation(run: Run, config: EvaluationSettings) -> None:
@@ -162,15 +181,37 @@ class Evaluator:
 
     def sampling(self, label: str) -> Callable[[Sequence[Request]], list[Generation]]:
         """A function that samples requests with the evaluation's key
-        and a progress bar of this label."""
+        and a progress bar of this label, under the calibrated bias where there is one: it is the
+        policy's, so no request shows it."""
         key = jax.random.key(self.suite.seed)
-        sampler, params = self.sampler(), self.policy.params
+        sampler, params, bias = self.sampler(), self.policy.params, self.bias
+        control = control_of(self.policy.rule)
 
         def sample(requests: Sequence[Request]) -> list[Generation]:
+            moved = (
+                [with_bias(request, bias, control) for request in requests] if bias else requests
+            )
             with progress(len(requests), label) as bar:
-                return sampler(params, requests, key, progress=bar.update)
+                return sampler(params, moved, key, progress=bar.update)
 
         return sample
+
+    @functools.cached_property
+    def bias(self) -> float:
+        """On the logits of the ids that begin a directive: the calibrated one, or 0.
+
+        Raises UserError where it should have been found and was not."""
+        if not self.config.calibrated:
+            return 0.0
+        stage = self.config.stage
+        path = self.run.folder / calibration_file(stage)
+        found = read_json(path).get("bias")
+        if not isinstance(found, int | float):
+            marker = self.run.folder / "done" / calibration_stage(stage)
+            raise UserError(
+                f"{path}: no calibrated bias; delete {marker}, then `rlbf run` finds it"
+            )
+        return float(found)
 
     def context(self, benchmark: str | None = None, data: Pool | None = None) -> EvaluationContext:
         """Whose answers an evaluation's are; None: as the configured suite says."""
@@ -211,6 +252,9 @@ class Evaluator:
         template = dataclasses.replace(records[0], attack="none", split="all", knobs={}, judge="")
         scores = score_texts(run.model, policy.params, self.clean_examples(), 64)
         records += utility_records(scores, template)
+        if self.config.calibrated:
+            bias = Interval(self.bias, self.bias, self.bias, "none", 1, 1)
+            records.append(template.measured("control_bias", bias))
         run.write_lines(f"evaluation/clean_text/{stage}.jsonl", score_rows(scores))
         run.write_lines(f"evaluation/{stage}.jsonl", rows)
         hosts.first_alone(lambda: write_results(run.folder / "results.json", records))

@@ -26,6 +26,7 @@ from rlbf_jax.runs.run import Parts, Run
 from rlbf_jax.runs.settings.own_data import OWN_DATA
 from rlbf_jax.runs.settings.toy import TOY
 from rlbf_jax.runs.stage import Stage, lineage
+from rlbf_jax.runs.tradeoff import calibration_stages
 from rlbf_jax.storage import held, sweep
 
 
@@ -82,7 +83,7 @@ def recipe(e: Experiment) -> list[Stage]:
             f"data.rules is {', '.join(e.rules)}; method {e.method.name} needs {e.rule} among them"
         )
     stages = list(e.method.stages(e))
-    stages += evaluation_stages(e, stages)
+    stages += [*calibration_stages(e, stages), *evaluation_stages(e, stages)]
     for stage in stages:
         lineage(stages, stage.name)
     return stages

@@ -41,8 +41,9 @@ class OpenRun:
         """A finished stage with the run's own questions and judge; empty: the last stage."""
         stage = stage or self.last_stage
         entry = self.manifest.stage(stage)
-        method = entry.method if entry else ""
-        return Evaluator(self.run, EvaluationSettings.of(self.experiment, stage, method))
+        method, retracts = (entry.method, entry.retracts) if entry else ("", False)
+        settings = EvaluationSettings.of(self.experiment, stage, method, retracts)
+        return Evaluator(self.run, settings)
 
     def policy(self, stage: str = "") -> Policy:
         """A finished stage as something that answers; empty: the last stage.

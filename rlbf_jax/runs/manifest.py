@@ -1,7 +1,8 @@
 """RUN/manifest.json: the resolved experiment, its stages with fingerprints, versions, devices.
 
 {"format": 2, "config": {...}, "stages": [{"name", "after", "method", "label", "evaluated",
- "headline", "config", "fingerprint"}, ...], "shared": {...}, "data": {...}, "versions": ..., ...}
+ "retracts", "headline", "config", "fingerprint"}, ...], "shared": {...}, "data": {...},
+ "versions": ..., ...}
 
 `config` holds the experiment's and the method's settings side by side, as flags do.
 """
@@ -56,6 +57,7 @@ class StageEntry:
     method: str = ""
     label: str = ""
     evaluated: bool = False
+    retracts: bool = False
     headline: bool = False
 
 
@@ -131,6 +133,7 @@ def make_manifest(e: Experiment, stages: Sequence[Stage]) -> dict[str, Any]:
                 "method": stage.method,
                 "label": stage.label,
                 "evaluated": stage.evaluated,
+                "retracts": stage.retracts,
                 "headline": stage.headline,
                 "fingerprint": fingerprint(stages, stage.name, shared),
                 "config": {**plain(stage.config, decisive=True), "does": stage.does},

@@ -43,6 +43,8 @@ class Stage(Generic[C]):
     """Makes data or a tokenizer, no model."""
     evaluated: bool = False
     """Keeps a policy that evaluations ask."""
+    retracts: bool = False
+    """Its policy was taught to take back, so evaluations may calibrate how readily it does."""
     method: str = ""
     """`method` of its records; empty: its name."""
     label: str = ""

@@ -40,7 +40,8 @@ def only(kind, rl_forms=0.0):
 
 
 CONTEXTS = sorted(
-    {f.name for f in dataclasses.fields(RolloutMix)} - {"rl_forms", "tails", "violations"}
+    {f.name for f in dataclasses.fields(RolloutMix)}
+    - {"rl_forms", "searched_share", "tails", "violations"}
 )
 
 
@@ -121,6 +122,23 @@ def test_contexts_with_a_geometry_of_their_own_draw_one_a_prompt(folder):
             sum(form_occurs(form, part) for form in forms("sft") for part in text.split("."))
         ] += 1
     assert set(counts) == {2, 3} and min(counts.values()) > 5
+
+
+def test_strange_suffixes_may_be_searched_ones_in_their_share(folder):
+    found, drawn = (" zig zag", " tick tock"), Drawn(60, 48, KNOBS, SuiteConfig())
+    mix = dataclasses.replace(only("strange_suffix"), searched_share=0.5)
+
+    def prompts(mix, suffixes):
+        source = prompt_source(
+            run_of(CONFIG, folder), mix, dataclasses.replace(drawn, suffixes=suffixes)
+        )
+        return [r.request.prompt for step in range(4) for r in source(step)]
+
+    counts = [sum(p.endswith(suffix) for p in prompts(mix, found)) for suffix in found]
+    assert 80 < sum(counts) < 160 and min(counts) > 30
+    assert not any(p.endswith(found) for p in prompts(mix, ()))  # the search comes later
+    plain = dataclasses.replace(mix, searched_share=0.0)
+    assert prompts(plain, found) == prompts(plain, ())
 
 
 def forms(split):

@@ -324,7 +324,7 @@ def test_seams_are_asked_about_where_the_reward_reads_them():
 
 
 @pytest.mark.parametrize("reads", [False, True])
-def test_the_stage_hands_on_the_settings_critic_of_seams_and_the_bounds(monkeypatch, reads):
+def test_the_stage_hands_on_the_settings_seams_and_the_bounds(monkeypatch, tmp_path, reads):
     made, parts = [], collector()
     monkeypatch.setattr(rlbf, "improve", lambda collect, loop: made.append(collect))
     e = CONFIG.changed(
@@ -342,6 +342,7 @@ def test_the_stage_hands_on_the_settings_critic_of_seams_and_the_bounds(monkeypa
         mesh=parts.mesh,
         tokenizer=TOKENIZER,
         world=None,
+        folder=tmp_path,
         seed=3,
     )
     rlbf.reinforce(run, reinforcement_stage(e, e.method).config)

@@ -12,6 +12,7 @@ from rlbf_jax.runs.evaluate import EvaluationSettings, Evaluator, evaluation_sta
 from rlbf_jax.runs.execute import recipe
 from rlbf_jax.runs.manifest import shared_by
 from rlbf_jax.runs.stage import fingerprint
+from rlbf_jax.runs.tradeoff import calibrate_stage
 from tests.runs.opened import do, evaluator_of, keep, run_of
 
 CONFIG = get_config().changed(
@@ -116,3 +117,54 @@ def test_clean_texts_are_the_pools_and_follow_from_the_suites_seed(folder):
         np.testing.assert_array_equal(a.tokens, b.tokens)
     other = evaluator_of(CONFIG.changed({"evaluation.seed": 9}), folder).clean_examples()
     assert [e.tokens.tolist() for e in other] != [e.tokens.tolist() for e in one]
+
+
+# Calibrated ---------------------------------------------------------------------------------------
+
+
+CALIBRATED = CONFIG.changed({"evaluation.calibrate": 0.25})
+
+
+def test_only_what_was_taught_directives_is_calibrated_and_before_it_is_asked():
+    stages = {stage.name: stage for stage in recipe(CALIBRATED)}
+    found = [name for name in stages if name.startswith("calibrate_")]
+    assert found == ["calibrate_sft", "calibrate_sft_control", "calibrate_rlbf"]
+    assert not [s.name for s in recipe(CONFIG) if s.name.startswith("calibrate_")]
+    assert "calibrate_sft" in stages["evaluate_sft"].after
+    assert stages["evaluate_base"].after == ("tokenizer", "base")
+    names = list(stages)
+    assert names.index("calibrate_rlbf") < names.index("evaluate_rlbf")
+
+
+def calibrated(folder):
+    """The random base as a stage that was taught directives."""
+    settings = EvaluationSettings.of(CALIBRATED, "base", "", retracts=True)
+    return Evaluator(run_of(CALIBRATED, folder), settings)
+
+
+def test_answers_are_drawn_under_the_calibrated_bias_and_questions_do_not_show_it(folder):
+    evaluator = calibrated(folder)
+    with pytest.raises(UserError, match="no calibrated bias; delete .*calibrate_base"):
+        evaluator.evaluate()
+    calibrate_stage(evaluator.run, evaluator.config)
+    kept = json.loads((folder / "evaluation" / "calibration_base.json").read_bytes())
+    assert kept["data"] == "development" and kept["taken_back"]["value"] <= 0.25
+    evaluator = calibrated(folder)
+    assert evaluator.bias == kept["bias"] != 0
+    records = evaluator.evaluate()
+    assert next(r.value for r in records if r.metric == "control_bias") == kept["bias"]
+    rows = [json.loads(x) for x in (folder / "evaluation/base.jsonl").read_text().splitlines()]
+    assert all("control_bias" not in row["knobs"] for row in rows)
+    by_hand = evaluator_of(
+        CONFIG.changed({"evaluation.knobs.control_bias": {"categories": kept["bias"]}}), folder
+    )
+    by_hand.evaluate()
+    again = [json.loads(x) for x in (folder / "evaluation/base.jsonl").read_text().splitlines()]
+    assert [row["metrics"] for row in rows] == [row["metrics"] for row in again]
+
+
+def test_a_calibration_needs_something_harmless(folder):
+    e = CALIBRATED.changed({"evaluation.attacks": ("direct", "prefilling")})
+    stage = next(s for s in recipe(e) if s.name == "calibrate_sft")
+    with pytest.raises(UserError, match="evaluation.calibrate is 0.25, and of evaluation.attacks"):
+        stage.fit(run_of(e, folder), stage.config)

@@ -1,4 +1,4 @@
-"""The embedded toy world: regular English on thirty topics, with harmless nonsense
+"""The embedded toy world: regular English on thirty-five topics, with harmless nonsense
 as stand-in violations.
 
 `ToyWorld` draws prompts, answers, violations and pretraining documents;
