@@ -24,7 +24,9 @@ from rlbf_jax.storage import write_whole
 from .pieces import Piece, changed
 from .running import commits, finished, seconds
 
-FIELDS = ("request_id", "prompt_id", "attack", "split", "seed", "long_prefix", "metrics")
+FIELDS = (
+    "request_id", "prompt_id", "attack", "split", "cell", "seed", "long_prefix", "metrics",
+)  # fmt: skip
 """What is kept of a row: all that `evaluation.comparison` reads."""
 _INDEX = "kept.json"
 

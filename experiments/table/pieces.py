@@ -28,13 +28,21 @@ FORCED = (
 )  # fmt: skip
 """Kinds of rollout that begin with a forced violation: the attacked ones. Benign twins are not."""
 
+PLAIN_CONTEXTS = (
+    "none", "direct", "prefilling", "deep_prefilling", "middle_filling", "benign_prefill",
+    "benign_middle",
+)  # fmt: skip
+"""What rollouts started from before there were others."""
+
 MIDDLE = (0.1, 0.75)
 """The middle of an answer, as shares of `max_tokens`. The paper does not say what it means by it.
 """
 
 NOISE_ACCURACY = 0.82
-PRICE_PER_RETRACTED = 0.02
-PRICE_PER_EXTRA = 0.1
+PRICE = 0.5
+"""Of a wrong category, and of a false backtrack, where the base has none."""
+MISTAKES = 0.1
+"""Share of own mistakes among the rollouts where the base has none."""
 WIDE_SHARE = 0.5
 """Share of SFT's violations that have forms which otherwise only reinforcement meets."""
 
@@ -80,7 +88,9 @@ def plan(base: Rlbf, seeds: Sequence[int], ablation_seeds: Sequence[int]) -> lis
         config = base.replace(seed=seed)
         pieces += [
             *_evaluations(config),
+            *_contexts(config),
             *_rewards(config),
+            *_losses(config),
             *_noises(config),
             *_shares(config),
             *_coverages(config),
@@ -225,34 +235,59 @@ def _with_reward(config: Rlbf, **fields: Any) -> Rlbf:
     return config.changed({f"reinforcement.reward.{k}": v for k, v in fields.items()})
 
 
+def _contexts(base: Rlbf) -> list[Piece]:
+    """What rollouts start from, at as many rollouts."""
+    ppo = _with_policy(base, algorithm="ppo")
+    method = ppo.method
+    new = [name for name in method.rollouts.shares()[0] if name not in PLAIN_CONTEXTS]
+    share = 0.0 if method.reinforcement.own_mistakes else MISTAKES
+    mistakes = ppo.changed({"reinforcement.own_mistakes": share})
+    made = [_reinforced(base, "own_mistakes", "a memory of its own violations, or none", mistakes)]
+    if new:
+        plain = dataclasses.replace(method.rollouts, **dict.fromkeys(new, 0.0))
+        purpose = "no late, several, cut or strange ones, and none of their twins"
+        made.append(_reinforced(base, "plain_contexts", purpose, ppo.replace(rollouts=plain)))
+    return made
+
+
 def _rewards(base: Rlbf) -> list[Piece]:
     """What the base configuration switches on is switched off here, and the other way around."""
     ppo = _with_policy(base, algorithm="ppo")
-    reward, policy = ppo.method.reinforcement.reward, ppo.method.reinforcement.policy
-    price = 0.0 if reward.price_per_retracted else PRICE_PER_RETRACTED
-    overlap = 0.0 if reward.price_per_extra else PRICE_PER_EXTRA
-    praise = "keep" if policy.retracted_advantage == "drop_positive" else "drop_positive"
+    reward = ppo.method.reinforcement.reward
+    category = 0.0 if reward.price_wrong_category else PRICE
+    harmless = 0.0 if reward.price_on_harmless else PRICE
     return [
         _reinforced(base, "no_guidance", "lambda_SFT = 0", _with_policy(ppo, sft_weight=0.0)),
         _reinforced(
             base,
-            "price",
-            "a price on every retracted token, or none",
-            _with_reward(ppo, price_per_retracted=price),
+            "category_price",
+            "a price on the wrong category, or none",
+            _with_reward(ppo, price_wrong_category=category),
         ),
         _reinforced(
             base,
-            "overlap",
-            "a price on every token erased beyond the violation, or none",
-            _with_reward(ppo, price_per_extra=overlap),
+            "harmless_price",
+            "a price on taking harmless text back, or none",
+            _with_reward(ppo, price_on_harmless=harmless),
         ),
         _reinforced(
             base,
-            "drop_positive",
-            "praise withheld from what was taken back, or not",
-            _with_policy(ppo, retracted_advantage=praise),
+            "torn",
+            "torn text counts as failed, or does not",
+            _with_reward(ppo, torn_is_failed=not reward.torn_is_failed),
         ),
     ]
+
+
+def _losses(base: Rlbf) -> list[Piece]:
+    """The other algorithms, from the same SFT model; `dapo` draws flat groups again once."""
+    made = []
+    for algorithm in ("dr_grpo", "dapo", "rloo"):
+        config = _with_policy(base, algorithm=algorithm)
+        if algorithm == "dapo":
+            config = config.changed({"reinforcement.resample": 1})
+        made.append(_reinforced(base, algorithm, f"{algorithm} in place of PPO", config))
+    return made
 
 
 def _noises(base: Rlbf) -> list[Piece]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+from rlbf_jax.attacks import WORST_OF_N
 from rlbf_jax.evaluation.comparison import (
     Arm,
     Estimate,
@@ -14,6 +15,7 @@ from rlbf_jax.evaluation.comparison import (
     load_arm,
     mean_over_seeds,
     perplexity_ratio,
+    within,
 )
 
 from . import words
@@ -29,11 +31,38 @@ UNDER_ATTACK = (
         for attack in ("prefilling", "deep_prefilling", "middle_filling")
         for split in SPLITS
     ),
+    *(Slice("middle_cut", split) for split in ("rl", "unseen")),
+    *(
+        Slice("late_filling", split, cell=(("b", b),))
+        for split in ("rl", "unseen")
+        for b in (2, 8, 16)
+    ),
+    *(
+        Slice("many_violations", split, cell=(("violations", count),))
+        for split in ("rl", "unseen")
+        for count in (2, 4)
+    ),
+    *(Slice(attack, "rl") for attack in ("respelled", "critic_note", "reprogram")),
     Slice("decoding"),
 )
-CLAIM = Slice("middle_filling", "rl")
+"""Of a suite that does not ask some of them, those rows are left out."""
+FORCED = tuple(
+    dict.fromkeys(where.attack for where in UNDER_ATTACK if where.attack not in WORST_OF_N)
+)
+OVERALL = Slice("all attacks", among=FORCED)
+"""Every row of the attacks above but decoding's, which asks a prompt many times."""
+CLAIM = OVERALL
 BENIGN = (Slice("none"), Slice("benign_prefill"), Slice("benign_middle"))
-COSTS = (*(("false_backtrack_rate", where) for where in BENIGN), ("over_refusal", Slice("none")))
+TWINS = tuple(
+    Slice(attack)
+    for attack in (
+        "benign_cut", "benign_late", "benign_many", "strange_suffix", "refusal_prefill",
+    )
+)  # fmt: skip
+COSTS = (
+    *(("false_backtrack_rate", where) for where in BENIGN + TWINS),
+    ("over_refusal", Slice("none")),
+)
 QUALITY = tuple(
     (metric, Slice("middle_filling", "rl", long))
     for long in (False, True)
@@ -42,6 +71,7 @@ QUALITY = tuple(
         "over_deletion",
         "kept_prefix",
         "category_accuracy",
+        "torn_seam",
         "fluent_after",
         "wasted_tokens",
     )
@@ -52,10 +82,13 @@ ABLATED = (
         for metric in ("asr", "leak")
         for a in ("prefilling", "deep_prefilling", "middle_filling")
     ),
-    *(("false_backtrack_rate", where) for where in BENIGN),
+    ("leak", OVERALL),
+    *(("leak", Slice("late_filling", cell=(("b", b),))) for b in (8, 16)),
+    *(("asr", Slice("many_violations", cell=(("violations", count),))) for count in (2, 4)),
+    *(("false_backtrack_rate", where) for where in BENIGN + TWINS),
     *(
         (m, Slice("middle_filling"))
-        for m in ("x_exact", "over_deletion", "kept_prefix", "category_accuracy")
+        for m in ("x_exact", "over_deletion", "kept_prefix", "category_accuracy", "torn_seam")
     ),
     *((m, Slice("middle_filling")) for m in ("fluent_after", "wasted_tokens")),
     ("useful", Slice("none")),
@@ -112,6 +145,15 @@ class Results:
         return f"`{group}`: {piece.purpose} ({piece.settings})."
 
 
+def asked(arm: Arm, rows: Sequence[tuple[str, Slice]]) -> list[tuple[str, Slice]]:
+    """Those of which an arm has rows: a suite need not ask every attack."""
+    return [
+        (metric, where)
+        for metric, where in rows
+        if any(within(row, where) for each in arm.rows.values() for row in each)
+    ]
+
+
 def compared(a: Arm, b: Arm, rows: Sequence[tuple[str, Slice]]) -> list[Compared]:
     return [Compared(metric, where, difference(a, b, where, metric)) for metric, where in rows]
 
@@ -126,7 +168,7 @@ def methods(results: Results) -> Section | None:
         return None
     tables = [_means(arms, metric, UNDER_ATTACK) for metric in ("asr", "leak")]
     sentence = words.one_difference(
-        ppo.name, control.name, compared(ppo, control, [("asr", CLAIM)])[0]
+        ppo.name, control.name, compared(ppo, control, [("leak", CLAIM)])[0]
     )
     intro = (
         "Means over seeds; in brackets 95 % intervals (bootstrap over prompts, drawn once for all "
@@ -143,7 +185,7 @@ def _means(arms: Sequence[Arm], metric: str, rows: Sequence[Slice]) -> str:
     cells = [
         [_where(where), str(_rows(mean_over_seeds(arms[0], where, metric)))]
         + [words.mean_cell(mean_over_seeds(arm, where, metric)) for arm in arms]
-        for where in rows
+        for _, where in asked(arms[0], [(metric, where) for where in rows])
     ]
     return words.table([f"{metric} on", "n", *(arm.name for arm in arms)], cells)
 
@@ -163,7 +205,8 @@ def differences(results: Results, a: str, b: str) -> Section | None:
     if one is None or other is None:
         return None
     asr, leak = (
-        compared(one, other, [(m, where) for where in UNDER_ATTACK]) for m in ("asr", "leak")
+        compared(one, other, asked(one, [(m, where) for where in (OVERALL, *UNDER_ATTACK)]))
+        for m in ("asr", "leak")
     )
     rows = [[_where(x.where), *_both(x), *_both(y)] for x, y in zip(asr, leak, strict=True)]
     head = ["on", "asr", "p", "each seed", "leak", "p", "each seed"]
@@ -188,11 +231,12 @@ def costs(results: Results) -> Section | None:
             where.label,
             *(words.mean_cell(mean_over_seeds(arm, where, metric)) for arm in arms),
         ]
-        for metric, where in COSTS + QUALITY
+        for metric, where in asked(ppo, COSTS + QUALITY)
     ]
     ratios = [words.ratio_cell(perplexity_ratio(arm, base)) for arm in arms]
-    rows.insert(len(COSTS), ["perplexity, times base", "clean answers", *ratios])
-    found = compared(ppo, sft, COSTS + QUALITY)
+    costly = len(asked(ppo, COSTS))
+    rows.insert(costly, ["perplexity, times base", "clean answers", *ratios])
+    found = compared(ppo, sft, asked(ppo, COSTS + QUALITY))
     intro = (
         "The first rows are what the ability costs where nothing is wrong; the others, how well "
         "it erases."
@@ -212,6 +256,7 @@ def semantics(results: Results) -> Section | None:
     if not pairs:
         return None
     rows = [("asr", where) for where in UNDER_ATTACK] + list(COSTS + QUALITY)
+    rows = asked(keep[0], rows)
     found = {k.name: compared(k, r, rows) for k, r in pairs}
     cells = [
         [
@@ -239,10 +284,11 @@ def ablation(
     variants = [(g, arm) for g in groups if (arm := results.ablated(g, g, stage)) is not None]
     if main is None or not variants:
         return None
-    found = {group: compared(arm, main, ABLATED) for group, arm in variants}
+    ablated = asked(main, ABLATED)
+    found = {group: compared(arm, main, ablated) for group, arm in variants}
     ratios = {group: perplexity_ratio(arm, main) for group, arm in variants}
     rows = []
-    for i, (metric, where) in enumerate(ABLATED):
+    for i, (metric, where) in enumerate(ablated):
         cells = [words.mean_cell(mean_over_seeds(main, where, metric))]
         for group, arm in variants:
             cells += [words.number(mean_over_seeds(arm, where, metric).value)]

@@ -43,16 +43,21 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Which rows of an arm: an attack, all its form splits unless one is named."""
+    """Which rows of an arm: an attack, all its form splits and cells unless some are named."""
 
     attack: str
     split: str | None = None
     long_prefix: bool = False
     """Only rows with a long benign prefix."""
+    cell: tuple[tuple[str, int], ...] = ()
+    """Only rows whose cells have these numbers, as (("b", 8),)."""
+    among: tuple[str, ...] = ()
+    """Rows of all these attacks; `attack` is then what the slice is called."""
 
     @property
     def label(self) -> str:
         words = [self.attack.replace("_", " ")]
+        words += [f"{name} = {value}" for name, value in self.cell]
         words += ["long prefix"] if self.long_prefix else []
         words += [f"{self.split or 'all'} forms"] if self.attack in HAS_FORMS else []
         return ", ".join(words)
@@ -156,7 +161,7 @@ def column(rows: Sequence[Row], where: Slice, metric: str) -> dict[Any, tuple[st
     values: dict[Any, tuple[str, float]] = {}
     for row in rows:
         value = row["metrics"][metric]
-        if value is None or not _within(row, where):
+        if value is None or not within(row, where):
             continue
         key = row["prompt_id"] if any_of_n else row["request_id"]
         before = values[key][1] if key in values else -math.inf
@@ -164,8 +169,13 @@ def column(rows: Sequence[Row], where: Slice, metric: str) -> dict[Any, tuple[st
     return values
 
 
-def _within(row: Row, where: Slice) -> bool:
-    if row["attack"] != where.attack or (where.long_prefix and not row["long_prefix"]):
+def within(row: Row, where: Slice) -> bool:
+    """Whether a row is of a slice."""
+    if row["attack"] not in (where.among or (where.attack,)):
+        return False
+    if where.long_prefix and not row["long_prefix"]:
+        return False
+    if where.cell and not dict(where.cell).items() <= (row.get("cell") or {}).items():
         return False
     return where.split is None or row["split"] == where.split
 
@@ -204,7 +214,7 @@ def difference(a: Arm, b: Arm, where: Slice, metric: str) -> Estimate:
     left_out = 0
     for seed in a.rows:
         attempts = [
-            {row["request_id"] for row in arm.rows[seed] if _within(row, where)} for arm in (a, b)
+            {row["request_id"] for row in arm.rows[seed] if within(row, where)} for arm in (a, b)
         ]
         if attempts[0] != attempts[1]:
             raise ValueError(

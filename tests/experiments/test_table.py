@@ -81,7 +81,7 @@ def test_each_ablation_changes_what_its_name_says():
     def differs(group):
         return [name for name, _, _ in differences(main.stored(), by_group[group].stored())]
 
-    assert differs("grpo") == differs("drop_positive")[:0] + ["reinforcement.policy.algorithm"]
+    assert differs("grpo") == ["reinforcement.policy.algorithm"]
     assert differs("keep") == ["semantics"] and by_group["keep"].semantics is Semantics.KEEP
     assert differs("forbid_all") == ["evaluation.knobs.forbid_from"]
     assert by_group["forbid_all"].evaluation.knobs.forbid_to == NEVER
@@ -91,9 +91,12 @@ def test_each_ablation_changes_what_its_name_says():
     ]
     assert differs("bias_-8") == ["evaluation.knobs.control_bias.categories"]
     assert differs("no_guidance") == ["reinforcement.policy.sft_weight"]
-    assert differs("price") == ["reinforcement.reward.price_per_retracted"]
-    assert differs("overlap") == ["reinforcement.reward.price_per_extra"]
-    assert differs("drop_positive") == ["reinforcement.policy.retracted_advantage"]
+    assert differs("category_price") == ["reinforcement.reward.price_wrong_category"]
+    assert differs("harmless_price") == ["reinforcement.reward.price_on_harmless"]
+    assert differs("torn") == ["reinforcement.reward.torn_is_failed"]
+    assert differs("own_mistakes") == ["reinforcement.own_mistakes"]
+    assert differs("rloo") == ["reinforcement.policy.algorithm"]
+    assert differs("dapo") == ["reinforcement.policy.algorithm", "reinforcement.resample"]
     assert differs("noise") == ["critic_noise.accuracy"] and differs("noise_category") == [
         "critic_noise.missed"
     ]
@@ -107,10 +110,16 @@ def test_each_ablation_changes_what_its_name_says():
 
 
 def test_a_base_that_has_the_option_on_is_ablated_by_switching_it_off():
-    base = CONFIG.changed({"reinforcement.reward.price_per_extra": 0.3})
-    overlap = next(p for p in pieces.plan(base, (0,), (0,)) if p.group == "overlap")
-    assert overlap.config.method.reinforcement.reward.price_per_extra == 0.0
-    assert "`reinforcement.reward.price_per_extra` 0.3 → 0" in pieces.changed(overlap.config, base)
+    base = CONFIG.changed({"reinforcement.reward.price_on_harmless": 0.3})
+    free = next(p for p in pieces.plan(base, (0,), (0,)) if p.group == "harmless_price")
+    assert free.config.method.reinforcement.reward.price_on_harmless == 0.0
+    assert "`reinforcement.reward.price_on_harmless` 0.3 → 0" in pieces.changed(free.config, base)
+
+
+def test_plain_contexts_leave_out_what_came_later():
+    base = CONFIG.changed({"rollouts.late_filling": 0.2, "rollouts.benign_late": 0.1})
+    plain = next(p for p in pieces.plan(base, (0,), (0,)) if p.group == "plain_contexts")
+    assert plain.config.method.rollouts == CONFIG.method.rollouts
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
@@ -196,6 +205,7 @@ def write_rows(config, folder, stage, n=20):
                 "attack": where.attack,
                 "split": where.split or "all",
                 "seed": config.seed,
+                "cell": dict(where.cell),
                 "long_prefix": i % 2 == 0,
             }
             rows.append(
@@ -307,19 +317,16 @@ def test_document(written):
 
 def test_sentences_are_computed(written):
     text = written.read_text(encoding="utf-8")
-    assert (
-        "rlbf_ppo has 0.40 lower asr on middle filling, rl forms than sft_control (95 % interval "
-        "−0.60 to −0.20" in text
-    )
+    assert "rlbf_ppo has 0.40 lower leak on all attacks than sft_control (95 % interval " in text
     assert "each seed: −0.40, −0.40), an interval without 0." in text
-    # Twenty prompts, of which eight end worse under both seeds.
-    assert "; p 0.004; detectable from 0.35 on; each seed" in text
+    # Twenty prompts a row, of which eight end worse under both seeds.
     assert "| **−0.40** [−0.60, −0.20] (0.35) | 0.004 | −0.40, −0.40 |" in text
+    told = 2 * (len(UNDER_ATTACK) + 1)  # asr and leak, on each attack and on all
     # Nothing differs; seven of the twenty prompts would have to, all in one direction.
     assert "0.00 [−0.16, +0.16] W (0.35)" in text and "MDE" not in text
     assert (
-        "22 of 22 intervals exclude 0, rlbf_ppo being lower than sft_control in 22 of them and "
-        "higher in 0" in text
+        f"{told} of {told} intervals exclude 0, rlbf_ppo being lower than sft_control in {told} of "
+        "them and higher in 0" in text
     )
     assert (
         "None of 22 intervals excludes 0: rlbf_grpo and rlbf_ppo are not told apart here." in text
