@@ -329,9 +329,10 @@ def test_sentences_are_computed(written):
         "them and higher in 0" in text
     )
     assert (
-        "None of 22 intervals excludes 0: rlbf_grpo and rlbf_ppo are not told apart here." in text
+        f"None of {told} intervals excludes 0: rlbf_grpo and rlbf_ppo are not told apart here."
+        in text
     )
-    assert "*forbid_all* changes 6 of" in text and "asr on prefilling, all forms +0.80" in text
+    assert "*forbid_all* changes 11 of" in text and "asr on prefilling, all forms +0.80" in text
 
 
 def test_the_document_is_made_again_from_kept_rows_alone(written, tmp_path, monkeypatch, capsys):
