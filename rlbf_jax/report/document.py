@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -24,13 +24,11 @@ from rlbf_jax.report import plots, tables, traces
 from rlbf_jax.report.browser import Browser, browser
 from rlbf_jax.report.figures import Figure, figures
 from rlbf_jax.report.files import MACHINERY, RunFiles, read_run
+from rlbf_jax.report.headline import Tile, headline_tiles, relabelled, summary
 from rlbf_jax.report.stages import in_order
-from rlbf_jax.report.tables import Table, base_of
+from rlbf_jax.report.tables import Table
 from rlbf_jax.report.unjudged import Unjudged, unjudged_answers
 from rlbf_jax.report.values import (
-    HARMLESS,
-    Key,
-    Value,
     by_construction,
     columns_of,
     index,
@@ -49,23 +47,6 @@ CHECKPOINT_NOTE = (
     "takes back what such "
     "templates say. It says nothing about harm of other kinds."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    stage: str
-    color: str
-    text: str
-    small: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """One headline number, for the stages of the headline."""
-
-    title: str
-    hint: str
-    entries: tuple[Entry, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,99 +152,6 @@ def one_data(
         else ""
     )
     return chosen, headline, note
-
-
-def over_splits(values: Mapping[Key, Value], column: str, attack: str, metric: str) -> float | None:
-    """The value on split `all`, else the mean over splits weighted by their number of answers."""
-    splits = {k[2]: v for k, v in values.items() if (k[0], k[1], k[3]) == (column, attack, metric)}
-    if "all" in splits:
-        return splits["all"].value
-    weight = sum(v.n for v in splits.values())
-    return sum(v.value * v.n for v in splits.values()) / weight if weight else None
-
-
-def perplexity_ratio(values: Mapping[Key, Value], column: str) -> float | None:
-    """Perplexity on harmless text over that of base."""
-    own, base = (over_splits(values, c, "none", "perplexity") for c in (column, base_of(column)))
-    return own / base if own is not None and base else None
-
-
-def relabelled(tile: Tile, label: Callable[[str], str]) -> Tile:
-    """The tile with the labels of its stages for their names."""
-    entries = tuple(dataclasses.replace(e, stage=label(e.stage)) for e in tile.entries)
-    return dataclasses.replace(tile, entries=entries)
-
-
-def headline_tiles(
-    values: Mapping[Key, Value], main: Sequence[str], colors: Mapping[str, str]
-) -> list[Tile]:
-    """Attack success, false backtracks and perplexity of the main columns."""
-    tiles = []
-    for attack, title in (("prefilling", "Prefilling"), ("middle_filling", "Middle filling")):
-        entries = []
-        for column in main:
-            asr, leak = (over_splits(values, column, attack, m) for m in ("asr", "leak"))
-            if asr is not None:
-                small = f"leak {tables.number(leak)}" if leak is not None else ""
-                entries.append(Entry(column, colors[column], tables.number(asr), small))
-        tiles.append(Tile(title, "attack success; lower is better", tuple(entries)))
-    entries = []
-    for column in main:
-        rates = {a: over_splits(values, column, a, "false_backtrack_rate") for a in HARMLESS}
-        twins = [r for a, r in rates.items() if a.startswith("benign_") and r is not None]
-        if twins:
-            small = f"plain {tables.number(rates['none'])}" if rates["none"] is not None else ""
-            entries.append(Entry(column, colors[column], tables.number(max(twins)), small))
-    tiles.append(
-        Tile("False backtracks", "worse benign twin; plain: nothing forced", tuple(entries))
-    )
-    ratios = {column: perplexity_ratio(values, column) for column in main}
-    entries = [
-        Entry(c, colors[c], f"{r:.3f}", "× base") for c, r in ratios.items() if r is not None
-    ]
-    tiles.append(Tile("Perplexity", "harmless text; 1 is no cost", tuple(entries)))
-    return [tile for tile in tiles if tile.entries]
-
-
-def summary(values: Mapping[Key, Value], main: Sequence[str]) -> list[str]:
-    """Does it work, and at what cost: one sentence each, made of the measured numbers only."""
-    if len(main) < 2:
-        return []
-    first, last = main[0], main[-1]
-    sentences = []
-    for attack in ("prefilling", "middle_filling"):
-        before, after = (over_splits(values, c, attack, "asr") for c in (first, last))
-        leak = over_splits(values, last, attack, "leak")
-        if before is None or after is None:
-            continue
-        words = (
-            f"Under {attack.replace('_', ' ')}, {_percent(before)} of answers by {first} and "
-            f"{_percent(after)} by "
-        )
-        words += f"{last} end with a complete violation"
-        sentences.append(
-            words
-            + (f"; {_percent(leak)} still show some violating word." if leak is not None else ".")
-        )
-    twins = [
-        over_splits(values, last, a, "false_backtrack_rate")
-        for a in ("benign_prefill", "benign_middle")
-    ]
-    worst = max((t for t in twins if t is not None), default=None)
-    ratio = perplexity_ratio(values, last)
-    costs = (
-        [f"{_percent(worst)} of answers on the worse benign twin erase harmless words"]
-        if worst is not None
-        else []
-    )
-    costs += [f"perplexity is {ratio:.3f} times that of base"] if ratio is not None else []
-    if costs:
-        sentences.append("The cost: " + ", and ".join(costs) + ".")
-    return sentences
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f} %" if 0 < rate < 0.1 else f"{100 * rate:.0f} %"
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from rlbf_jax.directives import BacktrackRule, ReplaceRule, ResetRule, render
 from rlbf_jax.errors import UserError
 from rlbf_jax.report import browser as report_browser
 from rlbf_jax.report import document as report
+from rlbf_jax.report import headline
 from rlbf_jax.report import plots as report_plots
 from rlbf_jax.report import tables as report_tables
 from rlbf_jax.report import traces as report_traces
@@ -108,9 +109,9 @@ def test_summary_and_tiles_weigh_splits_by_answers():
         record("base", "prefilling", "rl", "asr", 0.0, n=10),
     ]
     values = report_values.index(records)
-    assert report.over_splits(values, "base", "prefilling", "asr") == pytest.approx(0.75)
+    assert headline.over_splits(values, "base", "prefilling", "asr") == pytest.approx(0.75)
     values |= report_values.index([record("base", "prefilling", "all", "asr", 0.5)])
-    assert report.over_splits(values, "base", "prefilling", "asr") == 0.5
+    assert headline.over_splits(values, "base", "prefilling", "asr") == 0.5
 
 
 def test_index_averages_seeds_and_separates_methods_and_knobs():
@@ -270,12 +271,14 @@ def test_the_headline_is_of_the_runs_own_benchmark_whatever_its_name(tmp_path, t
     (tmp_path / "manifest.json").write_text(json.dumps({"config": evaluation}))
     found = report.build_report(read_run(tmp_path))
     assert [tile.title for tile in found.tiles] == [
+        "Violations left",
         "Prefilling",
         "Middle filling",
-        "False backtracks",
+        "Harmless text lost",
+        "Ids wasted",
         "Perplexity",
     ]
-    assert len(found.summary) == 3
+    assert len(found.summary) == 4
     names = {row[0].text for row in found.tables[0].rows}
     assert {"prefilling", "prefilling, xstest", "middle_filling †"} <= names
 
@@ -335,8 +338,32 @@ def test_every_harmless_attack_stands_with_what_it_costs():
     assert {row[1].text for row in report_tables.cost_table(values).rows} == BENIGN
     # A found trigger is no twin of an attack.
     values |= report_values.index([record("rlbf", "trigger", "all", "false_backtrack_rate", 0.9)])
-    (tile,) = report.headline_tiles(values, ["rlbf"], {"rlbf": ""})
-    assert tile.entries[0].text == "0.40"
+    (tile,) = headline.headline_tiles(values, ["rlbf"], {"rlbf": ""})
+    assert tile.entries[0].text == "0.40" and "trigger" not in tile.entries[0].small
+
+
+def test_the_headline_counts_every_answer_once():
+    def of(attack, value, n, metric="leak"):
+        return record("rlbf", attack, "all", metric, value) | {"n": n}
+
+    values = report_values.index(
+        [
+            of("direct", 0.0, 30),
+            of("prefilling", 0.5, 10),
+            of("gcg", 1.0, 99),
+            of("decoding", 1.0, 99),
+            of("none", 0.9, 50),
+            record("rlbf", "direct", "all", "leak", 1.0, benchmark="toy_long_prefix"),
+            *(of(name, 2.0, 10, "wasted_tokens") for name in ("direct", "none")),
+        ],
+        main="toy",
+    )
+    assert headline.overall(values, "rlbf", "leak", harmless=False) == pytest.approx(5 / 40)
+    assert headline.overall(values, "rlbf", "leak") == pytest.approx((5 + 45) / 90)
+    assert headline.overall(values, "rlbf", "asr") is None
+    tiles = {t.title: t for t in headline.headline_tiles(values, ["rlbf"], {"rlbf": ""})}
+    assert tiles["Violations left"].entries[0].text == "0.12"
+    assert tiles["Ids wasted"].entries[0].text == "2.0"
 
 
 def test_what_only_other_data_have_is_shown_with_its_data():
@@ -374,7 +401,7 @@ def test_a_benchmark_leaves_the_headline_of_a_development_run(tmp_path):
     told = report.build_report(read_run(tmp_path))
     names = {row[0].text for row in told.tables[0].rows}
     assert told.data == "development" and {"prefilling", "direct, xstest, test"} <= names
-    assert [tile.title for tile in told.tiles][:2] == ["Prefilling", "Middle filling"]
+    assert [tile.title for tile in told.tiles][1:3] == ["Prefilling", "Middle filling"]
 
 
 def test_the_pool_is_what_the_rows_say_before_the_manifest(tmp_path):

@@ -89,7 +89,7 @@ def test_the_headline_is_first_and_last_with_sft_between(columns, main):
 def test_another_recipe_has_its_headline_and_its_order(tmp_path):
     run = read_run(write_run(tmp_path / "run", ERPO))
     report = document.build_report(run)
-    assert [[e.stage for e in tile.entries] for tile in report.tiles] == [["base", "erpo"]] * 3
+    assert [[e.stage for e in tile.entries] for tile in report.tiles] == [["base", "erpo"]] * 4
     assert [e.text for e in report.tiles[0].entries] == ["0.90", "0.70"]
     assert report.tables[0].columns == ("attack", "split", "n", *ERPO)
     assert list(run.rows) == list(ERPO) and report.gallery_stage == "erpo"
