@@ -49,7 +49,7 @@ class DataConfig:
     max_response_words: int = 40
     """Responses are trimmed to whole sentences of at most this many words."""
     world: ToyWorldConfig = ToyWorldConfig()
-    vocab_size: int = 2048
+    vocab_size: int = 2560
     """SentencePiece pieces; control ids come on top."""
     x_max: int = 40
     """Largest X of [BACKTRACK_BY_X]. The RLBF paper does not state its range; choose it from the
