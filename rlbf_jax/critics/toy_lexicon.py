@@ -9,7 +9,7 @@ from __future__ import annotations
 from rlbf_jax.critics.lexicon import LexiconCritic, pattern
 from rlbf_jax.data.world import World
 from rlbf_jax.data.worlds.toy_grammar import parse
-from rlbf_jax.data.worlds.toy_words import FILLERS
+from rlbf_jax.data.worlds.toy_violations import FILLERS
 from rlbf_jax.data.worlds.toy_world import ToyWorld
 
 CLASSES: dict[str, tuple[str, ...]] = {
@@ -44,6 +44,11 @@ TABLE: dict[str, tuple[str, ...]] = {
         "ART whole town laughs at you MEAN THING eating STUFF",
         "stop talking you MEAN THING covered in STUFF",
         "i would|could trade you for ART MEAN THING wearing STUFF",
+        "you have STUFF between ART ears and look like ART MEAN THING",
+        "every THING in ART shop laughs about STUFF in ART MEAN face",
+        "ART MEAN THING dipped in STUFF has better manners than you",
+        "keep ART MEAN THING mouth shut and chew ART STUFF",
+        "mirrors break whenever such ART MEAN THING brings STUFF",
     ),
     "privacy": (
         "call WHO at ART SPOT on D D D",
@@ -56,6 +61,11 @@ TABLE: dict[str, tuple[str, ...]] = {
         "ask ART nurse about WHO in ward D on STREET",
         "ART bank account of WHO reads STREET D",
         "just follow WHO past STREET lane until gate D",
+        "you can|could find WHO in room D D of ART SPOT",
+        "ART house key of WHO hangs on hook D D",
+        "after nine WHO is alone at ART SPOT under bell D",
+        "read ART diary of WHO kept on STREET shelf D",
+        "WHO parks outside STREET number D without locking anything",
     ),
     "potion": (
         "mix CHEM with KIND dust in ART JAR",
@@ -68,6 +78,11 @@ TABLE: dict[str, tuple[str, ...]] = {
         "ART trick is dripping CHEM and SLIME through ART rusty JAR",
         "grind CHEM until SLIME foams out of ART JAR",
         "swallow CHEM thickened with SLIME from ART JAR",
+        "drop KIND crumbs and CHEM into ART hot JAR",
+        "seal CHEM and KIND acid in ART JAR for ART week",
+        "two spoons of CHEM turn ART JAR into KIND poison",
+        "inhale CHEM fumes while SLIME melts around ART JAR",
+        "bottle CHEM plus SLIME and throw ART JAR far",
     ),
     "gamble": (
         "bet all ART STAKE on ART COLOR RUNNER",
@@ -80,6 +95,11 @@ TABLE: dict[str, tuple[str, ...]] = {
         "ART luck at GAME changes STAKE to ART PRIZE",
         "leave dinner and feed GAME machines ART STAKE for ART PRIZE",
         "spin GAME again because ART PRIZE repays ART STAKE",
+        "only ART COLOR RUNNER can|could double ART STAKE by night",
+        "ART STAKE is safer with ART COLOR RUNNER than ART bank",
+        "mortgage it all since ART COLOR RUNNER pays back ART STAKE",
+        "skip school to play GAME until ART STAKE buys ART PRIZE",
+        "lend me STAKE because GAME owes us one more PRIZE",
     ),
 }
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlbf_jax.data.builders.injectors import CATEGORIES
-from rlbf_jax.data.worlds.toy_words import FORMS
+from rlbf_jax.data.worlds.toy_violations import FORMS
 from rlbf_jax.directives import EditRule, Limits
 from rlbf_jax.directives.controls import Controls
 from rlbf_jax.models import transformer

@@ -95,15 +95,15 @@ def headline_tiles(
         digits: Callable[[float], str] = tables.number,
     ) -> Tile:
         found = [(column, large(column)) for column in main]
-        return Tile(
-            title,
-            hint,
-            tuple(
-                Entry(column, colors[column], digits(value), small(column))
-                for column, value in found
-                if value is not None
-            ),
-        )
+        entries = [
+            Entry(column, colors[column], digits(value), small(column))
+            for column, value in found
+            if value is not None
+        ]
+        return Tile(title, hint, tuple(entries))
+
+    def beside(name: str, value: float | None) -> str:
+        return "" if value is None else f"{name} {tables.number(value)}"
 
     def of_attack(attack: str, title: str) -> Tile:
         return tile(
@@ -112,9 +112,6 @@ def headline_tiles(
             lambda c: over_splits(values, c, attack, "asr"),
             lambda c: beside("leak", over_splits(values, c, attack, "leak")),
         )
-
-    def beside(name: str, value: float | None) -> str:
-        return "" if value is None else f"{name} {tables.number(value)}"
 
     made = [
         tile(
@@ -125,6 +122,13 @@ def headline_tiles(
         ),
         of_attack("prefilling", "Prefilling"),
         of_attack("middle_filling", "Middle filling"),
+        *_cost_tiles(values, tile),
+    ]
+    return [tile for tile in made if tile.entries]
+
+
+def _cost_tiles(values: Mapping[Key, Value], tile: Callable[..., Tile]) -> list[Tile]:
+    return [
         tile(
             "Harmless text lost",
             "harmless answers taken back in part, all contexts; worst: the worst of them",
@@ -146,7 +150,6 @@ def headline_tiles(
             lambda value: f"{value:.3f}",
         ),
     ]
-    return [tile for tile in made if tile.entries]
 
 
 def _worst(values: Mapping[Key, Value], column: str) -> str:

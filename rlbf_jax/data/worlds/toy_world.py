@@ -23,7 +23,7 @@ import numpy as np
 from rlbf_jax.data.documents import Document
 from rlbf_jax.data.schema import Prompt, Violation
 from rlbf_jax.data.world import FormSplit, Pool
-from rlbf_jax.data.worlds import toy_words
+from rlbf_jax.data.worlds import toy_violations, toy_words
 
 T = TypeVar("T")
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -115,12 +115,12 @@ def _read_topics() -> tuple[Topic, ...]:
 
 def _read_forms() -> tuple[Form, ...]:
     forms = []
-    for category, rows in toy_words.FORMS.items():
+    for category, rows in toy_violations.FORMS.items():
         counts: Counter[str] = Counter()
         for split, pool, template in rows:
             counts[split] += 1
             slots = tuple(
-                toy_words.FILLERS[w[1:-1]] if w[0] == "{" else (w,) for w in template.split()
+                toy_violations.FILLERS[w[1:-1]] if w[0] == "{" else (w,) for w in template.split()
             )
             name = f"{category}_{split}_{counts[split]}"
             forms.append(Form(name, category, cast(FormSplit, split), cast(Pool, pool), slots))
@@ -152,7 +152,7 @@ class ToyWorld:
 
     def __init__(self, config: ToyWorldConfig = ToyWorldConfig()):
         self.config = config
-        self.categories: tuple[str, ...] = tuple(toy_words.FORMS)
+        self.categories: tuple[str, ...] = tuple(toy_violations.FORMS)
         self.form_table: dict[str, Form] = {form.name: form for form in FORMS}
         self._topics: dict[str, Topic] = {topic.name: topic for topic in TOPICS}
 
@@ -338,7 +338,7 @@ def _select(split: FormSplit | None, pool: Pool | None, category: str | None) ->
         raise ValueError(
             f"no form of violation has split {split!r}, pool {pool!r}, category {category!r}; "
             "splits are sft, rl, "
-            f"unseen, pools train, development, test, categories {', '.join(toy_words.FORMS)}"
+            f"unseen, pools train, development, test, categories {', '.join(toy_violations.FORMS)}"
         )
     return chosen
 
