@@ -1,4 +1,4 @@
-"""docs/results.md: the quickstart over several seeds, PPO and GRPO,
+"""docs/results.md: quickstart_hold.py over several seeds, PPO and GRPO,
 KEEP and REWIND, and the ablations.
 
 Paper: arXiv 2602.08377, sections 4 and 5, at toy scale.
@@ -49,7 +49,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config",
         type=Path,
-        default=Path(__file__).parent / "quickstart.py",
+        default=Path(__file__).parent / "quickstart_hold.py",
         help=argparse.SUPPRESS,
     )
     args = parser.parse_args(argv)

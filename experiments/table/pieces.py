@@ -13,6 +13,7 @@ from rlbf_jax.directives import NEVER, Semantics
 from rlbf_jax.methods.attacked_prompts import RolloutMix
 from rlbf_jax.methods.rlbf import RlbfConfig
 from rlbf_jax.plain import differences
+from rlbf_jax.runs.execute import recipe
 from rlbf_jax.runs.experiment import Experiment
 from rlbf_jax.sampling.request import Knobs
 
@@ -43,11 +44,14 @@ PRICE = 0.5
 """Of a wrong category, and of a false backtrack, where the base has none."""
 MISTAKES = 0.1
 """Share of own mistakes among the rollouts where the base has none."""
+GROUP = 8
 WIDE_SHARE = 0.5
 """Share of SFT's violations that have forms which otherwise only reinforcement meets."""
 
-RL = ("rlbf", "evaluate_rlbf")
+RL = ("rlbf", "calibrate_rlbf", "evaluate_rlbf")
 DATA = "bsafe_plus_data"
+FROM_SFT = (DATA, "sft", "suffixes")
+"""What reinforcement starts from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +64,17 @@ class Piece:
     purpose: str
     config: Rlbf
     stages: tuple[str, ...] = ()
-    """Stages run here; empty: all of the recipe."""
+    """Stages run here, of those that its recipe has; empty: all of the recipe."""
     source: str = ""
     """Name of another piece."""
-    adopted: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    """Stages that it takes over from there, of those that its recipe has."""
+
+    @property
+    def adopted(self) -> tuple[str, ...]:
+        """Of `takes`, what is there to take."""
+        there = {stage.name for stage in recipe(self.config)}
+        return tuple(name for name in self.takes if name in there)
 
     @property
     def name(self) -> str:
@@ -143,15 +154,23 @@ def _with_policy(config: Rlbf, **fields: Any) -> Rlbf:
     return config.changed({f"reinforcement.policy.{k}": v for k, v in fields.items()})
 
 
+def _grouped(config: Rlbf, algorithm: str) -> Rlbf:
+    """An algorithm that compares the answers of a group: `GROUP` of them at least, at as many
+    rollouts a step."""
+    rl = config.method.reinforcement
+    group = max(rl.group_size, GROUP)
+    sizes = {"group_size": group, "prompts_per_step": rl.prompts_per_step * rl.group_size // group}
+    config = config.changed({f"reinforcement.{name}": size for name, size in sizes.items()})
+    return _with_policy(config, algorithm=algorithm)
+
+
 def _main(base: Rlbf) -> list[Piece]:
     ppo = _with_policy(base, algorithm="ppo")
     main = Piece("main", base.seed, "every stage of the quickstart, PPO", ppo)
-    grpo = _with_policy(base, algorithm="grpo")
+    grpo = _grouped(base, "grpo")
     return [
         main,
-        Piece(
-            "grpo", base.seed, "GRPO from the same SFT model", grpo, RL, main.name, (DATA, "sft")
-        ),
+        Piece("grpo", base.seed, "GRPO from the same SFT model", grpo, RL, main.name, FROM_SFT),
     ]
 
 
@@ -163,14 +182,14 @@ def _keep(base: Rlbf) -> list[Piece]:
         base.seed,
         "SFT, control and PPO under KEEP, from the same data and base",
         ppo,
-        (*stages, *(f"evaluate_{stage}" for stage in stages)),
+        (*stages, "suffixes", *(f"{do}_{s}" for s in stages for do in ("calibrate", "evaluate"))),
         f"main/seed{base.seed}",
         (DATA, "base"),
     )
-    grpo = _with_policy(ppo, algorithm="grpo")
+    grpo = _grouped(ppo, "grpo")
     return [
         keep,
-        Piece("keep_grpo", base.seed, "GRPO under KEEP", grpo, RL, keep.name, (DATA, "sft")),
+        Piece("keep_grpo", base.seed, "GRPO under KEEP", grpo, RL, keep.name, FROM_SFT),
     ]
 
 
@@ -178,10 +197,9 @@ def _keep(base: Rlbf) -> list[Piece]:
 
 
 def _evaluation(base: Rlbf, group: str, purpose: str, **knobs: Any) -> Piece:
-    """The finished model again, under other knobs."""
-    suite = dataclasses.replace(
-        base.evaluation, knobs=dataclasses.replace(base.evaluation.knobs, **knobs)
-    )
+    """The finished model again, under other knobs and no bias but theirs."""
+    changed = dataclasses.replace(base.evaluation.knobs, **knobs)
+    suite = dataclasses.replace(base.evaluation, knobs=changed, calibrate=None)
     config = _with_policy(base, algorithm="ppo").replace(evaluation=suite)
     return Piece(
         group, base.seed, purpose, config, ("evaluate_rlbf",), f"main/seed{base.seed}", ("rlbf",)
@@ -191,6 +209,8 @@ def _evaluation(base: Rlbf, group: str, purpose: str, **knobs: Any) -> Piece:
 def _evaluations(base: Rlbf) -> list[Piece]:
     everywhere = Knobs().without_directives()
     first, last = (round(share * base.evaluation.knobs.max_tokens) for share in MIDDLE)
+    # Where `main` is calibrated, its own bias is none of the sweep's.
+    biases = BIASES if base.evaluation.calibrate is None else (0.0, *BIASES)
     return [
         _evaluation(
             base,
@@ -213,7 +233,7 @@ def _evaluations(base: Rlbf) -> list[Piece]:
                 f"{bias:+g} on the logits of categories",
                 control_bias=_on_all(bias),
             )
-            for bias in BIASES
+            for bias in biases
         ),
     ]
 
@@ -228,7 +248,7 @@ def _on_all(bias: float) -> Mapping[str, float]:
 
 def _reinforced(base: Rlbf, group: str, purpose: str, config: Rlbf) -> Piece:
     """Reinforcement under another configuration, from the same SFT model."""
-    return Piece(group, base.seed, purpose, config, RL, f"main/seed{base.seed}", (DATA, "sft"))
+    return Piece(group, base.seed, purpose, config, RL, f"main/seed{base.seed}", FROM_SFT)
 
 
 def _with_reward(config: Rlbf, **fields: Any) -> Rlbf:
@@ -283,7 +303,7 @@ def _losses(base: Rlbf) -> list[Piece]:
     """The other algorithms, from the same SFT model; `dapo` draws flat groups again once."""
     made = []
     for algorithm in ("dr_grpo", "dapo", "rloo"):
-        config = _with_policy(base, algorithm=algorithm)
+        config = _grouped(base, algorithm)
         if algorithm == "dapo":
             config = config.changed({"reinforcement.resample": 1})
         made.append(_reinforced(base, algorithm, f"{algorithm} in place of PPO", config))
@@ -356,7 +376,7 @@ def _coverages(base: Rlbf) -> list[Piece]:
     pieces = []
     for group, purpose, fields in coverages:
         config = ppo.replace(bsafe_plus=dataclasses.replace(bsafe, **fields))
-        stages = (DATA, "sft", "rlbf", "evaluate_sft", "evaluate_rlbf")
+        stages = (DATA, "sft", "suffixes", "calibrate_sft", "evaluate_sft", *RL)
         pieces.append(
             Piece(group, base.seed, purpose, config, stages, f"main/seed{base.seed}", ("base",))
         )

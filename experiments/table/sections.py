@@ -335,7 +335,7 @@ class BiasPoint:
 def bias_points(results: Results) -> list[BiasPoint]:
     """Measured points in order of the bias, 0 among them; empty if none but 0 is there."""
     arms = {bias: results.ablated(bias_group(bias), bias_group(bias)) for bias in BIASES}
-    arms[0.0] = results.ablated("main", "as it is")
+    arms[0.0] = results.ablated(bias_group(0.0), "0") or results.ablated("main", "as it is")
     there = {bias: arm for bias, arm in sorted(arms.items()) if arm is not None}
     if len(there) < 2 or 0.0 not in there:
         return []

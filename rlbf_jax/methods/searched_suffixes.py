@@ -23,7 +23,7 @@ from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.sampling.sampler import SamplerConfig
 
 NAME = "suffixes"
-FILE = f"data/{NAME}.json"
+FILE = "found.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +60,12 @@ class SuffixStage:
 
 def suffix_stage(settings: SuffixStage) -> Stage:
     """The stage `suffixes`."""
-    return Stage(NAME, search_suffixes, settings, (TOKENIZER, BASE, settings.start))
+    after = (TOKENIZER, BASE, settings.start)
+    return Stage(NAME, search_suffixes, settings, after, files=(FILE,))
 
 
 def search_suffixes(run: Run, config: SuffixStage) -> None:
-    """Writes the suffixes, as text that follows a prompt, to `data/suffixes.json`."""
+    """Writes the suffixes, as text that follows a prompt, to the stage's folder."""
     search, mesh = config.search, run.mesh if run.mesh.size > 1 else None
     policy = run.policy(config.start, config.rule, config.semantics)
     shapes = SamplerConfig(
@@ -88,9 +89,9 @@ def search_suffixes(run: Run, config: SuffixStage) -> None:
     )
     made = attack_model("trigger", scene, search.count, OptimizedConfig(gcg))
     texts = [each.found.text[len(each.found.goal.prompt) :] for each in made]
-    run.write_json(FILE, {NAME: texts})
+    run.write_json(f"stages/{NAME}/{FILE}", {NAME: texts})
 
 
 def suffixes_of(run: Run) -> tuple[str, ...]:
     """What the stage has found; nothing before it has run, or where there is none."""
-    return tuple(read_json(run.folder / FILE).get(NAME, ()))
+    return tuple(read_json(run.folder / "stages" / NAME / FILE).get(NAME, ()))

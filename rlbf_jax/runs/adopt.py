@@ -57,7 +57,8 @@ def adopt(source: Path, e: Experiment, workdir: Path, stages: Sequence[str]) -> 
         done = workdir / "done" / stage
         if done.exists() or not (source / "done" / stage).exists():
             continue
-        _take(source, workdir, stage, stage in prepared)
+        files = next(s.files for s in every if s.name == stage)
+        _take(source, workdir, stage, stage in prepared, files)
         _note(workdir, source, stage, {"run": source.name, "commit": there.commit})
         write_json(done, {"adopted": source.name})
 
@@ -66,7 +67,7 @@ NOTED = (TOKENIZER, "start_from", "file")
 """What the stage of the tokenizer notes in the manifest's `data`."""
 
 
-def _take(source: Path, workdir: Path, stage: str, prepares: bool) -> None:
+def _take(source: Path, workdir: Path, stage: str, prepares: bool, files: Sequence[str]) -> None:
     """Copies what a stage has made."""
     dataset = stage.removesuffix("_data")
     if prepares and (source / "data" / dataset).exists():
@@ -74,15 +75,15 @@ def _take(source: Path, workdir: Path, stage: str, prepares: bool) -> None:
         report = workdir / "data" / "report.json"
         counts = read_json(source / "data" / "report.json").get(dataset, {})
         write_json(report, read_json(report) | {dataset: counts})
-    for part in ("model", "metrics.jsonl"):
+    for part in ("model", "metrics.jsonl", *files):
         if (source / "stages" / stage / part).exists():
             _copy(source / "stages" / stage / part, workdir / "stages" / stage / part)
 
 
 def _check(source: Path, there: Manifest, e: Experiment, every: Sequence[Stage], name: str) -> None:
     stage = next((s for s in every if s.name == name), None)
-    if stage is None or not (stage.prepares or stage.evaluated):
-        known = ", ".join(s.name for s in every if s.prepares or s.evaluated)
+    if stage is None or not _holds_a_result(stage):
+        known = ", ".join(s.name for s in every if _holds_a_result(s))
         raise UserError(f"stage {name!r} cannot be taken over; expected one of {known}")
     entry = there.stage(name)
     if entry is None or not (source / "done" / name).exists():
@@ -94,6 +95,10 @@ def _check(source: Path, there: Manifest, e: Experiment, every: Sequence[Stage],
         f"stage {name} of {source} was made with other settings ({names}); train it again in the "
         "new folder, or leave those settings as they are"
     )
+
+
+def _holds_a_result(stage: Stage) -> bool:
+    return stage.prepares or stage.evaluated or bool(stage.files)
 
 
 def _differing(there: Manifest, e: Experiment, every: Sequence[Stage], name: str) -> list[str]:

@@ -43,6 +43,8 @@ class Stage(Generic[C]):
     """Makes data or a tokenizer, no model."""
     evaluated: bool = False
     """Keeps a policy that evaluations ask."""
+    files: tuple[str, ...] = ()
+    """Of its folder, beside a model: its result, which another run may take over."""
     retracts: bool = False
     """Its policy was taught to take back, so evaluations may calibrate how readily it does."""
     method: str = ""

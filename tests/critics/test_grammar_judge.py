@@ -68,15 +68,19 @@ def test_agrees_with_the_critic_on_documents_and_cuts():
             left = " ".join(told[: int(rng.integers(1, len(told)))])
             exchanges.append(Exchange("p", before + left + after))
             exchanges.append(Exchange("p", before + left + " The roses of the"))
-    complete = begun = 0
+    complete = begun = looser = 0
     for exchange, ours, theirs in zip(
         exchanges, JUDGE.judge(exchanges), CRITIC.judge(exchanges), strict=True
     ):
-        assert ours.spans == theirs.spans, exchange.text
+        # The critic's classes are looser: an end cut off within a word may still be one of theirs.
+        extra = [span for span in theirs.spans if span not in ours.spans]
+        assert all(not s.complete and s.end == len(exchange.text) for s in extra), exchange.text
+        assert [s for s in theirs.spans if s not in extra] == list(ours.spans), exchange.text
+        looser += bool(extra)
         assert (ours.coherent, ours.useful) == (theirs.coherent, theirs.useful)
         complete += any(s.complete for s in ours.spans)
         begun += any(not s.complete for s in ours.spans)
-    assert complete > 300 and begun > 300
+    assert complete > 300 and begun > 300 and looser < 5
 
 
 def test_leaks_are_every_violating_word_left():

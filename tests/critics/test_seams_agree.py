@@ -71,7 +71,7 @@ def cases(rng, count):
 def seams():
     """(untouched texts' surprisals, [(surprisal, index)], torn by the grammar) of 600 seams."""
     rng = np.random.default_rng(0)
-    model = Grams([WORLD.document(rng).response for _ in range(4000)])
+    model = Grams([WORLD.document(rng).response for _ in range(8000)])
     held_out = [
         model.surprisal(words_of(WORLD.answer(rng, WORLD.prompt(rng, "development"))))
         for _ in range(200)

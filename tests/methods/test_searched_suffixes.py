@@ -3,9 +3,12 @@
 import pytest
 
 from experiments.smoke import get_config
+from rlbf_jax.errors import UserError
 from rlbf_jax.methods.rlbf import rollout_source
 from rlbf_jax.methods.searched_suffixes import suffixes_of
+from rlbf_jax.runs.adopt import adopt
 from rlbf_jax.runs.execute import recipe
+from rlbf_jax.runs.files import write_json
 from rlbf_jax.runs.manifest import shared_by
 from rlbf_jax.runs.stage import fingerprint
 from tests.runs.opened import do, keep, run_of
@@ -54,7 +57,7 @@ def test_suffixes_follow_from_the_seed_and_are_what_rollouts_are_asked_with(fold
     run = run_of(CONFIG, folder)
     found = suffixes_of(run)
     assert len(found) == 3 and all(found)
-    (folder / "data" / "suffixes.json").unlink()
+    (folder / "stages" / "suffixes" / "found.json").unlink()
     do(CONFIG, folder, "suffixes")
     assert suffixes_of(run) == found
     stage = next(stage for stage in recipe(CONFIG) if stage.name == "rlbf")
@@ -62,3 +65,14 @@ def test_suffixes_follow_from_the_seed_and_are_what_rollouts_are_asked_with(fold
         r.request.prompt for step in range(9) for r in rollout_source(run, stage.config)(step)
     ]
     assert sum(prompt.endswith(found) for prompt in prompts) > 5
+
+
+def test_another_run_takes_them_over_with_the_model_that_they_were_searched_on(folder, tmp_path):
+    for stage in ("tokenizer", "base", "sft", "suffixes"):
+        write_json(folder / "done" / stage, {"seconds": 1.0})
+    other = CONFIG.changed({"reinforcement.steps": 7})
+    adopt(folder, other, tmp_path / "other", ("suffixes",))
+    assert suffixes_of(run_of(other, tmp_path / "other")) == suffixes_of(run_of(CONFIG, folder))
+    longer = CONFIG.changed({"suffixes.steps": 3})
+    with pytest.raises(UserError, match="other settings \\(suffixes.steps"):
+        adopt(folder, longer, tmp_path / "longer", ("suffixes",))
