@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,9 @@ from rlbf_jax.ranges import check_at_least, check_between
 from rlbf_jax.runs.run import Run
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.training.rollouts import PromptSource, Rollout, bounded
+
+_TRIES = 5
+"""Draws of an attempt before it is held to never fit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +128,9 @@ def prompt_source(run: Run, mix: RolloutMix, drawn: Drawn) -> PromptSource:
     kinds, shares = mix.shares()
     world, tokenizer = run.world, run.tokenizer
 
+    def draw(rng: np.random.Generator, kind: str, where: AttackConfig, count: int) -> list[Attempt]:
+        return mix.attack(kind, drawn.options, rng)(world, tokenizer, rng, count, where)
+
     def source(step: int) -> list[Rollout]:
         rng = np.random.default_rng([run.seed, 7, step])
         counts = rng.multinomial(drawn.prompts_per_step, shares)
@@ -142,16 +149,36 @@ def prompt_source(run: Run, mix: RolloutMix, drawn: Drawn) -> PromptSource:
                     found = rng.binomial(n, mix.searched_share)
                     attempts += suffixed(world, rng, found, where, drawn.suffixes)
                     n -= found
-                if spec_of(kind).section in ("late", "further"):  # each has a geometry of its own
-                    for _ in range(n):
-                        attack = mix.attack(kind, drawn.options, rng)
-                        attempts += attack(world, tokenizer, rng, 1, where)
-                else:
-                    attack = mix.attack(kind, drawn.options, rng)
-                    attempts += attack(world, tokenizer, rng, int(n), where)
+                attempts += fitting(
+                    functools.partial(draw, rng, kind, where),
+                    int(n),
+                    # Each of these has a geometry of its own.
+                    at_once=spec_of(kind).section not in ("late", "further"),
+                )
         return [Rollout(bounded(a.request, drawn.max_drawn), a.prompt) for a in attempts]
 
     return source
+
+
+def fitting(draw: Callable[[int], list[Attempt]], n: int, *, at_once: bool = True) -> list[Attempt]:
+    """n attempts of `draw(count)`, which raises ValueError where one has no room. Where all of them
+    at once do not fit, or may not be drawn so, each is drawn for itself, a few times if need be: a
+    rare long one must not end a run of hours."""
+    if at_once:
+        try:
+            return draw(n)
+        except ValueError:
+            pass
+    return [attempt for _ in range(n) for attempt in _one_fitting(draw)]
+
+
+def _one_fitting(draw: Callable[[int], list[Attempt]]) -> list[Attempt]:
+    for _ in range(_TRIES - 1):
+        try:
+            return draw(1)
+        except ValueError:
+            continue
+    return draw(1)
 
 
 def check_fits(

@@ -14,6 +14,7 @@ from rlbf_jax.methods.attacked_prompts import (
     Drawn,
     RolloutMix,
     attack_options,
+    fitting,
     prompt_source,
 )
 from rlbf_jax.sampling.request import Knobs
@@ -139,6 +140,25 @@ def test_strange_suffixes_may_be_searched_ones_in_their_share(folder):
     assert not any(p.endswith(found) for p in prompts(mix, ()))  # the search comes later
     plain = dataclasses.replace(mix, searched_share=0.0)
     assert prompts(plain, found) == prompts(plain, ())
+
+
+def test_a_rare_attempt_without_room_is_drawn_again():
+    sizes = iter([1, 9, 9, 2, 3])
+
+    def draw(count):
+        drawn = [next(sizes) for _ in range(count)]
+        if max(drawn) > 5:
+            raise ValueError("no room")
+        return drawn
+
+    assert fitting(draw, 1) == [1]
+    assert fitting(draw, 1) == [2]  # both nines are drawn again
+    assert fitting(draw, 1, at_once=False) == [3]
+    assert fitting(draw, 0) == fitting(draw, 0, at_once=False) == []
+    sizes = iter([9] * 9)
+    with pytest.raises(ValueError, match="no room"):
+        fitting(draw, 2)
+    assert len(list(sizes)) == 9 - 2 - 5
 
 
 def forms(split):
