@@ -35,7 +35,9 @@ REQUIRES = [
     "tensorboardX>=2.6.4,<3",
     "jaxtyping>=0.3,<0.4",
 ]
+GGUF = "gguf>=0.19,<0.20"
 TEST = [
+    GGUF,
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6,<4",
     "hypothesis>=6.130,<7",
@@ -55,6 +57,7 @@ EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda": [f"jax[cuda12]{JAX}"],
     "hf": ["safetensors>=0.5,<0.9"],
+    "gguf": [GGUF],
     "eval": ["lm_eval>=0.4.13,<0.5", "inspect_ai>=0.3.285,<0.4"],
     "xm": ["xmanager>=0.8.5"],
 }

@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlbf_jax"
 FLOORS = [
     ["errors", "ranges", "storage", "plain"],
     ["directives", "parallel", "objectives", "progress"],
-    ["tokenizers", "endpoints"],
+    ["tokenizers", "endpoints", "gguf_file"],
     ["models", "data"],
     ["sampling"],
     ["critics", "attacks"],

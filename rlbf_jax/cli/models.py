@@ -32,11 +32,11 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Read a Hugging Face checkpoint (config.json, safetensors, tokenizer files), check every
-    tensor, and keep it in one form: the same format, our order, one dtype."""
+    """Read a Hugging Face checkpoint (config.json, safetensors, tokenizer files) or a GGUF file,
+    check every tensor, and keep it in one form: the former's format, our order, one dtype."""
 
-    source: Annotated[Folder, tyro.conf.arg(metavar="DIR")]
-    """The checkpoint's folder."""
+    source: Annotated[Folder, tyro.conf.arg(metavar="CKPT")]
+    """The checkpoint's folder, or a GGUF file, whose weights are dequantized."""
     out: Annotated[Folder, tyro.conf.arg(metavar="OUT")]
     """Folder to make."""
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
@@ -74,7 +74,7 @@ class Export:
 
 
 def import_model(argv: Sequence[str]) -> None:
-    """`rlbf import DIR OUT`."""
+    """`rlbf import CKPT OUT`."""
     args: Import = arguments.parse(Import, "rlbf import", argv)
     if args.chat_template != "default" and not args.categories:
         raise UserError(
@@ -88,7 +88,7 @@ def import_model(argv: Sequence[str]) -> None:
     with _Whole(args.out, args.shard_gb) as partial:
         if not args.categories:
             config, params = read_checkpoint(args.source, dtype=dtype)
-            copy_tokenizer(args.source, partial)
+            write_tokenizer(args.source, partial)
             told = _token_ids(args.source)
         else:
             config, params, told = _with_controls(args, partial)
@@ -101,7 +101,7 @@ def _with_controls(args: Import, partial: pathlib.Path) -> tuple[Any, dict, dict
     from rlbf_jax.models.weights.read import read_checkpoint, read_config
     from rlbf_jax.models.weights.rows import rows_of
     from rlbf_jax.runs import publish
-    from rlbf_jax.tokenizers import files, import_tokenizer
+    from rlbf_jax.tokenizers import files, import_tokenizer, source
 
     if (args.source / CONTROLS).is_file():
         raise UserError(
@@ -125,7 +125,7 @@ def _with_controls(args: Import, partial: pathlib.Path) -> tuple[Any, dict, dict
     config, params = read_checkpoint(args.source, dtype=dtype, new=new)
     tokenizer.save(partial)
     publish.write_generation(
-        partial, tokenizer, files.read(args.source).json(files.GENERATION_FILE)
+        partial, tokenizer, source.read(args.source).json(files.GENERATION_FILE)
     )
     ids = tokenizer.new_ids
     print(
@@ -187,6 +187,22 @@ def _token_ids(source: pathlib.Path) -> dict[str, Any]:
 
     told = read_config(source)
     return {name: told[name] for name in TOKEN_IDS if name in told}
+
+
+def write_tokenizer(source: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes the tokenizer files of a checkpoint, copied as they are or read off a GGUF file."""
+    from rlbf_jax.gguf_file import is_gguf, open_gguf
+    from rlbf_jax.models.config_of_gguf import config_of_gguf
+    from rlbf_jax.tokenizers.of_gguf import files_of_gguf
+
+    if not is_gguf(source):
+        copy_tokenizer(source, out)
+        return
+    file = open_gguf(source)
+    for name, content in files_of_gguf(file).items():
+        (out / name).write_bytes(content)
+    for remark in config_of_gguf(file).remarks:
+        print(f"the file does not say, the family does: {remark}")
 
 
 def copy_tokenizer(source: pathlib.Path, out: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 
 from rlbf_jax.directives import DEFAULT_KINDS
 from rlbf_jax.errors import UserError
+from rlbf_jax.gguf_file import is_gguf
 from rlbf_jax.models.config import ModelConfig
 from rlbf_jax.models.families import styled
 from rlbf_jax.models.published_config import config_from_hf
@@ -25,7 +27,7 @@ from rlbf_jax.models.weights.read import read_checkpoint, read_config
 from rlbf_jax.models.weights.rows import rows_of
 from rlbf_jax.runs.experiment import BaseConfig
 from rlbf_jax.storage import write_whole
-from rlbf_jax.tokenizers import FamilyTokenizer, import_tokenizer
+from rlbf_jax.tokenizers import FamilyTokenizer, import_tokenizer, source
 from rlbf_jax.tokenizers.files import DEFAULT, GENERATION_FILE, META_FILE, read
 from rlbf_jax.tokenizers.folder import meta
 
@@ -71,6 +73,10 @@ def take_tokenizer(wanted: Wanted, start_from: str, run: Path) -> None:
     """
     folder = _folder(start_from)
     find_tokenizer(folder, wanted).save(run / "tokenizer")
+    if is_gguf(folder):
+        write_whole(run / FOLDER / "config.json", json.dumps(read_config(folder), indent=1) + "\n")
+        if (told := source.read(folder).content.get(GENERATION_FILE)) is not None:
+            write_whole(run / FOLDER / GENERATION_FILE, told)
     for name in ("config.json", GENERATION_FILE):
         if (folder / name).is_file():
             write_whole(run / FOLDER / name, (folder / name).read_bytes())
@@ -153,12 +159,14 @@ def digest(folder: Path) -> str:
     other training does not.
     """
     read_config(folder)
-    found = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    single = is_gguf(folder)
+    found = hashlib.sha256(b"" if single else (folder / "config.json").read_bytes())
+    for path in [folder] if single else sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         found.update(f"\n{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            header = min(size, 8 + int.from_bytes(file.read(8), "little"))
+            header = PIECE if single else 8 + int.from_bytes(file.read(8), "little")
+            header = min(size, header)
             file.seek(0)
             found.update(file.read(header))
             # Evenly from the first number to the last.
@@ -171,9 +179,11 @@ def digest(folder: Path) -> str:
 
 def _folder(start_from: str) -> Path:
     folder = Path(start_from)
+    if is_gguf(folder) and folder.is_file():
+        return folder
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"start_from: {folder} holds no config.json; expected a checkpoint folder as "
-            "published, or as `rlbf import` or `rlbf export` wrote it"
+            f"start_from: {folder} holds no config.json; expected a GGUF file, or a checkpoint "
+            "folder as published, or as `rlbf import` or `rlbf export` wrote it"
         )
     return folder

@@ -21,6 +21,7 @@ from rlbf_jax.errors import InputError, UserError
 from rlbf_jax.tokenizers import files as _files
 from rlbf_jax.tokenizers import folder as _folder
 from rlbf_jax.tokenizers import own as _own
+from rlbf_jax.tokenizers import source as _source
 from rlbf_jax.tokenizers.byte_text import StreamDecoder
 from rlbf_jax.tokenizers.chat import ChatTemplate
 from rlbf_jax.tokenizers.checks import check_import
@@ -91,8 +92,8 @@ def import_tokenizer(
     """The tokenizer of a published checkpoint folder, with control tokens.
 
     Args:
-        folder: with tokenizer.json or tokenizer.model, and tokenizer_config.json,
-            special_tokens_map.json, generation_config.json,
+        folder: a GGUF file, or a folder with tokenizer.json or tokenizer.model, and
+            tokenizer_config.json, special_tokens_map.json, generation_config.json,
             chat_template.jinja where there are such.
         categories: kinds of violation, in the order of their ids.
         x_max: largest X of `[BACKTRACK_BY_X]`.
@@ -109,7 +110,7 @@ def import_tokenizer(
     check_categories(categories, x_max)
     wanted = Controls(0, tuple(categories), x_max, tuple(kinds))
     with _as_written(folder):
-        files = _folder.with_controls(_files.read(folder, template), wanted, rows, template, date)
+        files = _folder.with_controls(_source.read(folder, template), wanted, rows, template, date)
         tokenizer = FamilyTokenizer(files)
         if _files.JSON_FILE in files.content:
             check_import(tokenizer, files.json(_files.JSON_FILE), f"{folder}/{_files.JSON_FILE}")

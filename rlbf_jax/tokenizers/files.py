@@ -85,12 +85,16 @@ def read(folder: str | pathlib.Path, template_name: str = DEFAULT) -> Files:
     files = Files(content, str(folder))
     if JSON_FILE not in content and MODEL_FILE not in content:
         raise InputError(f"{folder} holds no tokenizer: {JSON_FILE} or {MODEL_FILE} is expected")
-    return files if template_name == DEFAULT else _with_template(folder, files, template_name)
+    return with_template(folder, files, template_name)
 
 
-def _with_template(folder: pathlib.Path, files: Files, name: str) -> Files:
-    """The files with a named chat template as the only one, so that every program
-    that reads them takes it."""
+def with_template(folder: pathlib.Path, files: Files, name: str) -> Files:
+    """The files as they are, or, where another chat template than the default is asked for, with
+    this as the only one, so that every program that reads them takes it.
+
+    Raises InputError for an unknown one."""
+    if name == DEFAULT:
+        return files
     config = dict(files.json(CONFIG_FILE))
     named = _named_templates(config.pop("chat_template", None))
     beside = {

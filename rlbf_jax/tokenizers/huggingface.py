@@ -35,6 +35,14 @@ def byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = byte_alphabet()
+NEVER_TYPED = frozenset(
+    {0xC0, 0xC1, *range(0xF5, 0x100)}  # in no UTF-8
+    | {0xF1, 0xF2}  # planes 4 to 11, which have no characters
+    | {byte for byte in range(0x20) if chr(byte) not in "\t\n\v\f\r"}
+    | {0x7F}
+)
+"""Bytes that a vocabulary may have no pieces for (SmolLM's lacks 21 of them): text is read without
+the characters that need one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +97,15 @@ class HuggingFaceVocabulary:
             i: piece
             for piece, i in (vocab.items() if isinstance(vocab, dict) else _numbered(vocab))
         }
-        self._check_lossless(set(self.pieces.values()))
+        self._unspelled = self._check_lossless(set(self.pieces.values()))
 
     def normalize(self, text: str) -> str:
-        """The text as the vocabulary spells it."""
-        return self._normalizer.normalize_str(text) if self._normalizer else text
+        """The text as the vocabulary spells it, without characters that it cannot spell, see
+        `NEVER_TYPED`."""
+        text = self._normalizer.normalize_str(text) if self._normalizer else text
+        if not self._unspelled or text.isascii() and text.isprintable():
+            return text
+        return "".join(c for c in text if self._unspelled.isdisjoint(c.encode()))
 
     def shown(self, normalized: str) -> str:
         """What `decode` gives for a normalized text: the family's declared normalization."""
@@ -145,12 +157,14 @@ class HuggingFaceVocabulary:
             )
         return (start + end) // 2
 
-    def _check_lossless(self, pieces: set[str]) -> None:
+    def _check_lossless(self, pieces: set[str]) -> frozenset[int]:
+        """Bytes without a piece. Raises InputError where text that people type needs one."""
         if self.parts.kind == "bytes":
             missing = [byte for character, byte in _BYTES.items() if character not in pieces]
         else:
             missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in pieces]
-        if missing:
+        if not NEVER_TYPED.issuperset(missing):
+            missing = [byte for byte in missing if byte not in NEVER_TYPED]
             raise InputError(
                 f"{self._where}: the vocabulary has no piece for {len(missing)} of the 256 bytes "
                 "(first "
@@ -158,6 +172,7 @@ class HuggingFaceVocabulary:
                 "byte-fallback "
                 "vocabularies are supported"
             )
+        return frozenset(missing)
 
 
 def added_tokens(entries: Sequence[Any], where: str, whole: bool = False) -> list[AddedToken]:

@@ -23,10 +23,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlbf_jax.errors import UserError
+from rlbf_jax.gguf_file import is_gguf, open_gguf
 from rlbf_jax.models import transformer
 from rlbf_jax.models.config import ModelConfig
+from rlbf_jax.models.config_of_gguf import config_of_gguf
 from rlbf_jax.models.published_config import config_from_hf
 from rlbf_jax.models.weights.mapping import NAMES, Names, Placement, placements
+from rlbf_jax.models.weights.of_gguf import tensors_of_gguf
 from rlbf_jax.models.weights.rows import TABLES, NewRows
 from rlbf_jax.models.weights.tensors import StoredTensor, open_tensors
 from rlbf_jax.parallel import hosts
@@ -40,7 +43,10 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises UserError where there is none, or no JSON object in it."""
+    """The folder's config.json, or what a GGUF file says in its place. Raises UserError where there
+    is none, or no JSON object in it."""
+    if is_gguf(folder):
+        return config_of_gguf(open_gguf(folder)).config
     return _read_json(folder / "config.json", "expected the folder of a Hugging Face checkpoint")
 
 
@@ -54,7 +60,7 @@ def read_checkpoint(
     """Reads config.json and model.safetensors, or the shards of its index.
 
     Args:
-      folder: of a Hugging Face checkpoint.
+      folder: of a Hugging Face checkpoint, or a GGUF file.
       mesh: where parameters live, by `parallel.mesh.RULES`; None: the first device.
       dtype: of the parameters and of activations; None: as stored (float16 becomes float32).
       scan_layers: parameters for scanned layers.
@@ -104,7 +110,10 @@ def read_checkpoint(
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Tensors of a checkpoint folder by name. Raises UserError for missing or damaged files."""
+    """Tensors of a checkpoint folder, or a GGUF file, by name. Raises UserError for missing or
+    damaged files."""
+    if is_gguf(folder):
+        return tensors_of_gguf(open_gguf(folder))
     if (folder / SINGLE).is_file():
         return open_tensors(folder / SINGLE)
     if not (folder / INDEX).is_file():
