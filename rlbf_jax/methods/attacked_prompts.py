@@ -19,8 +19,7 @@ from rlbf_jax.runs.run import Run
 from rlbf_jax.sampling.request import Knobs
 from rlbf_jax.training.rollouts import PromptSource, Rollout, bounded
 
-_TRIES = 5
-"""Draws of an attempt before it is held to never fit."""
+TRIES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +108,8 @@ class Drawn:
     knobs: Knobs
     options: SuiteConfig
     """Options of the attacks, see `attack_options`."""
+    tries: int = TRIES
+    """Draws of an attempt before it is held to never fit; 1 where the settings are checked."""
     suffixes: tuple[str, ...] = ()
     """That a search found; where there are none yet, all strange ones are random."""
 
@@ -154,26 +155,30 @@ def prompt_source(run: Run, mix: RolloutMix, drawn: Drawn) -> PromptSource:
                     int(n),
                     # Each of these has a geometry of its own.
                     at_once=spec_of(kind).section not in ("late", "further"),
+                    tries=drawn.tries,
                 )
         return [Rollout(bounded(a.request, drawn.max_drawn), a.prompt) for a in attempts]
 
     return source
 
 
-def fitting(draw: Callable[[int], list[Attempt]], n: int, *, at_once: bool = True) -> list[Attempt]:
+def fitting(
+    draw: Callable[[int], list[Attempt]], n: int, *, at_once: bool = True, tries: int = TRIES
+) -> list[Attempt]:
     """n attempts of `draw(count)`, which raises ValueError where one has no room. Where all of them
-    at once do not fit, or may not be drawn so, each is drawn for itself, a few times if need be: a
-    rare long one must not end a run of hours."""
+    at once do not fit, or may not be drawn so, each is drawn for itself, `tries` times if need be:
+    a rare long one must not end a run of hours."""
     if at_once:
         try:
             return draw(n)
         except ValueError:
-            pass
-    return [attempt for _ in range(n) for attempt in _one_fitting(draw)]
+            if tries == 1:
+                raise
+    return [attempt for _ in range(n) for attempt in _one_fitting(draw, tries)]
 
 
-def _one_fitting(draw: Callable[[int], list[Attempt]]) -> list[Attempt]:
-    for _ in range(_TRIES - 1):
+def _one_fitting(draw: Callable[[int], list[Attempt]], tries: int) -> list[Attempt]:
+    for _ in range(tries - 1):
         try:
             return draw(1)
         except ValueError:

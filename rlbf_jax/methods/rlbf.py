@@ -35,6 +35,7 @@ from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.directives import Semantics
 from rlbf_jax.evaluation.suite import SuiteConfig
 from rlbf_jax.methods.attacked_prompts import (
+    TRIES,
     Drawn,
     RolloutMix,
     attack_options,
@@ -235,10 +236,12 @@ def fit_reinforcement(run: Run, config: ReinforcementStage) -> None:
     )
     steps = -(-CHECKED_ROLLOUTS // config.reinforcement.prompts_per_step)
     encode = run.tokenizer.encode_prompt
-    check_fits(rollout_source(run, config), steps, encode, (config.max_prompt, config.width))
+    check_fits(
+        rollout_source(run, config, tries=1), steps, encode, (config.max_prompt, config.width)
+    )
 
 
-def rollout_source(run: Run, config: ReinforcementStage) -> PromptSource:
+def rollout_source(run: Run, config: ReinforcementStage, tries: int = TRIES) -> PromptSource:
     """What rollouts start from, a pure function of (seed, step)."""
     rl = config.reinforcement
     knobs = Knobs(
@@ -246,7 +249,9 @@ def rollout_source(run: Run, config: ReinforcementStage) -> PromptSource:
         max_tokens=config.rollout_tokens,
         budget=config.rollout_budget,
     )
-    drawn = Drawn(rl.prompts_per_step, config.max_drawn, knobs, config.evaluation, suffixes_of(run))
+    drawn = Drawn(
+        rl.prompts_per_step, config.max_drawn, knobs, config.evaluation, tries, suffixes_of(run)
+    )
     return prompt_source(run, config.rollouts, drawn)
 
 

@@ -159,6 +159,9 @@ def test_a_rare_attempt_without_room_is_drawn_again():
     with pytest.raises(ValueError, match="no room"):
         fitting(draw, 2)
     assert len(list(sizes)) == 9 - 2 - 5
+    sizes = iter([9, 1])
+    with pytest.raises(ValueError, match="no room"):  # as where settings are checked
+        fitting(draw, 1, tries=1)
 
 
 def forms(split):

@@ -178,8 +178,8 @@ def command(capsys, *argv):
             r"as --evaluation.knobs.max_tokens",
         ),
         (
-            "--evaluation.middle.long_words 60",
-            "no train answer of at least 60 words .*lower middle.long_words",
+            "--evaluation.middle.long_words 40",
+            "no train answer of at least 40 words .*lower middle.long_words",
         ),
         ("--bsafe_plus.max_tokens 25", "longer than max_tokens.*raise max_tokens"),
         ("--chat_template tools", "no chat template is called 'tools'; found default"),
@@ -347,7 +347,8 @@ def test_a_folder_that_changes_or_goes_is_told(published, tmp_path):
         start_params(config, run)
     shutil.rmtree(folder)
     with pytest.raises(
-        UserError, match="start_from: .*model holds no config.json; expected a GGUF file, or a checkpoint"
+        UserError,
+        match="start_from: .*model holds no config.json; expected a GGUF file, or a checkpoint",
     ):
         start_params(config, run)
     with pytest.raises(UserError, match="start_from: .*nowhere holds no config.json"):
