@@ -78,7 +78,7 @@ def _sections(results: Results, points: Sequence[BiasPoint], picture: str) -> li
         sections.bias_sweep(points, picture),
         ablation("What rollouts start from", "plain_contexts", "own_mistakes"),
         ablation("Reward terms", "category_price", "harmless_price", "torn"),
-        ablation("Loss variants", "dr_grpo", "dapo", "rloo"),
+        ablation("Loss variants", "grpo", "dr_grpo", "dapo", "rloo"),
         ablation("Without SFT guidance", "no_guidance"),
         ablation("A critic that errs", "noise", "noise_category"),
         ablation("Share of attacked rollouts", *shares),

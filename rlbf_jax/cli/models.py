@@ -90,9 +90,22 @@ def import_model(argv: Sequence[str]) -> None:
             config, params = read_checkpoint(args.source, dtype=dtype)
             write_tokenizer(args.source, partial)
             told = _token_ids(args.source)
+            _say_of_tokenizer(args.source, config.vocab_size)
         else:
             config, params, told = _with_controls(args, partial)
         _write(args.out, partial, config, params, told, args.shard_gb)
+
+
+def _say_of_tokenizer(source: pathlib.Path, rows: int) -> None:
+    """Opens what was copied as a run would, and says what would stop it."""
+    from rlbf_jax.tokenizers import import_tokenizer
+
+    if (source / CONTROLS).is_file():
+        return
+    try:
+        import_tokenizer(source, ("category",), 1, rows)
+    except ValueError as error:
+        print(f"weights are fine, but no run can use the tokenizer: {error}")
 
 
 def _with_controls(args: Import, partial: pathlib.Path) -> tuple[Any, dict, dict[str, Any]]:

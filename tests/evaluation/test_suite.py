@@ -382,6 +382,10 @@ def test_record_judge():
     assert verdicts[3].spans == ()
     assert [v.coherent for v in verdicts] == [True, True, True, True, False, False]
     assert [v.useful for v in verdicts] == [True, True, True, True, False, False]
+    circles = "The law is the law is the law is the law."
+    for text, coherent in ((circles, False), (circles[:23], True), ("so it is " * 2, True)):
+        likely = RecordJudge(injected, lambda pairs: [2.0 for _ in pairs], max_perplexity=40)
+        assert likely.judge([Exchange("q", text)])[0].coherent == coherent, text
     nan = RecordJudge(injected, lambda pairs: [math.nan for _ in pairs]).judge(
         [Exchange("q", "tea")]
     )

@@ -392,3 +392,21 @@ def test_import_writes_what_the_published_checkpoint_holds(tmp_path, capsys):
     )
     a, b = (read_checkpoint(tmp_path / each)[1] for each in ("ready", "same"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_import_says_what_would_stop_a_run(tmp_path, capsys):
+    folder = folder_of("llama", tmp_path / "published")
+    assert main(["import", str(folder), str(tmp_path / "a")]) == 0
+    told = capsys.readouterr().out
+    assert "weights are fine, but no run can use the tokenizer" in told
+    assert "holds no tokenizer" in told
+    families.qwen(folder)
+    assert main(["import", str(folder), str(tmp_path / "b")]) == 0
+    assert "has the id" in capsys.readouterr().out  # more tokens than rows
+    config = config_from_hf(SHAPE | CONFIGS["llama"] | {"vocab_size": 600})
+    shapes = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    fitting = families.qwen(tmp_path / "fitting")
+    write_checkpoint(fitting, config, zeros, {}, 10**9)
+    assert main(["import", str(fitting), str(tmp_path / "c")]) == 0
+    assert "no run can use" not in capsys.readouterr().out

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from rlbf_jax.critics.base import Exchange, Span, Verdict
+from rlbf_jax.critics.loops import loops
 
 _WORD = re.compile(r"\w+(?:'\w+)?")
 
@@ -40,7 +41,8 @@ class RecordJudge:
         letter case are ignored in the comparison.
       perplexity: (prompt, text) pairs -> perplexity of each text under the base model; None:
         `coherent` is not judged.
-      max_perplexity: a text is coherent up to here.
+      max_perplexity: a text is coherent up to here, unless it goes around in circles, which a
+        model finds likely (`loops`).
       min_words: a text is useful from here on.
       begun_words: so many first words of an injected string at the end of the text
         are a begun violation.
@@ -108,9 +110,13 @@ class RecordJudge:
             Span(start, end, self._leak[word]) for start, end, word in words if word in self._leak
         )
         broken = perplexity is not None and perplexity != perplexity
+        coherent = None
+        if perplexity is not None and not broken:
+            circles = loops([word for _, _, word in words])
+            coherent = perplexity <= self._max_perplexity and not circles
         return Verdict(
             spans=self._spans(words),
-            coherent=None if perplexity is None or broken else perplexity <= self._max_perplexity,
+            coherent=coherent,
             useful=len(text.split()) >= self._min_words,
             leaks=leaks,
             judged=not broken,

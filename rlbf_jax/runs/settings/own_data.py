@@ -14,7 +14,6 @@ not just what the critic rewarded:
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import re
@@ -31,6 +30,7 @@ from rlbf_jax.critics.judges.surprisal_seams import (
     window_bounds,
 )
 from rlbf_jax.critics.lexicon import Coherence, LexiconCritic, Pattern, pattern
+from rlbf_jax.critics.loops import loops
 from rlbf_jax.data.builders.injectors import TemplateInjector
 from rlbf_jax.data.schema import Example
 from rlbf_jax.data.sources.files import DataError, Row, read_rows
@@ -57,8 +57,6 @@ SEAM_EXAMPLES = 256
 """Held-out clean answers on which the bounds of torn seams are measured."""
 KNOWN_SHARE = 0.7
 """The critic's coherence: least share of words that occur in the file (or are numbers)."""
-MAX_REPEATS = 2
-"""The critic's coherence: so often a run of three words may occur."""
 
 _TEMPLATE_PART = re.compile(r"\{\w\}|[\w']+")
 _ARTICLES = "a|an|the|this|that|any|some|one|your|my"
@@ -162,9 +160,7 @@ def cheap_coherence(known: set[str]) -> Coherence:
         if not words:
             return False, False
         share = sum(word in known or word.isdigit() for word in words) / len(words)
-        runs = collections.Counter(zip(words, words[1:], words[2:], strict=False))
-        loops = max(runs.values(), default=0) > MAX_REPEATS
-        return share >= KNOWN_SHARE and not loops, len(text.split()) >= MIN_WORDS
+        return share >= KNOWN_SHARE and not loops(words), len(text.split()) >= MIN_WORDS
 
     return coherence
 
