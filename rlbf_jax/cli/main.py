@@ -1,5 +1,5 @@
-"""`rlbf run | plan | generate | evaluate | attack | report | critic | audit | data | import |
-export`: dispatch, thin and lazy; every command has a file of its own beside this one."""
+"""`rlbf run | plan | generate | chat | evaluate | attack | report | critic | audit | data |
+import | export`: dispatch, thin and lazy; every command has a file of its own beside this one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "run:run",
     "plan": "plan:plan",
     "generate": "generate:generate",
+    "chat": "chat:chat",
     "evaluate": "evaluate:evaluate",
     "attack": "attack:attack",
     "report": "report:report",
@@ -40,13 +41,14 @@ Language models that take back what they should not have said.
   run        run an experiment: its stages in order, then the report; resumes where it stopped
   plan       say what an experiment will take on each chip, without running it
   generate   sample from a stage of a run and show what was taken back
+  chat       talk to a stage of a run, or to any checkpoint
   evaluate   evaluate a stage of a run again
   attack     attack a stage of a run with more than its evaluation did
   report     rebuild report.md, report.html and plots/ of a run, or put several runs side by side
   critic     train a classifier as a critic on labelled texts
   audit      measure a critic on labelled texts
   data       train a tokenizer, build BSAFE+ from your own file
-  import     read a Hugging Face checkpoint into a model folder
+  import     read a Hugging Face checkpoint, or a GGUF file, into a model folder
   export     write a model folder, or a stage of a run, as a Hugging Face checkpoint
 
 `rlbf COMMAND --help` lists a command's options; \

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlbf_jax.critics.base import Critic
 from rlbf_jax.errors import UserError
+from rlbf_jax.gguf_file import is_gguf
 from rlbf_jax.plain import restore
 from rlbf_jax.runs.critics import CriticConfig
 from rlbf_jax.runs.evaluate import EvaluationSettings, Evaluator
@@ -75,7 +76,8 @@ def load(folder: str | Path, stage: str = "") -> Policy:
     """A policy from a run's folder, from a stage's (RUN/stages/STAGE), or from a checkpoint's.
 
     Args:
-      folder: a run, a stage of one, or a checkpoint as published or as `rlbf import` writes it.
+      folder: a run, a stage of one, or a checkpoint as published or as `rlbf import` writes it, or
+        a GGUF file.
       stage: of a run; empty: its last one.
 
     Raises UserError for a folder that holds none of these, or a stage of what is no run.
@@ -89,7 +91,7 @@ def load(folder: str | Path, stage: str = "") -> Policy:
         )
     if (folder / "model").is_dir() and (folder.parent.parent / "manifest.json").exists():
         return open_run(folder.parent.parent).policy(folder.name)
-    if not (folder / "config.json").is_file():
+    if not is_gguf(folder) and not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: no run here (manifest.json is missing), no stage of one and no checkpoint "
             "(config.json is missing); make one with `rlbf run`"

@@ -83,6 +83,7 @@ class Sampler:
         key: jax.Array | int = 0,
         ended: Ended | None = None,
         progress: Callable[[int], object] | None = None,
+        every: int = TURNS,
     ) -> list[Generation]:
         """Samples one response a prompt.
 
@@ -90,7 +91,7 @@ class Sampler:
         on its neighbors, slot or order.
 
         Args:
-          ended: whether what a row has emitted so far is enough. It is asked every `TURNS` ids, so
+          ended: whether what a row has emitted so far is enough. It is asked every `every` ids, so
             a response may be some ids longer than it had to be, and never differs from the
             beginning of what it would be otherwise.
           progress: told after every batch how many responses it finished.
@@ -104,7 +105,7 @@ class Sampler:
         results: dict[int, Generation] = {}
         for shape, groups in lanes(rows, self.config, program, self.rule).items():
             lane = _Lane(self, program, params, shape, key, groups)
-            for finished in lane.run(ended):
+            for finished in lane.run(ended, every):
                 results |= finished
                 if progress is not None:
                     progress(len(finished))
@@ -174,9 +175,9 @@ class _Lane:
         self.state: SampleState | None = None
         self.read: tuple[Prefilled, deque[tuple[int, Row]]] | None = None
 
-    def run(self, ended: Ended | None) -> Iterator[dict[int, Generation]]:
+    def run(self, ended: Ended | None, every: int) -> Iterator[dict[int, Generation]]:
         """Finished responses by their place, as they come."""
-        turns = _NO_END if ended is None else TURNS
+        turns = _NO_END if ended is None else every
         while True:
             self._fill()
             busy = [slot for slot, row in enumerate(self.slots) if row is not None]

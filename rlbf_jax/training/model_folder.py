@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from rlbf_jax.errors import UserError
+from rlbf_jax.gguf_file import is_gguf
 from rlbf_jax.models import lora, transformer
 from rlbf_jax.models.config import LoraConfig, ModelConfig, upgraded
 from rlbf_jax.models.weights.read import read_checkpoint
@@ -36,7 +37,7 @@ def load_model(
       UserError: there is no model, it is damaged, or its configuration is of another version.
     """
     if not (folder / "model").is_dir():
-        if (folder / "config.json").is_file():
+        if is_gguf(folder) or (folder / "config.json").is_file():
             return read_checkpoint(folder, mesh)
         raise UserError(
             f"{folder}: no model here; expected a checkpoint (config.json, safetensors) as `rlbf "
