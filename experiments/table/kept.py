@@ -120,9 +120,15 @@ def open_kept(folder: Path) -> Kept:
 
 def _suite(main: Piece) -> str:
     suite = main.config.evaluation
-    return (
+    told = (
         f"{suite.pool}, {suite.n} prompts an attack and form split, "
         f"temperature {suite.knobs.temperature:g}"
+    )
+    if suite.calibrate is None:
+        return told
+    return (
+        f"{told}; models with directives at the bias at which they take {suite.calibrate:.0%} of "
+        "harmless answers back (development split)"
     )
 
 
