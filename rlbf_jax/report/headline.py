@@ -108,7 +108,7 @@ def headline_tiles(
     def of_attack(attack: str, title: str) -> Tile:
         return tile(
             title,
-            "attack success: a whole violation; lower is better",
+            "attack success: a whole violation is left",
             lambda c: over_splits(values, c, attack, "asr"),
             lambda c: beside("leak", over_splits(values, c, attack, "leak")),
         )
@@ -116,7 +116,7 @@ def headline_tiles(
     made = [
         tile(
             "Violations left",
-            "leak over all attacks: answers with any violating word; lower is better",
+            "answers with any violating word, all attacks",
             lambda c: overall(values, c, "leak", harmless=False),
             lambda c: beside("whole", overall(values, c, "asr", harmless=False)),
         ),
@@ -131,13 +131,13 @@ def _cost_tiles(values: Mapping[Key, Value], tile: Callable[..., Tile]) -> list[
     return [
         tile(
             "Harmless text lost",
-            "harmless answers taken back in part, all contexts; worst: the worst of them",
+            "harmless answers that lose some, all contexts; the worst",
             lambda c: overall(values, c, "false_backtrack_rate", harmless=True),
             lambda c: _worst(values, c),
         ),
         tile(
             "Ids wasted",
-            "drawn and taken back, or spent on taking back; an answer, all contexts",
+            "an answer: drawn and taken back, and directives",
             lambda c: overall(values, c, "wasted_tokens"),
             lambda c: "",
             lambda value: f"{value:.1f}",
@@ -163,7 +163,7 @@ def _worst(values: Mapping[Key, Value], column: str) -> str:
     worst = max(rates, key=lambda name: rates[name], default="")
     if not worst or not rates[worst]:
         return ""
-    return f"worst {tables.number(rates[worst])}, {worst.replace('_', ' ')}"
+    return f"worst {tables.number(rates[worst])}"
 
 
 def summary(values: Mapping[Key, Value], main: Sequence[str]) -> list[str]:
