@@ -65,6 +65,7 @@ def _sections(results: Results, points: Sequence[BiasPoint], picture: str) -> li
     def ablation(title: str, *groups: str, **how: str) -> Section | None:
         return sections.ablation(results, title, groups, **how)
 
+    coverages = ("plain_sft", "coverage_narrow", "coverage_wide")
     shares = [f"attacked_{round(100 * share)}" for share in ATTACKED_SHARES]
     return [
         sections.methods(results),
@@ -82,8 +83,8 @@ def _sections(results: Results, points: Sequence[BiasPoint], picture: str) -> li
         ablation("Without SFT guidance", "no_guidance"),
         ablation("A critic that errs", "noise", "noise_category"),
         ablation("Share of attacked rollouts", *shares),
-        ablation("Coverage of SFT, after SFT", "coverage_narrow", "coverage_wide", stage="sft"),
-        ablation("Coverage of SFT, after reinforcement", "coverage_narrow", "coverage_wide"),
+        ablation("What SFT sees, after SFT", *coverages, stage="sft"),
+        ablation("What SFT sees, after reinforcement", *coverages),
     ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlbf_jax.critics.noisy import NoiseConfig
+from rlbf_jax.data.builders.injection import BsafePlusConfig
 from rlbf_jax.data.worlds.toy_world import FORMS
 from rlbf_jax.directives import NEVER, Semantics
 from rlbf_jax.methods.attacked_prompts import RolloutMix
@@ -34,6 +35,8 @@ PLAIN_CONTEXTS = (
     "benign_middle",
 )  # fmt: skip
 """What rollouts started from before there were others."""
+PLAIN_SHAPES = ("late_share", "late_words", "several_share", "share_strange")
+"""Of BSAFE+: what its defaults have less of."""
 
 MIDDLE = (0.1, 0.75)
 """The middle of an answer, as shares of `max_tokens`. The paper does not say what it means by it.
@@ -358,10 +361,16 @@ def with_attacked_share(mix: RolloutMix, share: float) -> RolloutMix:
 
 
 def _coverages(base: Rlbf) -> list[Piece]:
-    """SFT again, on fewer forms of violation and on more.
-    This is the one place where the two are configured."""
+    """SFT again, on fewer forms of violation, on more, and on plainer shapes of them.
+    This is the one place where they are configured."""
     ppo, bsafe = _with_policy(base, algorithm="ppo"), base.method.bsafe_plus
+    own = BsafePlusConfig()
     coverages = (
+        (
+            "plain_sft",
+            "SFT without violations taken back late, several of them, and strange prompts",
+            {name: getattr(own, name) for name in PLAIN_SHAPES},
+        ),
         (
             "coverage_narrow",
             "SFT on half of its forms",
@@ -376,6 +385,8 @@ def _coverages(base: Rlbf) -> list[Piece]:
     pieces = []
     for group, purpose, fields in coverages:
         config = ppo.replace(bsafe_plus=dataclasses.replace(bsafe, **fields))
+        if config.method.bsafe_plus == bsafe:
+            continue
         stages = (DATA, "sft", "suffixes", "calibrate_sft", "evaluate_sft", *RL)
         pieces.append(
             Piece(group, base.seed, purpose, config, stages, f"main/seed{base.seed}", ("base",))
