@@ -11,7 +11,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "rlbf_jax"
 NAME = re.compile("rlbf", re.IGNORECASE)
 
-COMMANDS = "run|plan|generate|evaluate|attack|report|critic|audit|data|import|export|COMMAND"
+COMMANDS = "run|plan|generate|chat|evaluate|attack|report|critic|audit|data|import|export|COMMAND"
 ALLOWED = {
     rf"\brlbf ({COMMANDS})\b": "a command, in usage, help and messages",
     r"\brlbf_jax\b": "the package: module paths, its cache folder, versions, file formats",
