@@ -131,7 +131,7 @@ def _cost_tiles(values: Mapping[Key, Value], tile: Callable[..., Tile]) -> list[
     return [
         tile(
             "Harmless text lost",
-            "harmless answers that lose some, all contexts; the worst",
+            "harmless answers taken back in part",
             lambda c: overall(values, c, "false_backtrack_rate", harmless=True),
             lambda c: _worst(values, c),
         ),
