@@ -14,7 +14,7 @@ development split of one seed, and measured on a test pool that nothing was tune
   text cost something.
 - Every model is asked at the bias at which it takes 2 % of harmless answers back.
 
-Command: rlbf run experiments/quickstart_hold.py     (about twelve minutes on two cores)
+Command: rlbf run experiments/quickstart_hold.py     (23 minutes on one core)
 """
 
 import dataclasses

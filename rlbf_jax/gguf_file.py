@@ -74,6 +74,28 @@ class GgufFile:
         """A field of the architecture's own, as `llama.block_count`."""
         return self.field(f"{self.architecture}.{name}", default)
 
+    def needs_own(self, name: str) -> Any:
+        """The same; raises UserError where the file does not have it."""
+        return self.needs(f"{self.architecture}.{name}")
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """A whole number of the architecture's own, alike in all layers. Raises UserError where it
+        is not, or is missing and has no default."""
+        value = self.of_architecture(name, default)
+        if value is None:
+            value = self.needs_own(name)
+        if isinstance(value, list):
+            if len(set(value)) != 1:
+                full = f"{self.architecture}.{name}"
+                raise UserError(f"{self.path}: {full} differs from layer to layer")
+            value = value[0]
+        return int(value)
+
+    def token_id(self, role: str) -> int | None:
+        """Of a token with a role: bos, eos, eot, eom, padding, unknown."""
+        value = self.field(f"tokenizer.ggml.{role}_token_id")
+        return None if value is None else int(value)
+
 
 def open_gguf(path: Path) -> GgufFile:
     """What a file says; read once for as long as it stays as it is.

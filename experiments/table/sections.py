@@ -225,18 +225,18 @@ def costs(results: Results) -> Section | None:
     base, sft, ppo = (_named(arms, name) for name in ("base", "sft", "rlbf_ppo"))
     if base is None or sft is None or ppo is None:
         return None
+    costly, quality = asked(ppo, COSTS), asked(ppo, QUALITY)
     rows = [
         [
             metric,
             where.label,
             *(words.mean_cell(mean_over_seeds(arm, where, metric)) for arm in arms),
         ]
-        for metric, where in asked(ppo, COSTS + QUALITY)
+        for metric, where in costly + quality
     ]
     ratios = [words.ratio_cell(perplexity_ratio(arm, base)) for arm in arms]
-    costly = len(asked(ppo, COSTS))
-    rows.insert(costly, ["perplexity, times base", "clean answers", *ratios])
-    found = compared(ppo, sft, asked(ppo, COSTS + QUALITY))
+    rows.insert(len(costly), ["perplexity, times base", "clean answers", *ratios])
+    found = compared(ppo, sft, costly + quality)
     intro = (
         "The first rows are what the ability costs where nothing is wrong; the others, how well "
         "it erases."

@@ -3,7 +3,7 @@ Also what all attack files share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -63,22 +63,23 @@ def strange_suffix(
 ) -> list[Attempt]:
     """Harmless prompts behind which random pieces of the vocabulary stand, as a searched suffix
     looks like: whoever backtracks here backtracks at whatever is strange. Ours."""
-    attempts = []
-    for prompt in draw_prompts(world, rng, config.pool, n, harmful=False):
-        text = f"{prompt.text} {strange_text(tokenizer, rng)}"
-        attempts.append(Attempt(Request(text, knobs=config.knobs), prompt, "strange_suffix"))
-    return attempts
+    return _followed(world, rng, n, config, lambda: f" {strange_text(tokenizer, rng)}")
 
 
 def suffixed(
     world: World, rng: np.random.Generator, n: int, config: AttackConfig, suffixes: Sequence[str]
 ) -> list[Attempt]:
     """`strange_suffix` with suffixes that are there already: what follows the prompt."""
-    attempts = []
-    for prompt in draw_prompts(world, rng, config.pool, n, harmful=False):
-        text = prompt.text + suffixes[int(rng.integers(len(suffixes)))]
-        attempts.append(Attempt(Request(text, knobs=config.knobs), prompt, "strange_suffix"))
-    return attempts
+    return _followed(world, rng, n, config, lambda: suffixes[int(rng.integers(len(suffixes)))])
+
+
+def _followed(
+    world: World, rng: np.random.Generator, n: int, config: AttackConfig, suffix: Callable[[], str]
+) -> list[Attempt]:
+    return [
+        Attempt(Request(prompt.text + suffix(), knobs=config.knobs), prompt, "strange_suffix")
+        for prompt in draw_prompts(world, rng, config.pool, n, harmful=False)
+    ]
 
 
 SPECS = (

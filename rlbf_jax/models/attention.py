@@ -94,6 +94,15 @@ def rotary(
     position: Int32[Array, "B T"], head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Float32[Array, "B 1 T half"], Float32[Array, "B 1 T half"]]:
     """Cosine and sine, [B, 1, T, H / 2] float32, of the half-split rotary embedding."""
+    frequency = rotary_frequencies(head_dim, theta, scaling)
+    angle = position.astype(jnp.float32)[:, None, :, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotary_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> Float32[Array, " half"]:
+    """Radians a position, [H / 2] float32."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None and scaling.band is None:
         frequency = frequency / scaling.factor
@@ -102,8 +111,7 @@ def rotary(
         turns = scaling.original_length * frequency / (2 * jnp.pi)
         kept = jnp.clip((turns - low) / (high - low), 0, 1)
         frequency = frequency * (kept + (1 - kept) / scaling.factor)
-    angle = position.astype(jnp.float32)[:, None, :, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+    return frequency
 
 
 def rotate(

@@ -14,6 +14,7 @@ import numpy as np
 
 from rlbf_jax.errors import UserError
 from rlbf_jax.gguf_file import GgufFile
+from rlbf_jax.models.attention import RopeScaling, rotary_frequencies
 
 HfConfig = dict[str, Any]
 GEMMA3_PATTERN, GEMMA3_LOCAL_BASE = 6, 10_000.0
@@ -47,17 +48,17 @@ def config_of_gguf(file: GgufFile) -> Told:
 
 def _common(file: GgufFile) -> HfConfig:
     of = file.of_architecture
-    heads, width = _count(file, "attention.head_count"), _count(file, "embedding_length")
+    heads, width = file.count("attention.head_count"), file.count("embedding_length")
     return {
         "hidden_size": width,
-        "intermediate_size": _count(file, "feed_forward_length"),
-        "num_hidden_layers": _count(file, "block_count"),
+        "intermediate_size": file.count("feed_forward_length"),
+        "num_hidden_layers": file.count("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": _count(file, "attention.head_count_kv", heads),
+        "num_key_value_heads": file.count("attention.head_count_kv", heads),
         "head_dim": int(of("attention.key_length", width // heads)),
-        "max_position_embeddings": _count(file, "context_length"),
+        "max_position_embeddings": file.count("context_length"),
         "vocab_size": _tensor_shape(file, "token_embd.weight")[0],
-        "rms_norm_eps": _shortest(file.needs(_named(file, "attention.layer_norm_rms_epsilon"))),
+        "rms_norm_eps": _shortest(file.needs_own("attention.layer_norm_rms_epsilon")),
         "rope_theta": _shortest(of("rope.freq_base", 10_000.0)),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         **_rope_scaling(file),
@@ -72,7 +73,7 @@ def _rope_scaling(file: GgufFile) -> HfConfig:
         return {}
     if kind != "linear":
         raise UserError(f"{file.path}: rope.scaling.type is {kind!r}, expected none or linear")
-    factor = float(file.needs(_named(file, "rope.scaling.factor")))
+    factor = float(file.needs_own("rope.scaling.factor"))
     return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
 
 
@@ -93,23 +94,19 @@ def _llama3(file: GgufFile) -> HfConfig:
 
 
 def llama3_factors(base: float, head_dim: int, scaling: HfConfig) -> np.ndarray:
-    """By what each rotary frequency is divided, [head_dim / 2] float64 (Llama 3.1's release)."""
-    frequency = base ** -(np.arange(0, head_dim, 2) / head_dim)
-    length = scaling["original_max_position_embeddings"]
-    low, high, factor = (
-        scaling[name] for name in ("low_freq_factor", "high_freq_factor", "factor")
-    )
-    turns = length * frequency / (2 * np.pi)
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
+    """By what each rotary frequency is divided, [head_dim / 2] float32."""
+    band = (scaling["low_freq_factor"], scaling["high_freq_factor"])
+    scaled = RopeScaling(scaling["factor"], band, scaling["original_max_position_embeddings"])
+    plain = rotary_frequencies(head_dim, base)
+    return np.asarray(plain / rotary_frequencies(head_dim, base, scaled))
 
 
 def _token_ids(file: GgufFile) -> HfConfig:
     names = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
     return {
-        theirs: int(value)
+        theirs: value
         for ours, theirs in names.items()
-        if (value := file.field(f"tokenizer.ggml.{ours}_token_id")) is not None
+        if (value := file.token_id(ours)) is not None
     }
 
 
@@ -171,16 +168,16 @@ def _gemma(file: GgufFile, architecture: str, model_type: str) -> HfConfig:
         "architectures": [architecture],
         "model_type": model_type,
         "hidden_activation": "gelu_pytorch_tanh",
-        "sliding_window": int(file.needs(_named(file, "attention.sliding_window"))),
+        "sliding_window": int(file.needs_own("attention.sliding_window")),
     }
 
 
 def _query_scalar(file: GgufFile, largest: int) -> tuple[HfConfig, str]:
     """Queries are divided by the root of the head size; in the largest model of a generation, which
     has so many layers, of width / heads."""
-    heads, width = _count(file, "attention.head_count"), _count(file, "embedding_length")
+    heads, width = file.count("attention.head_count"), file.count("embedding_length")
     own = int(file.of_architecture("attention.key_length", width // heads))
-    scalar = width // heads if _count(file, "block_count") == largest else own
+    scalar = width // heads if file.count("block_count") == largest else own
     return {"query_pre_attn_scalar": scalar}, f"query_pre_attn_scalar {scalar}"
 
 
@@ -195,21 +192,6 @@ FAMILIES: dict[str, Callable[[GgufFile], Family]] = {
 
 
 # Values -------------------------------------------------------------------------------------------
-
-
-def _named(file: GgufFile, name: str) -> str:
-    return f"{file.architecture}.{name}"
-
-
-def _count(file: GgufFile, name: str, default: int | None = None) -> int:
-    value = file.of_architecture(name, default)
-    if value is None:
-        value = file.needs(_named(file, name))
-    if isinstance(value, list):
-        if len(set(value)) != 1:
-            raise UserError(f"{file.path}: {_named(file, name)} differs from layer to layer")
-        value = value[0]
-    return int(value)
 
 
 def _tensor_shape(file: GgufFile, name: str) -> tuple[int, ...]:

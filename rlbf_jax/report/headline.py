@@ -37,8 +37,12 @@ def over_splits(values: Mapping[Key, Value], column: str, attack: str, metric: s
     splits = {k[2]: v for k, v in values.items() if (k[0], k[1], k[3]) == (column, attack, metric)}
     if "all" in splits:
         return splits["all"].value
-    weight = sum(v.n for v in splits.values())
-    return sum(v.value * v.n for v in splits.values()) / weight if weight else None
+    return _mean_over_answers(list(splits.values()))
+
+
+def _mean_over_answers(found: Sequence[Value]) -> float | None:
+    weight = sum(value.n for value in found)
+    return sum(value.value * value.n for value in found) / weight if weight else None
 
 
 def perplexity_ratio(values: Mapping[Key, Value], column: str) -> float | None:
@@ -69,8 +73,7 @@ def overall(
         and _counts(attack)
         and harmless in (None, kind_of(attack) in HARMLESS)
     ]
-    weight = sum(value.n for value in found)
-    return sum(value.value * value.n for value in found) / weight if weight else None
+    return _mean_over_answers(found)
 
 
 def _counts(attack: str) -> bool:

@@ -76,8 +76,8 @@ def files_of_gguf(file: GgufFile) -> dict[str, bytes]:
             "llama (SentencePiece)"
         )
     found = model | {CONFIG_FILE: dump(_config(file, pieces))}
-    ends = [file.field(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    if ids := list(dict.fromkeys(int(end) for end in ends if end is not None)):
+    ends = [file.token_id(role) for role in ("eos", "eot", "eom")]
+    if ids := list(dict.fromkeys(end for end in ends if end is not None)):
         found[GENERATION_FILE] = dump({"eos_token_id": ids[0] if len(ids) == 1 else ids})
     return found
 
@@ -125,17 +125,17 @@ def _byte_level(file: GgufFile, pieces: list[str], types: list[int]) -> dict[str
 
 def _opening(file: GgufFile, pieces: list[str]) -> dict[str, Any]:
     """What is put before a text: the beginning of sequence, where the file says so."""
-    begin = file.field("tokenizer.ggml.bos_token_id")
+    begin = file.token_id("bos")
     if not file.field("tokenizer.ggml.add_bos_token", False) or begin is None:
         return _BYTE_LEVEL
-    text = pieces[int(begin)]
+    text = pieces[begin]
     part = {"SpecialToken": {"id": text, "type_id": 0}}
     sequence = {"Sequence": {"id": "A", "type_id": 0}}
     return {
         "type": "TemplateProcessing",
         "single": [part, sequence],
         "pair": [part, sequence, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {text: {"id": text, "ids": [int(begin)], "tokens": [text]}},
+        "special_tokens": {text: {"id": text, "ids": [begin], "tokens": [text]}},
     }
 
 
@@ -154,9 +154,9 @@ def _sentencepiece(file: GgufFile, pieces: list[str], types: list[int]) -> bytes
     document.trainer_spec.byte_fallback = True
     document.trainer_spec.vocab_size = len(pieces)
     for name in ("bos", "eos", "unknown", "padding"):
-        value = file.field(f"tokenizer.ggml.{name}_token_id")
+        value = file.token_id(name)
         field = {"unknown": "unk_id", "padding": "pad_id"}.get(name, f"{name}_id")
-        setattr(document.trainer_spec, field, -1 if value is None else int(value))
+        setattr(document.trainer_spec, field, -1 if value is None else value)
     normalizer = document.normalizer_spec
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = bool(file.field("tokenizer.ggml.add_space_prefix", True))
@@ -173,9 +173,9 @@ def _config(file: GgufFile, pieces: list[str]) -> dict[str, Any]:
     """tokenizer_config.json."""
     names = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
     roles = {
-        theirs: pieces[int(value)]
+        theirs: pieces[value]
         for ours, theirs in names.items()
-        if (value := file.field(f"tokenizer.ggml.{ours}_token_id")) is not None
+        if (value := file.token_id(ours)) is not None
     }
     flags = {
         name: bool(value)

@@ -98,9 +98,9 @@ def _change(name: str, file: GgufFile) -> Change | None:
     match = _LAYER.fullmatch(name)
     if file.architecture != "llama" or match is None or match[2] not in ("attn_q", "attn_k"):
         return None
-    heads = int(file.needs("llama.attention.head_count"))
+    heads = file.count("attention.head_count")
     if match[2] == "attn_k":
-        heads = int(file.of_architecture("attention.head_count_kv", heads))
+        heads = file.count("attention.head_count_kv", heads)
     return lambda values: _halves(values, heads)
 
 
